@@ -1,0 +1,51 @@
+# Needs Python 3.11 or newer, nothing else: the first target run makes .venv and installs everything there.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip
+
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    map the sample region and draw it (build/demo/)"
+	@echo "make test    run the tests"
+	@echo "make lint    check style, types and the import contract"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove build/, dist/ and caches (.venv stays)"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; install its venv module (Debian, Ubuntu: python3-venv)" >&2; exit 1; }
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@mkdir -p build/demo
+	$(BIN)/canopy predict --aoi samples/region.geojson --out build/demo/region_canopy_height.tif --overwrite
+	$(BIN)/python samples/picture.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not network"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	@set -e; found=; for script in benchmarks/*.py; do \
+		test -f "$$script" || continue; found=1; echo "== $$script"; $(BIN)/python "$$script"; done; \
+		test -n "$$found" || echo "benchmarks/ holds no script yet"
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

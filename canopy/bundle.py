@@ -1,0 +1,139 @@
+"""Model bundle: one safetensors file whose header carries the model's card. Reading a card needs no torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from canopy.errors import ModelError
+
+CARD_KEY = "canopy.card"
+BUNDLED = Path(__file__).parent / "weights"
+DEFAULT_MODEL = "canopy-small"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Architecture(_Frozen):
+    """Shape of the network."""
+
+    encoder: str = "vit_tiny_patch16_224"
+    """timm name of a patch-16 vision transformer."""
+    encoder_args: dict[str, float | int | bool | str] = Field(default_factory=dict)
+    """Arguments over timm's own."""
+    taps: tuple[int, int, int, int] = (2, 5, 8, 11)
+    """Blocks (0-based) whose tokens the decoder reads."""
+    decoder_channels: tuple[int, int, int, int] = (48, 96, 192, 192)
+    fusion_channels: int = 64
+
+
+class HeightHead(_Frozen):
+    """Height bins."""
+
+    bins: int = 64
+    max_m: float = 70.0
+    spacing: Literal["sqrt"] = "sqrt"
+
+
+class Card(_Frozen):
+    """What a bundle says of itself: all that is needed to run it, and what is known of its quality."""
+
+    name: str
+    family: Literal["dpt"] = "dpt"
+    architecture: Architecture = Architecture()
+    head: HeightHead = HeightHead()
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    gsd_m: float = Field(gt=0)
+    chip_px: int = Field(gt=0, multiple_of=16)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    units: Literal["m"] = "m"
+    canopy_version: str
+    licence: str
+    provisional: bool
+    notes: str = ""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Data (sites, hectares, hash, licences), steps, seed, configuration."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """Held-out metrics by test set, and what the test sets are."""
+
+
+def save_bundle(path: Path, card: Card, weights: Mapping[str, np.ndarray]) -> None:
+    """Write a bundle atomically: a reader sees the old file or the whole new one.
+
+    Args:
+        path: Where to.
+        card: The model's card, into the header.
+        weights: Arrays by parameter name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(dict(weights), temporary, metadata={CARD_KEY: card.model_dump_json()})
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.replace(path)
+
+
+def read_card(path: Path) -> Card:
+    """Card of a bundle.
+
+    Raises:
+        ModelError: No such file, not a safetensors file, or not a Canopy bundle.
+    """
+    return _read(path, weights=False)[0]
+
+
+def read_bundle(path: Path) -> tuple[Card, dict[str, np.ndarray], str]:
+    """Card, arrays by parameter name and sha256 of a bundle.
+
+    Raises:
+        ModelError: No such file, not a safetensors file, or not a Canopy bundle.
+    """
+    card, weights = _read(path, weights=True)
+    return card, weights, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def find_bundle(model: str | Path) -> Path:
+    """Path of a bundle, from a file's path or from the name of a bundled model.
+
+    Raises:
+        ModelError: Neither a file nor a known name.
+    """
+    path = Path(model)
+    bundled = BUNDLED / f"{model}.safetensors"
+    for candidate in (path, bundled):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors"))) or "none"
+    raise ModelError(f"no model {str(model)!r}: neither a file nor a bundled model (bundled: {known})")
+
+
+def _read(path: Path, *, weights: bool) -> tuple[Card, dict[str, np.ndarray]]:
+    if not path.is_file():
+        raise ModelError(f"no bundle at {path}")
+    try:
+        with safe_open(path, framework="np") as opened:
+            text = (opened.metadata() or {}).get(CARD_KEY)
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()} if weights else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a model bundle (safetensors expected): {error}") from error
+    if text is None:
+        raise ModelError(f"{path} has no '{CARD_KEY}' in its header: not a Canopy bundle")
+    return _parse_card(path, text), arrays
+
+
+def _parse_card(path: Path, text: str) -> Card:
+    try:
+        return Card.model_validate(json.loads(text))
+    except (ValidationError, json.JSONDecodeError) as error:
+        first = str(error).splitlines()
+        raise ModelError(f"{path}: card of another version or damaged: {' '.join(first[:3])}") from error

@@ -1,0 +1,36 @@
+"""Errors of the product; the whole tree is drawn in `tiles.errors`."""
+
+from tiles.errors import AOIError, CanopyError, OutputBusyError, OutputError, RasterError
+
+__all__ = [
+    "AOIError",
+    "CanopyError",
+    "ConfigError",
+    "CoverageError",
+    "ImageryError",
+    "ModelError",
+    "OutputBusyError",
+    "OutputError",
+    "RasterError",
+    "TrainingError",
+]
+
+
+class ImageryError(CanopyError):
+    """Imagery cannot be read, placed on the ground or interpreted."""
+
+
+class CoverageError(ImageryError):
+    """No imagery where the area of interest lies."""
+
+
+class ModelError(CanopyError):
+    """A model bundle is missing, damaged, or not one of ours."""
+
+
+class ConfigError(CanopyError):
+    """A configuration does not hold."""
+
+
+class TrainingError(CanopyError):
+    """Training data or a training run is unusable."""

@@ -1,0 +1,12 @@
+"""Imagery: any RGB raster GDAL reads, as display reflectance on any GeoBox.
+
+    source = open_imagery("scenes/")
+    image = source.read(geobox)     # (band=3, y, x) float32 in [0, 1], NaN where unknown
+
+A pixel's value depends on the files and on its place on the lattice, never on the window it is read through.
+"""
+
+from canopy.imagery.rescale import Rescale
+from canopy.imagery.source import ImagerySource, open_imagery
+
+__all__ = ["ImagerySource", "Rescale", "open_imagery"]

@@ -1,0 +1,301 @@
+"""Resampling whose result does not depend on the window read.
+
+A GeoBox is a window on a lattice of pixels. A file on the lattice is copied; any other is warped in fixed
+blocks of the lattice, each from a source window that only the file and the block decide. So each output pixel
+is always computed by the same arithmetic, whatever GDAL does inside a block.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pyproj
+import rasterio
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio import Affine
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.warp import reproject
+from rasterio.windows import Window
+
+from canopy.errors import ImageryError
+from canopy.imagery.placement import Points, transformer
+from canopy.imagery.scene import Collar, Mask, Scene, Values, read_window
+
+Rgb = NDArray[np.float32]
+
+_PHASES = 10_000
+# Irrational, so that no lattice of round numbers lies on the limit between two phases.
+_PHASE_OFFSET = 1 / math.pi
+_ALIGNED_PX = 1e-3
+_BLOCK_PX = 256
+_SOURCE_PX = 2048
+_AVERAGE_FROM = 2.0
+_HALF = 0.499
+_TOLERANCE_PX = 0.01
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """All pixels of one CRS, resolution and phase."""
+
+    crs: str
+    """WKT."""
+    resolution: tuple[float, float]
+    """Signed x and y step in CRS units."""
+    phase: tuple[float, float]
+    """Where pixel 0 starts, as a share of a pixel east (south) of the CRS origin."""
+
+    def transform(self, col: int, row: int) -> Affine:
+        """Transform of a window that starts at a pixel."""
+        (x_step, y_step), (x_phase, y_phase) = self.resolution, self.phase
+        return Affine(x_step, 0, (col + x_phase) * x_step, 0, y_step, (row + y_phase) * y_step)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A window of pixels."""
+
+    col: int
+    row: int
+    width: int
+    height: int
+
+    def within(self, other: "Region") -> tuple[slice, slice]:
+        """Rows and columns of this region inside an array of another region that holds it."""
+        row, col = self.row - other.row, self.col - other.col
+        return slice(row, row + self.height), slice(col, col + self.width)
+
+    def intersection(self, other: "Region") -> "Region | None":
+        """The pixels of both; None for none."""
+        col, row = max(self.col, other.col), max(self.row, other.row)
+        width = min(self.col + self.width, other.col + other.width) - col
+        height = min(self.row + self.height, other.row + other.height) - row
+        return Region(col, row, width, height) if width > 0 and height > 0 else None
+
+
+def locate(geobox: GeoBox) -> tuple[Lattice, Region]:
+    """The lattice a GeoBox lies on, and its pixels there.
+
+    Raises:
+        ImageryError: the GeoBox has no CRS or is rotated.
+    """
+    affine = geobox.affine
+    if geobox.crs is None or affine.b or affine.d:
+        raise ImageryError("imagery: found a GeoBox without CRS or rotated, expected a north-up grid")
+    col, x_phase = _split(affine.c / affine.a)
+    row, y_phase = _split(affine.f / affine.e)
+    lattice = Lattice(geobox.crs.to_wkt(), (affine.a, affine.e), (x_phase, y_phase))
+    return lattice, Region(col, row, geobox.shape[1], geobox.shape[0])
+
+
+def _split(position_px: float) -> tuple[int, float]:
+    """Whole pixels and phase of a position; the phase is snapped so that rounding cannot change it."""
+    steps = math.floor(position_px * _PHASES + _PHASE_OFFSET)
+    return steps // _PHASES, steps % _PHASES / _PHASES
+
+
+@dataclass(frozen=True, eq=False)
+class Resampler:
+    """One file on one lattice."""
+
+    scene: Scene
+    lattice: Lattice
+
+    @cached_property
+    def offset(self) -> tuple[int, int] | None:
+        """Column and row of the file's first pixel if its grid is the lattice; None if it must be warped."""
+        transform, crs = self.scene.placement.transform, self.scene.placement.crs
+        if transform is None or transform.b or transform.d or not same_crs(crs, self.lattice.crs):
+            return None
+        height, width = self.scene.placement.shape
+        starts = []
+        for origin, step, size, lattice_step, phase in (
+            (transform.c, transform.a, width, self.lattice.resolution[0], self.lattice.phase[0]),
+            (transform.f, transform.e, height, self.lattice.resolution[1], self.lattice.phase[1]),
+        ):
+            first, last = origin / lattice_step - phase, (origin + size * step) / lattice_step - phase
+            start = round(first)
+            if max(abs(first - start), abs(last - start - size)) > _ALIGNED_PX:
+                return None
+            starts.append(start)
+        return starts[0], starts[1]
+
+    @cached_property
+    def scale(self) -> tuple[float, float]:
+        """Source columns and rows per lattice pixel, at the file's centre."""
+        placement, (x_step, y_step) = self.scene.placement, self.lattice.resolution
+        height, width = placement.shape
+        centre = placement.to_ground(np.array([width / 2]), np.array([height / 2]))
+        xs, ys = (np.repeat(at, 3) for at in transformer(placement.crs, self.lattice.crs).transform(*centre))
+        cols, rows = self._to_source(xs + np.array([0, x_step, 0]), ys + np.array([0, 0, y_step]))
+        if not (np.isfinite(cols).all() and np.isfinite(rows).all()):
+            return 1.0, 1.0
+        return float(np.hypot(*(cols[1:] - cols[0]))), float(np.hypot(*(rows[1:] - rows[0])))
+
+    @cached_property
+    def block_px(self) -> int:
+        """Side of a block: smaller the coarser the lattice, so that memory stays bounded."""
+        return int(2 ** np.clip(math.floor(math.log2(_SOURCE_PX / max(self.scale))), 0, math.log2(_BLOCK_PX)))
+
+    def blocks(self, region: Region) -> Iterator[Region]:
+        """The blocks that hold a region."""
+        side = self.block_px
+        for row in range(region.row // side, (region.row + region.height - 1) // side + 1):
+            for col in range(region.col // side, (region.col + region.width - 1) // side + 1):
+                yield Region(col * side, row * side, side, side)
+
+    def source_region(self, block: Region) -> Region | None:
+        """Source pixels that decide a block, with a margin around the file for its edge; None for none."""
+        grid = np.linspace(0, self.block_px, 9)
+        cols, rows = np.meshgrid(block.col + grid, block.row + grid)
+        (x_step, y_step), (x_phase, y_phase) = self.lattice.resolution, self.lattice.phase
+        cols, rows = self._to_source((cols.ravel() + x_phase) * x_step, (rows.ravel() + y_phase) * y_step)
+        known = np.isfinite(cols) & np.isfinite(rows)
+        if not known.any():
+            return None
+        margin = math.ceil(2 * max(*self.scale, 1)) + 4
+        height, width = self.scene.placement.shape
+        reach = Region(-margin, -margin, width + 2 * margin, height + 2 * margin)
+        left, top = math.floor(cols[known].min()) - margin, math.floor(rows[known].min()) - margin
+        right, bottom = math.ceil(cols[known].max()) + margin, math.ceil(rows[known].max()) + margin
+        found = reach.intersection(Region(left, top, right - left, bottom - top))
+        return found if found and found.intersection(Region(0, 0, width, height)) else None
+
+    def _to_source(self, xs: Points, ys: Points) -> tuple[Points, Points]:
+        to_scene = transformer(self.lattice.crs, self.scene.placement.crs)
+        return self.scene.placement.to_pixel(*to_scene.transform(xs, ys))
+
+
+@lru_cache(maxsize=256)
+def same_crs(one: str, other: str) -> bool:
+    """Whether two WKTs mean one CRS, in x, y order."""
+    return one == other or pyproj.CRS.from_wkt(one).equals(pyproj.CRS.from_wkt(other), ignore_axis_order=True)
+
+
+def read_aligned(
+    dataset: DatasetReader, resampler: Resampler, region: Region, collar: Collar | None
+) -> tuple[Region, Values, Mask | None] | None:
+    """Reads the part of a region that a file on the lattice covers; None where they do not meet.
+
+    Returns:
+        region: the part, on the lattice.
+        values: (3, height, width) stored values.
+        valid: (height, width); None where all pixels are.
+    """
+    (col, row), (height, width) = resampler.offset or (0, 0), dataset.shape
+    part = region.intersection(Region(col, row, width, height))
+    if part is None:
+        return None
+    source = Region(part.col - col, part.row - row, part.width, part.height)
+    values, valid = _read(dataset, resampler.scene, source, collar)
+    return part, values, valid
+
+
+def _read(
+    dataset: DatasetReader, scene: Scene, source: Region, collar: Collar | None
+) -> tuple[Values, Mask | None]:
+    window = Window(source.col, source.row, source.width, source.height)
+    values, valid = read_window(dataset, scene, window)
+    covered = collar.covers(values, source.row, source.col) if collar else None
+    if covered is None:
+        return values, valid
+    return values, ~covered if valid is None else valid & ~covered
+
+
+def warp_block(
+    dataset: DatasetReader, resampler: Resampler, block: Region, collar: Collar | None
+) -> Rgb | None:
+    """Resamples a file to one block of the lattice.
+
+    Downsampling by 2 or more averages the source pixels under a pixel; else cubic convolution, widened to the
+    output pixel when downsampling. Invalid source pixels have no weight: near them the cubic gives way to the
+    bilinear kernel. An output pixel is valid if at least half of its weight is on valid source pixels.
+
+    Returns:
+        (3, side, side) stored values, NaN where invalid; None where the file does not reach.
+    """
+    source = resampler.source_region(block)
+    inside = source and source.intersection(Region(0, 0, dataset.width, dataset.height))
+    if source is None or inside is None:
+        return None
+    values, valid = _read(dataset, resampler.scene, inside, collar)
+    if valid is None and inside == source:
+        return _warp(resampler, block, source, values.astype(np.float32), _kernel(resampler))
+    padded = np.full((3, source.height, source.width), np.nan, np.float32)
+    rows, cols = inside.within(source)
+    padded[:, rows, cols] = values if valid is None else np.where(valid, values, np.nan)
+    return _warp_holes(resampler, block, source, padded)
+
+
+def _kernel(resampler: Resampler) -> Resampling:
+    return Resampling.average if min(resampler.scale) >= _AVERAGE_FROM else Resampling.cubic
+
+
+def _warp_holes(resampler: Resampler, block: Region, source: Region, padded: Rgb) -> Rgb:
+    known = np.isfinite(padded[:1]).astype(np.float32)
+    if not known.any():
+        return np.full((3, block.height, block.width), np.nan, np.float32)
+    kernel = _kernel(resampler)
+    positive = Resampling.bilinear if kernel == Resampling.cubic else kernel
+    weight = _warp(resampler, block, source, known, positive)
+    result = _warp(resampler, block, source, padded, positive)
+    if kernel == Resampling.cubic:
+        whole = np.abs(_warp(resampler, block, source, known, kernel) - 1) < 1e-6
+        np.copyto(result, _warp(resampler, block, source, padded, kernel), where=whole)
+    result[:, ~(weight[0] >= _HALF)] = np.nan
+    return result
+
+
+def _warp(resampler: Resampler, block: Region, source: Region, values: Rgb, kernel: Resampling) -> Rgb:
+    """Warps (n, h, w) source values to a block, (n, side, side); NaN has no weight."""
+    # GDAL's kernels are faster without nodata; a block that is known throughout needs none.
+    nodata = math.nan if np.isnan(values[0]).any() else None
+    place = resampler.scene.placement.window_options(source.col, source.row)
+    to = resampler.lattice.transform(block.col, block.row)
+    unknown = np.full((len(values), block.height, block.width), np.nan, np.float32)
+    with (
+        _in_memory(values, crs=_crs(resampler.scene.placement.crs), **place) as given,
+        _in_memory(unknown, crs=_crs(resampler.lattice.crs), transform=to) as found,
+    ):
+        reproject(
+            rasterio.band(given, given.indexes),
+            rasterio.band(found, found.indexes),
+            src_nodata=nodata,
+            dst_nodata=nodata,
+            init_dest_nodata=nodata is not None,
+            resampling=kernel,
+            num_threads=1,
+            tolerance=_TOLERANCE_PX,
+            XSCALE=1 / max(resampler.scale[0], 1),
+            YSCALE=1 / max(resampler.scale[1], 1),
+            SAMPLE_GRID="YES",
+            SOURCE_EXTRA=8,
+        )
+        warped: Rgb = found.read()
+    return warped
+
+
+@contextmanager
+def _in_memory(values: Rgb, **place: Any) -> Iterator[DatasetWriter]:
+    """An in-memory dataset of an array (n, h, w).
+
+    `reproject` makes its own when given arrays, but changes Python's warning filters meanwhile, for all
+    threads.
+    """
+    count, height, width = values.shape
+    options = {"driver": "MEM", "count": count, "height": height, "width": width, "dtype": "float32"}
+    with rasterio.open("/vsimem/canopy", "w+", **options, **place) as dataset:
+        dataset.write(values)
+        yield dataset
+
+
+@lru_cache(maxsize=256)
+def _crs(wkt: str) -> CRS:
+    return CRS.from_wkt(wkt)

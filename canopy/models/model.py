@@ -1,0 +1,103 @@
+"""CanopyModel: one face for every model family, from a bundle to heights."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from canopy.bundle import DEFAULT_MODEL, Card, find_bundle, read_bundle
+from canopy.errors import ModelError
+from canopy.models.dpt import DPTHeights
+
+
+class HeightModel(Protocol):
+    """What the prediction engine asks of a model."""
+
+    card: Card
+    sha256: str
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Heights: (B, 3, H, W) float32 RGB in [0, 1] at the card's GSD to (B, H, W) float32 metres."""
+        ...
+
+
+class CanopyModel:
+    """A height model read from a bundle, ready to predict.
+
+    Attributes:
+        card: The bundle's card.
+        sha256: Of the bundle file.
+        device: Where it runs.
+    """
+
+    def __init__(self, card: Card, net: DPTHeights, sha256: str, device: torch.device) -> None:
+        self.card, self.sha256, self.device = card, sha256, device
+        self._net = net.to(device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor) -> Tensor:
+        """Canopy height.
+
+        Args:
+            image: (B, 3, H, W) float32 RGB in [0, 1] at the model's GSD (``card.gsd_m``).
+
+        Returns:
+            (B, H, W) float32 metres above ground, on the CPU.
+
+        Raises:
+            ModelError: The image has another shape or holds NaN.
+        """
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ModelError(f"image of shape {tuple(image.shape)}: (B, 3, H, W) expected")
+        if not bool(torch.isfinite(image).all()):
+            raise ModelError("image holds NaN or Inf: fill unknown pixels first (canopy.predict_array does)")
+        return self._net.height_m(image.to(self.device, torch.float32)).cpu()
+
+
+def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto") -> CanopyModel:
+    """Read a model.
+
+    Args:
+        model: Name of a bundled model, or path of a bundle.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or any torch device.
+
+    Raises:
+        ModelError: No such bundle, a damaged one, or weights that do not fit its card.
+    """
+    path = find_bundle(model)
+    card, weights, sha256 = read_bundle(path)
+    net = DPTHeights(card)
+    load_weights(net, weights, path)
+    return CanopyModel(card, net, sha256, pick_device(device))
+
+
+def load_weights(net: torch.nn.Module, weights: dict[str, np.ndarray], path: Path) -> None:
+    """Load arrays into a network, strictly.
+
+    Raises:
+        ModelError: A parameter is missing, left over or of another shape.
+    """
+    try:
+        net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise ModelError(f"{path}: weights do not fit the card's architecture: {detail[:300]}") from error
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device for ``auto``, ``cpu``, ``cuda`` or any torch device name.
+
+    Raises:
+        ModelError: The device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"no device {device!r}: auto, cpu or cuda expected") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda asked for, but torch sees no GPU: use --device cpu")
+    return chosen

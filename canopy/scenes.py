@@ -1,0 +1,200 @@
+"""Scenes of image and lidar heights for training: reading, holding ground out, drawing augmented chips."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import shapely
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from canopy.config import PairsConfig
+from canopy.errors import TrainingError
+
+PLACE_M = 64.0
+UNKNOWN_CM = 65535
+TREE_M = 5.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One piece of ground with an image and lidar heights.
+
+    Attributes:
+        name: Folder's name, with the part of the scene where it is cut.
+        group: Prefix under which it is sampled.
+        image: (3, 2H, 2W) uint8 RGB at half the heights' cell size.
+        height_m: (H, W) float32 metres, NaN where unknown.
+        cell_m: Cell size of the heights, metres.
+    """
+
+    name: str
+    group: str
+    image: NDArray[np.uint8]
+    height_m: NDArray[np.float32]
+    cell_m: float
+
+
+@dataclass(frozen=True)
+class Split:
+    """Scenes to train on and scenes held out; no ground is in both."""
+
+    train: tuple[Scene, ...]
+    test: tuple[Scene, ...]
+    sha256: str
+
+
+def read_pairs(config: PairsConfig) -> Split:
+    """Read all scenes and hold ground out, by whole places and by strips.
+
+    Raises:
+        TrainingError: No folder, no scenes, or a scene that breaks the format.
+    """
+    folders = sorted(p.parent for p in config.root.glob("*/rgb.tif")) if config.root.is_dir() else []
+    groups = {f: g for f in folders if f.name not in config.exclude and (g := _group(f.name, config))}
+    if not groups:
+        raise TrainingError(f"no scenes under {config.root}: folders with rgb.tif and chm_cm.tif expected (pairs.root)")
+    held_out = _held_out([f for f in groups if f.name not in config.strips_m], config.held_out)
+    digest, train, test = hashlib.sha256(), [], []
+    for folder, group in groups.items():
+        scene = _read_scene(folder, group)
+        digest.update(scene.name.encode() + scene.image.tobytes() + scene.height_m.tobytes())
+        if folder.name in config.strips_m:
+            west, east = _cut(scene, config.strips_m[folder.name])
+            train.append(west)
+            test.append(east)
+        else:
+            (test if folder.name in held_out else train).append(scene)
+    return Split(tuple(train), tuple(test), digest.hexdigest())
+
+
+def draw_chip(
+    scene: Scene, generator: np.random.Generator, chip_px: int, zoom: float
+) -> tuple[Tensor, Tensor]:
+    """Draw a chip at a random place, rotation, reflection and zoom; beyond the scene's border it is mirrored.
+
+    Half of the chips are centred on a tree, so that a scene of mostly open ground still teaches crowns.
+
+    Args:
+        scene: Where from.
+        generator: All randomness.
+        chip_px: Image side, pixels.
+        zoom: Largest factor between the chip's and the scene's GSD, either way.
+
+    Returns:
+        image: (3, chip_px, chip_px) float32 in [0, 1]; height_m: (chip_px / 2, chip_px / 2), NaN where unknown.
+    """
+    rows, cols = scene.height_m.shape
+    centre = generator.random(2) * (rows, cols)
+    trees = np.argwhere(scene.height_m > TREE_M)
+    if len(trees) and generator.random() < 0.5:
+        centre = trees[generator.integers(len(trees))] + generator.random(2)
+    angle, factor = generator.random() * 2 * np.pi, np.exp(generator.uniform(-1, 1) * np.log(zoom))
+    flip = generator.choice((-1.0, 1.0))
+    turn = factor * np.array([[np.cos(angle), -flip * np.sin(angle)], [np.sin(angle), flip * np.cos(angle)]])
+    image = torch.from_numpy(scene.image).float().div(255)[None]
+    height = torch.from_numpy(scene.height_m)[None, None]
+    half = chip_px // 2
+    return (
+        F.grid_sample(image, _grid(turn, centre, half, chip_px, (rows, cols)), padding_mode="reflection", **_CORNERS)[0],
+        F.grid_sample(
+            height, _grid(turn, centre, half, half, (rows, cols)), mode="nearest", padding_mode="reflection", **_CORNERS
+        )[0, 0],
+    )
+
+
+_CORNERS = {"align_corners": False}
+
+
+def _grid(turn: NDArray[np.float64], centre: NDArray[np.float64], side: int, px: int, shape: tuple[int, int]) -> Tensor:
+    """Sampling grid (1, px, px, 2) of a turned square of `side` cells about `centre` (row, col), for grid_sample."""
+    at = (np.arange(px) + 0.5) / px * side - side / 2
+    x, y = np.meshgrid(at, at)
+    col = turn[0, 0] * x + turn[0, 1] * y + centre[1]
+    row = turn[1, 0] * x + turn[1, 1] * y + centre[0]
+    return torch.from_numpy(np.stack([2 * col / shape[1] - 1, 2 * row / shape[0] - 1], axis=-1)[None]).float()
+
+
+def jitter_colour(image: Tensor, generator: np.random.Generator, strength: float) -> Tensor:
+    """Brightness, contrast, gamma, saturation, channel gain, haze and noise, drawn for one image.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        generator: All randomness.
+        strength: 0 leaves the image; 0.25 covers the difference between most sensors and seasons.
+    """
+    gain = torch.from_numpy(np.exp(generator.normal(0, strength / 2.5, (3, 1, 1)))).float()
+    brightness, contrast, gamma, saturation = np.exp(generator.normal(0, (strength, strength, strength, 1.5 * strength)))
+    haze = generator.uniform(0, strength / 2)
+    grey = image.mean(dim=0, keepdim=True)
+    image = (grey + (image - grey) * saturation) * gain
+    level = image.mean()
+    image = ((image - level) * contrast + level * brightness).clamp(0, 1) ** gamma
+    image = image * (1 - haze) + haze * generator.uniform(0.5, 1)
+    noise = torch.from_numpy(generator.normal(0, 0.01, image.shape)).float()
+    return (image + noise).clamp(0, 1)
+
+
+def _group(name: str, config: PairsConfig) -> str | None:
+    return next((prefix for prefix in config.groups if name.startswith(prefix)), None)
+
+
+def _held_out(folders: Sequence[Path], share: float) -> set[str]:
+    """Names of the scenes of the held-out places: every 1/share-th place of each site, ordered by a hash."""
+    sites: dict[str, list[Path]] = {}
+    for folder in folders:
+        sites.setdefault("_".join(folder.name.split("_")[:-1]), []).append(folder)
+    chosen: set[str] = set()
+    for members in sites.values():
+        places = sorted(_places(members), key=lambda place: hashlib.sha256(min(place).encode()).hexdigest())
+        for place in places[: round(share * len(places))]:
+            chosen |= place
+    return chosen
+
+
+def _places(folders: Sequence[Path]) -> list[set[str]]:
+    outlines = {}
+    for folder in folders:
+        with rasterio.open(folder / "rgb.tif") as opened:
+            outlines[folder.name] = shapely.box(*opened.bounds)
+    merged = shapely.unary_union([outline.buffer(PLACE_M / 2) for outline in outlines.values()])
+    parts = shapely.get_parts(merged)
+    return [{name for name, outline in outlines.items() if part.intersects(outline)} for part in parts]
+
+
+def _read_scene(folder: Path, group: str) -> Scene:
+    try:
+        with rasterio.open(folder / "rgb.tif") as opened:
+            image = opened.read((1, 2, 3))
+        with rasterio.open(folder / "chm_cm.tif") as opened:
+            centimetres, cell_m = opened.read(1), float(opened.res[0])
+        height_m = np.where(centimetres == UNKNOWN_CM, np.nan, centimetres / 100).astype(np.float32)
+        if (folder / "exclude_mask.tif").is_file():
+            with rasterio.open(folder / "exclude_mask.tif") as opened:
+                mask = opened.read(1)
+            height_m = np.where(mask == 1, 0, np.where(mask == 2, np.nan, height_m)).astype(np.float32)
+    except (rasterio.RasterioIOError, IndexError) as error:
+        raise TrainingError(f"scene {folder}: {' '.join(str(error).split())}") from error
+    if image.dtype != np.uint8 or image.shape[1:] != (2 * height_m.shape[0], 2 * height_m.shape[1]):
+        raise TrainingError(
+            f"scene {folder}: image {image.dtype} {image.shape[1:]} over heights {height_m.shape}; "
+            "uint8 of twice the heights' rows and columns expected"
+        )
+    return Scene(folder.name, group, image, height_m, cell_m)
+
+
+def _cut(scene: Scene, strip_m: int) -> tuple[Scene, Scene]:
+    at = scene.height_m.shape[1] - round(strip_m / scene.cell_m)
+    if at <= 0:
+        raise TrainingError(f"scene {scene.name} is narrower than the strip of {strip_m} m held out of it")
+
+    def part(name: str, cols: slice) -> Scene:
+        image = np.ascontiguousarray(scene.image[:, :, slice(2 * (cols.start or 0), cols.stop and 2 * cols.stop)])
+        return Scene(f"{scene.name}:{name}", scene.group, image, scene.height_m[:, cols].copy(), scene.cell_m)
+
+    return part("west", slice(0, at)), part("east", slice(at, None))

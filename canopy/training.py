@@ -1,0 +1,198 @@
+"""Decoder stage: heights learnt from pairs of image and lidar, written as a bundle."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from canopy import __version__
+from canopy.bundle import Card, save_bundle
+from canopy.config import LossWeights, PairsConfig, TrainConfig, dump_config
+from canopy.evaluation import Heights, height_metrics
+from canopy.loop import fit
+from canopy.losses import charbonnier, gradient_loss, histogram_loss
+from canopy.models.dpt import DPTHeights
+from canopy.scenes import Scene, Split, draw_chip, jitter_colour, read_pairs
+
+ChipBatch = tuple[Tensor, Tensor]
+
+
+def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
+    """Train a height model and write `last.safetensors` and `best.safetensors` (lowest held-out MAE).
+
+    Args:
+        config: What to train, on what.
+        run: Folder of the run: bundles, `log.jsonl`, `config.yaml`, `checkpoints/`.
+        resume: Go on from the last checkpoint, if any.
+
+    Returns:
+        Path of the best bundle.
+
+    Raises:
+        TrainingError: Data or run are unusable.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    dump_config(config, run / "config.yaml")
+    split = read_pairs(config.pairs)
+    card = _card(config, split)
+    torch.manual_seed(config.loop.seed)
+    net = DPTHeights(card, drop_path=config.drop_path)
+    fit(
+        net.to("cuda" if torch.cuda.is_available() else "cpu"),
+        partial(_loss, weights=config.loss),
+        partial(_batch, scenes=split.train, config=config),
+        config.loop,
+        run,
+        resume=resume,
+        evaluate=_Evaluation(run, card, split),
+        report=partial(_print_entry, steps=config.loop.steps),
+    )
+    return run / "best.safetensors"
+
+
+def score(net: DPTHeights, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Held-out metrics at the heights' own cells, over all scenes and by group.
+
+    Args:
+        net: In eval mode.
+        scenes: Ground never trained on.
+
+    Returns:
+        Metrics under ``all`` and under each group.
+    """
+    predictions = [(scene, predict_scene(net, scene)) for scene in scenes]
+    groups = {"all": predictions}
+    for scene, heights in predictions:
+        groups.setdefault(scene.group, []).append((scene, heights))
+    return {
+        name: {"scenes": len(members), **height_metrics([(h, s.height_m) for s, h in members], members[0][0].cell_m)}
+        for name, members in groups.items()
+    }
+
+
+@torch.inference_mode()
+def predict_scene(net: DPTHeights, scene: Scene, chip_px: int = 256) -> Heights:
+    """Heights of a scene at its own cells, (H, W) float32 metres; mirrored to whole chips, which do not overlap."""
+    rows, cols = scene.image.shape[1:]
+    pad = [(0, 0), (0, max(chip_px, -(-rows // 16) * 16) - rows), (0, max(chip_px, -(-cols // 16) * 16) - cols)]
+    padded = np.pad(scene.image, pad, mode="symmetric")
+    starts = [_starts(length, chip_px) for length in padded.shape[1:]]
+    total = np.zeros((padded.shape[1] // 2, padded.shape[2] // 2), np.float32)
+    count = np.zeros_like(total)
+    device = next(net.parameters()).device
+    for row in starts[0]:
+        for col in starts[1]:
+            chip = torch.from_numpy(padded[:, row : row + chip_px, col : col + chip_px]).float().div(255)
+            heights = net.bins.height_m(net(chip[None].to(device)))[0].cpu().numpy()
+            where = np.s_[row // 2 : (row + chip_px) // 2, col // 2 : (col + chip_px) // 2]
+            total[where] += heights
+            count[where] += 1
+    return (total / count)[: rows // 2, : cols // 2]
+
+
+def _starts(length: int, chip_px: int) -> list[int]:
+    return sorted({*range(0, length - chip_px, chip_px), length - chip_px})
+
+
+def _loss(net: nn.Module, batch: ChipBatch, weights: LossWeights) -> Tensor:
+    device = next(net.parameters()).device
+    image, height = (part.to(device, non_blocking=True) for part in batch)
+    known = ~torch.isnan(height)
+    logits = net(image)
+    assert isinstance(net, DPTHeights)
+    bins = net.bins
+    heights = bins.height_m(logits)
+    return (
+        weights.histogram * histogram_loss(logits, height, known, bins)
+        + weights.charbonnier * charbonnier(heights, height, known)
+        + weights.gradient * gradient_loss(heights, height, known)
+    )
+
+
+def _batch(number: int, scenes: Sequence[Scene], config: TrainConfig) -> ChipBatch:
+    generator = np.random.default_rng((config.loop.seed, number))
+    chances = _chances(scenes, config.pairs)
+    chips = []
+    for index in generator.choice(len(scenes), config.batch, p=chances):
+        image, height = draw_chip(scenes[index], generator, config.chip_px, config.zoom)
+        chips.append((jitter_colour(image, generator, config.colour), height))
+    images, heights = zip(*chips, strict=True)
+    return torch.stack(images), torch.stack(heights)
+
+
+def _chances(scenes: Sequence[Scene], config: PairsConfig) -> np.ndarray:
+    """Chance of each scene: its group's share, spread within the group by area."""
+    areas = np.array([scene.height_m.size for scene in scenes], np.float64)
+    chances = np.zeros(len(scenes))
+    for group, share in config.groups.items():
+        inside = np.array([scene.group == group for scene in scenes])
+        if inside.any():
+            chances[inside] = share * areas[inside] / areas[inside].sum()
+    return np.asarray(chances / chances.sum())
+
+
+def _card(config: TrainConfig, split: Split) -> Card:
+    area = {name: sum(s.height_m.size * s.cell_m**2 for s in part) / 1e4 for name, part in
+            (("train", split.train), ("test", split.test))}
+    return Card(
+        name=config.name, architecture=config.architecture, head=config.head, gsd_m=config.gsd_m,
+        chip_px=config.chip_px, mean=config.mean, std=config.std, canopy_version=__version__,
+        licence=config.licence, provisional=config.provisional, notes=config.notes,
+        training={
+            "data_sha256": split.sha256,
+            "data_licences": list(config.pairs.licences),
+            "train_scenes": [s.name for s in split.train],
+            "train_ha": round(area["train"], 2),
+            "held_out_scenes": [s.name for s in split.test],
+            "held_out_ha": round(area["test"], 2),
+            "chips_per_step": config.batch * config.loop.accumulate,
+            "seed": config.loop.seed,
+        },
+    )
+
+
+class _Evaluation:
+    """Scores the averaged network on held-out ground, and keeps the last and the best bundle."""
+
+    def __init__(self, run: Path, card: Card, split: Split) -> None:
+        self._run, self._card, self._test = run, card, split.test
+        self._best_m = self._best_so_far()
+
+    def _best_so_far(self) -> float:
+        from canopy.bundle import read_card
+
+        best = self._run / "best.safetensors"
+        return float(read_card(best).metrics["all"]["mae_m"]) if best.is_file() else float("inf")
+
+    def __call__(self, net: nn.Module, step: int) -> dict[str, Any]:
+        assert isinstance(net, DPTHeights)
+        metrics = score(net, self._test) if self._test else {}
+        training = {**self._card.training, "steps": step + 1}
+        card = self._card.model_copy(update={"metrics": metrics, "training": training})
+        weights = {name: _half(tensor) for name, tensor in net.state_dict().items()}
+        save_bundle(self._run / "last.safetensors", card, weights)
+        mae_m = metrics["all"]["mae_m"] if metrics else -float(step)
+        if mae_m < self._best_m:
+            self._best_m = mae_m
+            save_bundle(self._run / "best.safetensors", card, weights)
+        return {"metrics": metrics}
+
+
+def _half(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().cpu().contiguous().numpy()
+    return array.astype(np.float16) if tensor.is_floating_point() else array
+
+
+def _print_entry(entry: dict[str, Any], steps: int) -> None:
+    done = entry["step"] + 1
+    if "metrics" in entry:
+        scores = {group: f"{m['mae_m']:.2f}" for group, m in entry["metrics"].items()}
+        print(f"step {done}/{steps}  held-out MAE [m] {scores}", file=sys.stderr, flush=True)
+    elif done % 20 == 0:
+        left = (steps - done) * entry["seconds"] / 60
+        print(f"step {done}/{steps}  loss {entry['loss']:.3f}  {left:.0f} min left", file=sys.stderr, flush=True)

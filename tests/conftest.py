@@ -1,0 +1,27 @@
+"""Fixtures shared by all tests; threads are limited before any test imports numpy or torch."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Examples are the same in every run, and a slow machine fails no test; the dev profile hunts at random.
+settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("dev", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data, too large for the repository; tests that need it are skipped without it."""
+    named = os.environ.get("CANOPY_TEST_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; set CANOPY_TEST_DATA to the folder that holds it")
+    return folder

@@ -1,0 +1,1 @@
+"""Tiler and serving: grids, blending, Cloud-Optimized GeoTIFFs, STAC. Never imports torch."""

@@ -1,0 +1,492 @@
+"""The height profile: how heights become files that are either whole and verified, or absent.
+
+A *tile* is an intermediate GeoTIFF, committed by its sidecar. A *map* is the Cloud-Optimized GeoTIFF made of
+tiles. Both are float32 metres above ground, NaN where unknown; 0 is bare ground and never nodata.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy raises it bare, and no public name exists
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rio_cogeo.cogeo import cog_validate
+
+from tiles.errors import CanopyError, OutputError, RasterError
+
+BANDS = ("canopy_height",)
+UNCERTAINTY_BANDS = ("canopy_height", "canopy_height_p05", "canopy_height_p95")
+REQUIRED_TAGS = (
+    "CANOPY_MODEL",
+    "CANOPY_MODEL_SHA256",
+    "CANOPY_IMAGERY",
+    "CANOPY_ACQUISITION_DATETIME",
+    "CANOPY_VERSION",
+)
+UNIT = "m"
+BLOCK_PX = 512
+PLAUSIBLE_M = (-1.0, 150.0)
+CACHE_BYTES = 256 * 2**20
+OPEN_TILES = 32
+
+# Predictor 2 on the float bits: 12 % larger than predictor 3 and as lossless, but it reads twice as fast, and
+# `assemble` reads every tile twice.
+_TILE_OPTIONS = {"compress": "ZSTD", "zstd_level": 1, "predictor": 2, "bigtiff": "IF_SAFER"}
+# OVERVIEW_COMPRESS is left out on purpose: spelling out its default AUTO leaves the overviews uncompressed.
+_COG_OPTIONS = {
+    "compress": "ZSTD",
+    "level": 6,
+    "predictor": "FLOATING_POINT",
+    "overview_predictor": "FLOATING_POINT",
+    "overview_resampling": "AVERAGE",
+    "blocksize": BLOCK_PX,
+    "bigtiff": "IF_SAFER",
+    "num_threads": "ALL_CPUS",
+}
+_RASTER_ERRORS = (OSError, RasterioError, CPLE_BaseError)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a raster, of all bands."""
+
+    level: int
+    """0 is full resolution, n the n-th overview."""
+    row_off: int
+    """First row, in pixels of the level."""
+    col_off: int
+    """First column, in pixels of the level."""
+    values: NDArray[Any]
+    """(K, h, w) in the raster's own dtype."""
+
+
+def write_tile(path: Path, heights: NDArray[np.float32], geobox: GeoBox, plan: str) -> None:
+    """Write and commit one tile: after a crash at any moment the tile is whole and marked, or not committed.
+
+    Temporary file in the same folder, fsync, every block read back, rename, then the sidecar `<path>.json`
+    the same way, last, as the commit marker.
+
+    Args:
+        path: Final name of the GeoTIFF.
+        heights: (K, H, W) float32, metres above ground, NaN where unknown.
+        geobox: Georeference of the (H, W) pixels.
+        plan: Identity of the run; a resume keeps the tiles of its own plan only.
+
+    Raises:
+        RasterError: The heights do not fit the geobox or the profile.
+        OutputError: The tile cannot be written, or reads back differently. Its final name is left empty.
+    """
+    _require_heights(path, heights, geobox)
+    crs = _wkt(geobox)
+    draft = _draft(path)
+    with _removed_on_error(draft, path), _reported(path):
+        _write_geotiff(draft, heights, crs, geobox.affine)
+        _fsync(draft)
+        _require_same_heights(draft, heights)
+        marker = {"plan": plan, "sha256": file_sha256(draft), "bytes": draft.stat().st_size}
+        _rename(draft, path)
+        write_json(_sidecar(path), marker)
+
+
+def tile_is_committed(path: Path, plan: str) -> bool:
+    """Whether the tile on disk is the one that a run of this plan committed, down to the last bit."""
+    try:
+        marker = json.loads(_sidecar(path).read_text("utf-8"))
+        return isinstance(marker, dict) and marker == {
+            "plan": plan,
+            "sha256": file_sha256(path),
+            "bytes": path.stat().st_size,
+        }
+    except (OSError, ValueError):
+        return False
+
+
+def assemble(
+    tiles: Sequence[tuple[Path, int, int]],
+    out: Path,
+    geobox: GeoBox,
+    bands: Sequence[str],
+    tags: Mapping[str, str],
+) -> None:
+    """Assemble committed tiles into one Cloud-Optimized GeoTIFF. Memory does not grow with the map.
+
+    A file of this function is synced but not verified: `validate` it under a temporary name, then rename it.
+
+    Args:
+        tiles: (path, row_off, col_off) of each tile, offsets in pixels of `geobox`. Elsewhere the map is NaN.
+        out: Name to write, replaced if it exists.
+        geobox: Georeference of the map.
+        bands: Band descriptions, one for each band of the tiles.
+        tags: Metadata of the map, `REQUIRED_TAGS` among them.
+
+    Raises:
+        RasterError: A tile is missing, unreadable, or does not lie where its offsets say.
+        OutputError: The map cannot be written. Nothing stays under `out`.
+    """
+    source = _mosaic_vrt(tiles, geobox, bands, tags)
+    leftovers = (out, Path(f"{out}.ovr.tmp"), Path(f"{out}.msk.ovr.tmp"))
+    need_bytes = sum(path.stat().st_size for path, _, _ in tiles)
+    with _removed_on_error(*leftovers), _reported(out, need_bytes):
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_MAX_DATASET_POOL_SIZE=OPEN_TILES):
+            rasterio.shutil.copy(source, str(out), driver="COG", **_COG_OPTIONS)
+        _fsync(out)
+        _fsync(out.parent)
+
+
+def validate(path: Path) -> tuple[str, ...]:
+    """List what breaks the height profile in a map; nothing, when the map is valid.
+
+    Reads every block of every band and overview, because a truncated GeoTIFF opens without complaint. Checks
+    the STAC item `<stem>.json` against the file when there is one. Memory does not grow with the map.
+    """
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with rasterio.open(path) as src:
+                problems = [*_band_problems(src), *_grid_problems(src), *_tag_problems(src)]
+            problems += _layout_problems(path)
+        except _RASTER_ERRORS as error:
+            return (f"cannot be opened as a GeoTIFF ({_one_line(error)})",)
+        return (*problems, *_block_problems(path), *_item_problems(path))
+
+
+def read_every_block(path: Path) -> Iterator[Block]:
+    """Read all blocks of all bands and overviews, one at a time.
+
+    Raises:
+        RasterError: A block was never written or cannot be decoded; the message holds its level and position.
+    """
+    with _readable(path, "the header"), rasterio.open(path) as src:
+        level_count = 1 + len(src.overviews(1))
+    for level in range(level_count):
+        yield from _read_level(path, level)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that `path` holds either its old bytes or all of the new ones.
+
+    Raises:
+        OutputError: The file cannot be written; `path` is as it was.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    draft = _draft(path)
+    with _removed_on_error(draft), _reported(path):
+        draft.write_text(text, "utf-8")
+        _fsync(draft)
+        _rename(draft, path)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _draft(path: Path) -> Path:
+    # Unique, because a scheduler may run one tile twice at the same time.
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows has no handle for a folder, and renames durably without one
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rename(draft: Path, path: Path) -> None:
+    draft.replace(path)
+    _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def _removed_on_error(*paths: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _reported(path: Path, need_bytes: int = BLOCK_PX**2) -> Iterator[None]:
+    """Turn what goes wrong while writing into one line about the file that the caller asked for.
+
+    Belongs inside `_removed_on_error`: a disk is full only until the draft is gone.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except (*_RASTER_ERRORS, RasterError) as error:
+        raise OutputError(f"cannot write {path}: {_cause(error, path.parent, need_bytes)}") from error
+
+
+def _cause(error: BaseException, folder: Path, need_bytes: int) -> str:
+    if _is_disk_full(error, folder, need_bytes):
+        return f"disk full; free some space in {folder} and run again"
+    return f"{_one_line(error)}; check that {folder} exists, is writable and has room, and run again"
+
+
+def _is_disk_full(error: BaseException, folder: Path, need_bytes: int) -> bool:
+    if getattr(error, "errno", None) in _DISK_FULL or "No space left" in str(error):
+        return True
+    with contextlib.suppress(OSError):
+        # GDAL seldom passes on why the system refused.
+        return shutil.disk_usage(folder).free < need_bytes
+    return False
+
+
+def _one_line(error: BaseException) -> str:
+    while error.__cause__:  # rasterio's own text only points there
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _require_heights(path: Path, heights: NDArray[Any], geobox: GeoBox) -> None:
+    height, width = geobox.shape
+    if heights.dtype != np.float32 or heights.ndim != 3 or heights.shape[1:] != (height, width):
+        raise RasterError(
+            f"{path}: heights are {heights.dtype} {heights.shape}, expected float32 (K, {height}, {width}); "
+            "pass heights that fill the geobox"
+        )
+
+
+def _write_geotiff(path: Path, heights: NDArray[np.float32], crs: str, transform: Affine) -> None:
+    count, height, width = heights.shape
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        dtype="float32",
+        count=count,
+        height=height,
+        width=width,
+        crs=crs,
+        transform=transform,
+        nodata=math.nan,
+        tiled=True,
+        blockxsize=BLOCK_PX,
+        blockysize=BLOCK_PX,
+        interleave="band",
+        **_TILE_OPTIONS,
+    ) as out:
+        out.write(heights)
+
+
+def _require_same_heights(path: Path, heights: NDArray[np.float32]) -> None:
+    for block in read_every_block(path):
+        rows = slice(block.row_off, block.row_off + block.values.shape[1])
+        cols = slice(block.col_off, block.col_off + block.values.shape[2])
+        if not np.array_equal(block.values, heights[:, rows, cols], equal_nan=True):
+            raise RasterError(
+                f"the block at row {block.row_off}, column {block.col_off} differs from what was written"
+            )
+
+
+def _wkt(geobox: GeoBox) -> str:
+    if geobox.crs is None:
+        raise RasterError("found a geobox without CRS, expected one; give the raster its CRS")
+    return geobox.crs.to_wkt()
+
+
+def _mosaic_vrt(
+    tiles: Sequence[tuple[Path, int, int]], geobox: GeoBox, bands: Sequence[str], tags: Mapping[str, str]
+) -> str:
+    """The map as a virtual raster: XML that GDAL reads tile by tile."""
+    height, width = geobox.shape
+    root = ElementTree.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
+    ElementTree.SubElement(root, "SRS").text = _wkt(geobox)
+    ElementTree.SubElement(root, "GeoTransform").text = ", ".join(map(repr, geobox.affine.to_gdal()))
+    metadata = ElementTree.SubElement(root, "Metadata")
+    for key, value in sorted(tags.items()):
+        ElementTree.SubElement(metadata, "MDI", key=key).text = value
+    for number, name in enumerate(bands, start=1):
+        band = ElementTree.SubElement(root, "VRTRasterBand", dataType="Float32", band=str(number))
+        ElementTree.SubElement(band, "Description").text = name
+        ElementTree.SubElement(band, "UnitType").text = UNIT
+        ElementTree.SubElement(band, "NoDataValue").text = "nan"
+        ElementTree.SubElement(band, "ColorInterp").text = "Gray" if number == 1 else "Undefined"
+    for path, row_off, col_off in tiles:
+        _add_tile(root, path, row_off, col_off, geobox)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _add_tile(root: ElementTree.Element, path: Path, row_off: int, col_off: int, geobox: GeoBox) -> None:
+    """Add one tile to each band, after checking it: GDAL reads a missing member as nodata, without a word."""
+    bands = root.findall("VRTRasterBand")
+    with _readable(path, "the header"), rasterio.open(path) as src:
+        size: dict[str, Any] = {"xSize": str(src.width), "ySize": str(src.height)}
+        _require_member(path, src, len(bands), _corner(geobox, row_off, col_off))
+    rows, cols = (row_off, row_off + src.height), (col_off, col_off + src.width)
+    if min(rows[0], cols[0]) < 0 or rows[1] > geobox.height or cols[1] > geobox.width:
+        raise RasterError(
+            f"{path}: found a tile over rows {rows[0]} to {rows[1]} and columns {cols[0]} to {cols[1]}, "
+            f"expected it inside the map of {geobox.height} x {geobox.width} px; correct its offsets"
+        )
+    for number, band in enumerate(bands, start=1):
+        source = ElementTree.SubElement(band, "SimpleSource")
+        name = ElementTree.SubElement(source, "SourceFilename", relativeToVRT="0")
+        name.text = str(path.resolve())
+        ElementTree.SubElement(source, "SourceBand").text = str(number)
+        ElementTree.SubElement(source, "SrcRect", xOff="0", yOff="0", **size)
+        ElementTree.SubElement(source, "DstRect", xOff=str(col_off), yOff=str(row_off), **size)
+
+
+def _corner(geobox: GeoBox, row_off: int, col_off: int) -> tuple[float, float]:
+    t = geobox.affine
+    return t.c + t.a * col_off + t.b * row_off, t.f + t.d * col_off + t.e * row_off
+
+
+def _require_member(path: Path, src: Any, band_count: int, corner: tuple[float, float]) -> None:
+    if src.count != band_count or src.dtypes[0] != "float32":
+        raise RasterError(
+            f"{path}: found {src.count} band(s) of {src.dtypes[0]}, expected {band_count} of float32; "
+            "delete the tile and run again"
+        )
+    shift_px = math.dist(corner, (src.transform.c, src.transform.f)) / abs(src.transform.a)
+    if shift_px > 0.01:
+        raise RasterError(
+            f"{path}: found the tile {shift_px:.2f} px away from its place in the map, expected it there; "
+            "delete the tile and run again"
+        )
+
+
+@contextlib.contextmanager
+def _readable(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except CanopyError:
+        raise
+    except _RASTER_ERRORS as error:
+        raise RasterError(
+            f"{path}: cannot read {what} ({_one_line(error)}), expected a whole GeoTIFF; make the file again"
+        ) from error
+
+
+def _read_level(path: Path, level: int) -> Iterator[Block]:
+    at_level = {"overview_level": level - 1} if level else {}
+    with rasterio.open(path) as whole, rasterio.open(path, **at_level) as src:
+        for (block_row, block_col), window in src.block_windows(1):
+            where = f"the block at row {window.row_off}, column {window.col_off} of {_level_name(level)}"
+            if not _is_written(whole, level, block_row, block_col):
+                raise RasterError(f"{path}: {where} was never written, expected data; make the file again")
+            with _readable(path, where):
+                values = src.read(window=window)
+            yield Block(level, window.row_off, window.col_off, values)
+
+
+def _is_written(src: Any, level: int, block_row: int, block_col: int) -> bool:
+    at_level = {"ovr": level - 1} if level else {}
+    key = f"BLOCK_OFFSET_{block_col}_{block_row}"
+    return all(src.get_tag_item(key, "TIFF", bidx=band, **at_level) for band in src.indexes)
+
+
+def _level_name(level: int) -> str:
+    return f"overview {level}" if level else "the full resolution"
+
+
+def _band_problems(src: Any) -> Iterator[str]:
+    if tuple(src.descriptions) not in (BANDS, UNCERTAINTY_BANDS):
+        yield f"band descriptions are {src.descriptions}, expected {BANDS} or {UNCERTAINTY_BANDS}"
+    bands = zip(src.indexes, src.dtypes, src.nodatavals, src.units, strict=True)
+    for number, dtype, nodata, unit in bands:
+        if dtype != "float32":
+            yield f"band {number} is {dtype}, expected float32"
+        if nodata is None or not math.isnan(nodata):
+            yield f"nodata of band {number} is {nodata}, expected NaN"
+        if unit != UNIT:
+            yield f"unit of band {number} is {unit!r}, expected {UNIT!r}"
+
+
+def _grid_problems(src: Any) -> Iterator[str]:
+    if not src.crs:
+        yield "CRS is missing, expected one"
+    t = src.transform
+    if t.b or t.d or t.a <= 0 or t.e >= 0 or not 0.5 <= t.a / -t.e <= 2:
+        yield f"transform is {tuple(t)[:6]}, expected north up with pixels at most twice as long as wide"
+    if set(src.block_shapes) != {(BLOCK_PX, BLOCK_PX)}:
+        yield f"blocks are {src.block_shapes[0]} px, expected {(BLOCK_PX, BLOCK_PX)}"
+    if max(src.shape) > BLOCK_PX and not src.overviews(1):
+        yield f"overviews are missing, expected some for {src.shape} px"
+
+
+def _tag_problems(src: Any) -> Iterator[str]:
+    tags = src.tags()
+    for tag in REQUIRED_TAGS:
+        if not tags.get(tag):
+            yield f"tag {tag} is missing, expected a value"
+
+
+def _layout_problems(path: Path) -> Iterator[str]:
+    _, errors, cautions = cog_validate(path, strict=True, quiet=True)
+    return (f"not a valid COG: {problem}" for problem in (*errors, *cautions))
+
+
+def _block_problems(path: Path) -> Iterator[str]:
+    """Say the first block that cannot be read, and the first with heights that no forest has."""
+    implausible: str | None = None
+    try:
+        for block in read_every_block(path):
+            implausible = implausible or _implausible(block)
+    except RasterError as error:
+        yield str(error)
+    if implausible:
+        yield implausible
+
+
+def _implausible(block: Block) -> str | None:
+    low_m, high_m = PLAUSIBLE_M
+    # NaN compares false on both sides, infinities do not.
+    outside = (block.values < low_m) | (block.values > high_m)
+    if not outside.any():
+        return None
+    band, row, col = np.argwhere(outside)[0]
+    return (
+        f"height is {block.values[band, row, col]} m in band {band + 1} at row {block.row_off + row}, column "
+        f"{block.col_off + col} of {_level_name(block.level)}, expected {low_m} to {high_m} m or NaN"
+    )
+
+
+def _item_problems(path: Path) -> Iterator[str]:
+    item_path = path.with_suffix(".json")
+    if not item_path.exists():
+        return
+    try:
+        item = json.loads(item_path.read_text("utf-8"))
+        asset = next(a for a in item["assets"].values() if Path(unquote(a["href"])).name == path.name)
+        recorded = (asset["file:size"], asset["file:checksum"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+        yield f"{item_path.name} records no size and checksum of {path.name}, expected its STAC item"
+        return
+    found = (path.stat().st_size, "1220" + file_sha256(path))
+    if recorded != found:
+        yield f"size and checksum are {found}, expected {recorded} of {item_path.name}"

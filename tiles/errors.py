@@ -1,0 +1,37 @@
+"""Errors of the tiler, and the root of Canopy's error tree.
+
+::
+
+    CanopyError                 what a user can cause; the command line prints it in one line, exit 1
+    ├── AOIError                the area of interest cannot be read or mapped
+    ├── RasterError             a raster is damaged, or breaks the height profile
+    ├── OutputError             an output cannot be written: disk full, permissions, a foreign file in the way
+    │   └── OutputBusyError     another run works on the same output
+    ├── ImageryError            imagery cannot be read, placed or interpreted       (canopy.errors)
+    │   └── CoverageError       no imagery where the AOI lies                        (canopy.errors)
+    ├── ModelError              a bundle is missing, damaged or foreign              (canopy.errors)
+    ├── ConfigError             a configuration does not hold                        (canopy.errors)
+    └── TrainingError           training data or a training run is unusable          (canopy.errors)
+
+A message says what was found, what was expected and what to do, in one line.
+"""
+
+
+class CanopyError(Exception):
+    """Root of every error that a user can cause."""
+
+
+class AOIError(CanopyError):
+    """The area of interest cannot be read or mapped."""
+
+
+class RasterError(CanopyError):
+    """A raster is damaged, or does not hold to the height profile."""
+
+
+class OutputError(CanopyError):
+    """An output cannot be written."""
+
+
+class OutputBusyError(OutputError):
+    """Another run works on the same output."""

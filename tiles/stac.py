@@ -1,0 +1,235 @@
+"""The STAC item of a height map: what it is, where, of when, made by which model, and the hash of its bytes.
+
+Extensions: projection, raster, file and processing. The machine-learning-model extension (mlm) describes
+*models*: its schema demands the model's inputs, outputs and weights in the item. A map holds none, so it
+names its model in `canopy:model_*` and `processing:lineage` instead.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import rasterio
+import shapely
+import shapely.geometry
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
+from shapely.geometry.base import BaseGeometry
+
+from tiles.cog import UNIT, file_sha256, write_json
+from tiles.errors import RasterError
+
+UNKNOWN = "unknown"
+EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
+"""Start of the interval when the acquisition is unknown: no imagery to map canopies from is older."""
+
+_EXTENSIONS = (
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+)
+_COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
+_BAND = {"data_type": "float32", "nodata": "nan", "unit": UNIT, "raster:sampling": "area"}
+_POINTS_PER_SIDE = 21
+_DAY = timedelta(days=1)
+_SECOND = timedelta(seconds=1)
+
+
+def height_item(
+    path: Path,
+    *,
+    acquisition: str | None,
+    created: datetime,
+    model: Mapping[str, str],
+    imagery: Sequence[str],
+    bands: Sequence[str],
+    version: str,
+    geometry: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe a height map as a STAC 1.1 item.
+
+    An item must carry a time. An instant becomes `datetime`; a day becomes its first second and the interval;
+    a longer span becomes the interval, with `datetime` null; an unknown time becomes the one interval that is
+    certainly true, 1900 to `created`, and `canopy:acquisition_datetime` says "unknown".
+
+    Args:
+        path: The map; the item is meant to lie beside it, so its hrefs are relative.
+        acquisition: Of the imagery, ISO 8601: year, month, day, instant (UTC where it names no offset), or
+            two of these as "a/b". None or "unknown" when nobody knows.
+        created: When the map was made.
+        model: "name", "sha256" and what else identifies the model; each becomes `canopy:model_<key>`.
+        imagery: Identifiers of the imagery; written out, so without secrets.
+        bands: Band names in order.
+        version: Of Canopy.
+        geometry: GeoJSON of the mapped area in longitude and latitude; the outline of the raster by default.
+
+    Returns:
+        A plain JSON object.
+
+    Raises:
+        RasterError: The map cannot be read, or the acquisition cannot be understood.
+    """
+    projection, outline = _georeference(path)
+    area = outline if geometry is None else shapely.geometry.shape(dict(geometry))
+    item = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": list(_EXTENSIONS),
+        "id": path.stem,
+        "geometry": shapely.geometry.mapping(area),
+        "bbox": _bbox(area),
+        "properties": {
+            **_times(acquisition, created),
+            "created": _rfc3339(created),
+            "canopy:acquisition_datetime": acquisition or UNKNOWN,
+            "canopy:imagery": list(imagery),
+            **{f"canopy:model_{key}": value for key, value in model.items()},
+            **projection,
+            **_processing(model, imagery, version),
+        },
+        "links": [],
+        "assets": _assets(path, bands),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(item, allow_nan=False))
+    return plain
+
+
+def write_item(item: Mapping[str, Any], path: Path) -> None:
+    """Write an item durably, all or nothing: written last, it is the commit marker of its map.
+
+    Raises:
+        OutputError: The item cannot be written; `path` is as it was.
+    """
+    write_json(path, dict(item))
+
+
+def _rfc3339(moment: datetime) -> str:
+    utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return utc.replace(microsecond=0, tzinfo=None).isoformat() + "Z"
+
+
+def _times(acquisition: str | None, created: datetime) -> dict[str, str | None]:
+    if acquisition is None or acquisition == UNKNOWN:
+        return {"datetime": None, "start_datetime": _rfc3339(EARLIEST), "end_datetime": _rfc3339(created)}
+    first, _, second = acquisition.partition("/")
+    start, end = _span(first)[0], _span(second or first)[1]
+    if end < start:
+        raise RasterError(f"acquisition is {acquisition!r}, expected the earlier time first; swap the two")
+    if start == end:
+        return {"datetime": _rfc3339(start)}
+    nominal = _rfc3339(start) if end - start < _DAY else None
+    return {"datetime": nominal, "start_datetime": _rfc3339(start), "end_datetime": _rfc3339(end)}
+
+
+def _span(text: str) -> tuple[datetime, datetime]:
+    """First and last second of a year, a month, a day or an instant, in UTC."""
+    text = text.strip()
+    try:
+        if re.fullmatch(r"\d{4}", text):
+            start = datetime(int(text), 1, 1, tzinfo=UTC)
+            return start, start.replace(month=12, day=31) + _DAY - _SECOND
+        if re.fullmatch(r"\d{4}-\d{2}", text):
+            start = datetime(int(text[:4]), int(text[5:]), 1, tzinfo=UTC)
+            return start, (start + 31 * _DAY).replace(day=1) - _SECOND
+        start = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise RasterError(
+            f"acquisition is {text!r}, expected ISO 8601 such as 2020-06-01 or 2019/2021, or 'unknown'; "
+            "correct it"
+        ) from error
+    start = start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
+    is_day = len(text) <= len("2020-06-01")
+    return start, start + _DAY - _SECOND if is_day else start
+
+
+def _georeference(path: Path) -> tuple[dict[str, Any], BaseGeometry]:
+    """The projection fields of a map, and its outline in longitude and latitude."""
+    try:
+        with rasterio.open(path) as src:
+            crs = CRS.from_user_input(src.crs or "")
+            shape, transform, bounds = src.shape, src.transform, src.bounds
+    except (OSError, CRSError) as error:
+        raise RasterError(
+            f"{path}: cannot read its georeference ({error}), expected a height map with a CRS"
+        ) from error
+    authority = crs.to_authority()
+    fields: dict[str, Any] = {
+        "proj:code": ":".join(authority) if authority else None,
+        "proj:shape": list(shape),
+        "proj:transform": list(transform)[:6],
+        "proj:bbox": list(bounds),
+    }
+    if not authority:
+        fields["proj:wkt2"] = crs.to_wkt()
+    return fields, _outline(crs, *bounds)
+
+
+def _outline(crs: CRS, left: float, bottom: float, right: float, top: float) -> BaseGeometry:
+    """The rectangle in longitude and latitude, sides densified, cut at the antimeridian (RFC 7946, 3.1.9)."""
+    ahead = np.linspace(0, 1, _POINTS_PER_SIDE)[:-1]
+    back = 1 - ahead
+    x = left + (right - left) * np.concatenate([ahead, ahead * 0 + 1, back, ahead * 0])
+    y = bottom + (top - bottom) * np.concatenate([ahead * 0, ahead, ahead * 0 + 1, back])
+    lon, lat = Transformer.from_crs(crs, 4326, always_xy=True).transform(x, y)
+    turns = np.unwrap([*lon, lon[0]], period=360)
+    if round((turns[-1] - turns[0]) / 360):
+        south, north = (float(lat.min()), 90.0) if lat.mean() > 0 else (-90.0, float(lat.max()))
+        return shapely.box(-180, south, 180, north)
+    ring = shapely.Polygon(np.column_stack([turns[:-1], lat]))
+    return _cut_at_antimeridian(ring)
+
+
+def _cut_at_antimeridian(ring: shapely.Polygon) -> BaseGeometry:
+    polygons = []
+    for west in (-540, -180, 180):
+        part = shapely.clip_by_rect(ring, west, -90, west + 360, 90)
+        if isinstance(part, shapely.Polygon) and part.area > 0:
+            corners = shapely.get_coordinates(part) - (west + 180, 0)
+            polygons.append(shapely.geometry.polygon.orient(shapely.Polygon(corners.round(7))))
+    return polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
+
+
+def _bbox(area: BaseGeometry) -> list[float]:
+    """West, south, east, north; west is greater than east across the antimeridian (RFC 7946, section 5.2)."""
+    west, south, east, north = shapely.total_bounds(area).tolist()
+    parts = shapely.get_parts(area)
+    lows, highs = shapely.bounds(parts)[:, 0], shapely.bounds(parts)[:, 2]
+    if len(parts) > 1 and west == -180 and east == 180:
+        west, east = float(lows[lows >= 0].min(initial=180)), float(highs[highs <= 0].max(initial=-180))
+    return [west, south, east, north]
+
+
+def _processing(model: Mapping[str, str], imagery: Sequence[str], version: str) -> dict[str, Any]:
+    weights = f" (sha256 {model['sha256']})" if "sha256" in model else ""
+    return {
+        "processing:level": "L4",
+        "processing:software": {"canopy": version},
+        "processing:lineage": (
+            f"Canopy height above ground predicted by model {model.get('name', UNKNOWN)}{weights} "
+            f"from imagery {', '.join(imagery) or UNKNOWN}."
+        ),
+    }
+
+
+def _assets(path: Path, bands: Sequence[str]) -> dict[str, Any]:
+    assets: dict[str, Any] = {
+        "canopy_height": {
+            "href": f"./{quote(path.name)}",
+            "type": _COG_TYPE,
+            "title": "Canopy height above ground",
+            "roles": ["data"],
+            "file:size": path.stat().st_size,
+            "file:checksum": "1220" + file_sha256(path),  # multihash: sha2-256, 32 bytes
+            "bands": [{"name": name, **_BAND} for name in bands],
+        }
+    }
+    style = path.with_suffix(".qml")
+    if style.exists():
+        assets["style"] = {"href": f"./{quote(style.name)}", "title": "QGIS style", "roles": ["style"]}
+    return assets
