@@ -7,12 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["CanopyError", "CanopyModel", "Prediction", "__version__", "load_model", "predict", "predict_array"]
+__all__ = [
+    "CanopyError",
+    "CanopyModel",
+    "Prediction",
+    "__version__",
+    "load_model",
+    "predict",
+]
 
 if TYPE_CHECKING:
     from canopy.errors import CanopyError
     from canopy.models.model import CanopyModel, load_model
-    from canopy.prediction import Prediction, predict, predict_array
+    from canopy.prediction import Prediction, predict
 
 _HOMES = {
     "CanopyError": "canopy.errors",
@@ -20,7 +27,6 @@ _HOMES = {
     "Prediction": "canopy.prediction",
     "load_model": "canopy.models.model",
     "predict": "canopy.prediction",
-    "predict_array": "canopy.prediction",
 }
 
 

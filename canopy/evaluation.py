@@ -1,5 +1,6 @@
 """The metrics of canopy height, on arrays. One definition each; nothing else in Canopy scores heights."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,12 +89,12 @@ def _edge_error(pairs: Sequence[tuple[Heights, Heights]]) -> float | None:
 
 def _sobel(heights: Heights) -> NDArray[np.float64]:
     wide = heights.astype(np.float64)
-    return np.hypot(ndimage.sobel(wide, axis=0), ndimage.sobel(wide, axis=1))
+    return np.asarray(np.hypot(ndimage.sobel(wide, axis=0), ndimage.sobel(wide, axis=1)))
 
 
 def _by_height(error: NDArray[np.float64], truth: NDArray[np.float64]) -> dict[str, dict[str, float | int | None]]:
     table: dict[str, dict[str, float | int | None]] = {}
-    for low, high in zip(HEIGHT_CLASSES_M[:-1], HEIGHT_CLASSES_M[1:], strict=True):
+    for low, high in itertools.pairwise(HEIGHT_CLASSES_M):
         inside = error[(truth >= low) & (truth < high)]
         name = f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g}+"
         table[name] = {

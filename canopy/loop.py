@@ -85,7 +85,7 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices natively: a CPU without AMX or AVX512-BF16 is many times slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 

@@ -73,9 +73,7 @@ def read_pairs(config: PairsConfig) -> Split:
     return Split(tuple(train), tuple(test), digest.hexdigest())
 
 
-def draw_chip(
-    scene: Scene, generator: np.random.Generator, chip_px: int, zoom: float
-) -> tuple[Tensor, Tensor]:
+def draw_chip(scene: Scene, generator: np.random.Generator, chip_px: int, zoom: float) -> tuple[Tensor, Tensor]:
     """Draw a chip at a random place, rotation, reflection and zoom; beyond the scene's border it is mirrored.
 
     Half of the chips are centred on a tree, so that a scene of mostly open ground still teaches crowns.
@@ -101,14 +99,17 @@ def draw_chip(
     height = torch.from_numpy(scene.height_m)[None, None]
     half = chip_px // 2
     return (
-        F.grid_sample(image, _grid(turn, centre, half, chip_px, (rows, cols)), padding_mode="reflection", **_CORNERS)[0],
         F.grid_sample(
-            height, _grid(turn, centre, half, half, (rows, cols)), mode="nearest", padding_mode="reflection", **_CORNERS
+            image, _grid(turn, centre, half, chip_px, (rows, cols)), padding_mode="reflection", align_corners=False
+        )[0],
+        F.grid_sample(
+            height,
+            _grid(turn, centre, half, half, (rows, cols)),
+            mode="nearest",
+            padding_mode="reflection",
+            align_corners=False,
         )[0, 0],
     )
-
-
-_CORNERS = {"align_corners": False}
 
 
 def _grid(turn: NDArray[np.float64], centre: NDArray[np.float64], side: int, px: int, shape: tuple[int, int]) -> Tensor:
@@ -129,7 +130,9 @@ def jitter_colour(image: Tensor, generator: np.random.Generator, strength: float
         strength: 0 leaves the image; 0.25 covers the difference between most sensors and seasons.
     """
     gain = torch.from_numpy(np.exp(generator.normal(0, strength / 2.5, (3, 1, 1)))).float()
-    brightness, contrast, gamma, saturation = np.exp(generator.normal(0, (strength, strength, strength, 1.5 * strength)))
+    brightness, contrast, gamma, saturation = np.exp(
+        generator.normal(0, (strength, strength, strength, 1.5 * strength))
+    )
     haze = generator.uniform(0, strength / 2)
     grey = image.mean(dim=0, keepdim=True)
     image = (grey + (image - grey) * saturation) * gain

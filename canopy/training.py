@@ -70,7 +70,10 @@ def score(net: DPTHeights, scenes: Sequence[Scene]) -> dict[str, Any]:
     for scene, heights in predictions:
         groups.setdefault(scene.group, []).append((scene, heights))
     return {
-        name: {"scenes": len(members), **height_metrics([(h, s.height_m) for s, h in members], members[0][0].cell_m)}
+        name: {
+            "scenes": len(members),
+            **height_metrics([(h, s.height_m) for s, h in members], members[0][0].cell_m),
+        }
         for name, members in groups.items()
     }
 
@@ -79,7 +82,11 @@ def score(net: DPTHeights, scenes: Sequence[Scene]) -> dict[str, Any]:
 def predict_scene(net: DPTHeights, scene: Scene, chip_px: int = 256) -> Heights:
     """Heights of a scene at its own cells, (H, W) float32 metres; mirrored to whole chips, which do not overlap."""
     rows, cols = scene.image.shape[1:]
-    pad = [(0, 0), (0, max(chip_px, -(-rows // 16) * 16) - rows), (0, max(chip_px, -(-cols // 16) * 16) - cols)]
+    pad = [
+        (0, 0),
+        (0, max(chip_px, -(-rows // 16) * 16) - rows),
+        (0, max(chip_px, -(-cols // 16) * 16) - cols),
+    ]
     padded = np.pad(scene.image, pad, mode="symmetric")
     starts = [_starts(length, chip_px) for length in padded.shape[1:]]
     total = np.zeros((padded.shape[1] // 2, padded.shape[2] // 2), np.float32)
@@ -88,11 +95,12 @@ def predict_scene(net: DPTHeights, scene: Scene, chip_px: int = 256) -> Heights:
     for row in starts[0]:
         for col in starts[1]:
             chip = torch.from_numpy(padded[:, row : row + chip_px, col : col + chip_px]).float().div(255)
-            heights = net.bins.height_m(net(chip[None].to(device)))[0].cpu().numpy()
+            chip_m = net.bins.height_m(net(chip[None].to(device)))[0].cpu().numpy()
             where = np.s_[row // 2 : (row + chip_px) // 2, col // 2 : (col + chip_px) // 2]
-            total[where] += heights
+            total[where] += chip_m
             count[where] += 1
-    return (total / count)[: rows // 2, : cols // 2]
+    heights: Heights = (total / count)[: rows // 2, : cols // 2]
+    return heights
 
 
 def _starts(length: int, chip_px: int) -> list[int]:
@@ -137,12 +145,22 @@ def _chances(scenes: Sequence[Scene], config: PairsConfig) -> np.ndarray:
 
 
 def _card(config: TrainConfig, split: Split) -> Card:
-    area = {name: sum(s.height_m.size * s.cell_m**2 for s in part) / 1e4 for name, part in
-            (("train", split.train), ("test", split.test))}
+    area = {
+        name: sum(s.height_m.size * s.cell_m**2 for s in part) / 1e4
+        for name, part in (("train", split.train), ("test", split.test))
+    }
     return Card(
-        name=config.name, architecture=config.architecture, head=config.head, gsd_m=config.gsd_m,
-        chip_px=config.chip_px, mean=config.mean, std=config.std, canopy_version=__version__,
-        licence=config.licence, provisional=config.provisional, notes=config.notes,
+        name=config.name,
+        architecture=config.architecture,
+        head=config.head,
+        gsd_m=config.gsd_m,
+        chip_px=config.chip_px,
+        mean=config.mean,
+        std=config.std,
+        canopy_version=__version__,
+        licence=config.licence,
+        provisional=config.provisional,
+        notes=config.notes,
         training={
             "data_sha256": split.sha256,
             "data_licences": list(config.pairs.licences),

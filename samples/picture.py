@@ -53,9 +53,7 @@ def show(axes: Axes, pixels: NDArray[np.generic], grid: dict[str, object], title
     axes.set_title(title)
     axes.set_xlabel("metres")
     extent = (0, width * metres, height * metres, 0)
-    return axes.imshow(
-        pixels, extent=extent, cmap=colours(), vmin=0, vmax=HEIGHT_RAMP[-1][0], interpolation="nearest"
-    )
+    return axes.imshow(pixels, extent=extent, cmap=colours(), vmin=0, vmax=HEIGHT_RAMP[-1][0], interpolation="nearest")
 
 
 def draw(heights_path: Path, imagery_path: Path, out: Path) -> None:

@@ -27,9 +27,7 @@ def world(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.floa
     metres_per_degree = 111_320.0
     k = 2 * np.pi / WAVE_M
     east, north = lon * metres_per_degree * np.cos(np.radians(45)) * k, lat * metres_per_degree * k
-    return np.stack(
-        [125 + 105 * np.sin(east), 125 + 105 * np.cos(north), 125 + 50 * np.sin(east) + 50 * np.cos(north)]
-    )
+    return np.stack([125 + 105 * np.sin(east), 125 + 105 * np.cos(north), 125 + 50 * np.sin(east) + 50 * np.cos(north)])
 
 
 def world_values(crs: str, transform: Affine, shape: tuple[int, int]) -> NDArray[np.float64]:

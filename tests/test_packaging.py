@@ -37,9 +37,7 @@ def test_wheel_holds_exactly_the_three_packages(wheel: zipfile.ZipFile) -> None:
 
 def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
     sources = {
-        path.relative_to(REPOSITORY).as_posix()
-        for package in PACKAGES
-        for path in (REPOSITORY / package).rglob("*.py")
+        path.relative_to(REPOSITORY).as_posix() for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")
     }
     assert {name for name in wheel.namelist() if name.endswith(".py")} == sources
 

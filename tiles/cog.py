@@ -307,9 +307,7 @@ def _require_same_heights(path: Path, heights: NDArray[np.float32]) -> None:
         rows = slice(block.row_off, block.row_off + block.values.shape[1])
         cols = slice(block.col_off, block.col_off + block.values.shape[2])
         if not np.array_equal(block.values, heights[:, rows, cols], equal_nan=True):
-            raise RasterError(
-                f"the block at row {block.row_off}, column {block.col_off} differs from what was written"
-            )
+            raise RasterError(f"the block at row {block.row_off}, column {block.col_off} differs from what was written")
 
 
 def _wkt(geobox: GeoBox) -> str:

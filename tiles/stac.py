@@ -140,8 +140,7 @@ def _span(text: str) -> tuple[datetime, datetime]:
         start = datetime.fromisoformat(text)
     except ValueError as error:
         raise RasterError(
-            f"acquisition is {text!r}, expected ISO 8601 such as 2020-06-01 or 2019/2021, or 'unknown'; "
-            "correct it"
+            f"acquisition is {text!r}, expected ISO 8601 such as 2020-06-01 or 2019/2021, or 'unknown'; correct it"
         ) from error
     start = start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
     is_day = len(text) <= len("2020-06-01")

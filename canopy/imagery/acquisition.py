@@ -23,9 +23,7 @@ def acquisition(dataset: DatasetReader) -> tuple[str, str] | None:
         tags = dataset.tags(ns=namespace) if namespace else dataset.tags()
         named = {key.upper().replace(".", "_"): value for key, value in tags.items()}
         for key in _KEYS:
-            value = next(
-                (text for name, text in named.items() if name == key or name.endswith(f"_{key}")), ""
-            )
+            value = next((text for name, text in named.items() if name == key or name.endswith(f"_{key}")), "")
             if times := [_iso(match) for match in _DATE.finditer(value)]:
                 return min(times), max(times)
     return None

@@ -51,9 +51,7 @@ def _asked(dataset: DatasetReader, asked: Sequence[int], alpha: int | None) -> B
             f"{dataset.count} (red,green,blue); correct --bands"
         )
     red, green, blue = asked
-    return Bands(
-        (red, green, blue), alpha if alpha not in asked else None, f"bands {_join(asked)} (as asked)"
-    )
+    return Bands((red, green, blue), alpha if alpha not in asked else None, f"bands {_join(asked)} (as asked)")
 
 
 def _by_name(names: Sequence[str | None]) -> tuple[int, int, int] | None:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from canopy.errors import ImageryError
 
-SUFFIXES = frozenset(
-    {".tif", ".tiff", ".vrt", ".jp2", ".j2k", ".img", ".png", ".jpg", ".jpeg", ".ntf", ".nitf"}
-)
+SUFFIXES = frozenset({".tif", ".tiff", ".vrt", ".jp2", ".j2k", ".img", ".png", ".jpg", ".jpeg", ".ntf", ".nitf"})
 REMOTE = ("http://", "https://", "s3://", "gs://", "az://", "/vsi")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
 _VRT_MEMBER_TAGS = ("SourceFilename", "SourceDataset")
@@ -102,9 +100,7 @@ def _vrt_members(vrt: str, parents: frozenset[str]) -> tuple[str, ...]:
     try:
         tree = ElementTree.parse(vrt)
     except (ElementTree.ParseError, OSError) as error:
-        raise ImageryError(
-            f"{vrt}: not a readable VRT ({error}); build it again with gdalbuildvrt"
-        ) from error
+        raise ImageryError(f"{vrt}: not a readable VRT ({error}); build it again with gdalbuildvrt") from error
     members: list[str] = []
     for element in (found for tag in _VRT_MEMBER_TAGS for found in tree.iter(tag)):
         member = _member_path(vrt, element)

@@ -72,9 +72,7 @@ def place(dataset: DatasetReader) -> Placement:
     if not referenced and not gcps:
         raise ImageryError(_unplaced(name, bool(dataset.rpcs)))
     if referenced and dataset.transform.is_degenerate:
-        raise ImageryError(
-            f"{name}: its pixels have no area, expected a regular transform; georeference it again"
-        )
+        raise ImageryError(f"{name}: its pixels have no area, expected a regular transform; georeference it again")
     crs = dataset.crs if referenced else gcp_crs
     if not crs:
         raise ImageryError(

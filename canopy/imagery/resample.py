@@ -198,9 +198,7 @@ def read_aligned(
     return part, values, valid
 
 
-def _read(
-    dataset: DatasetReader, scene: Scene, source: Region, collar: Collar | None
-) -> tuple[Values, Mask | None]:
+def _read(dataset: DatasetReader, scene: Scene, source: Region, collar: Collar | None) -> tuple[Values, Mask | None]:
     window = Window(source.col, source.row, source.width, source.height)
     values, valid = read_window(dataset, scene, window)
     covered = collar.covers(values, source.row, source.col) if collar else None
@@ -209,9 +207,7 @@ def _read(
     return values, ~covered if valid is None else valid & ~covered
 
 
-def warp_block(
-    dataset: DatasetReader, resampler: Resampler, block: Region, collar: Collar | None
-) -> Rgb | None:
+def warp_block(dataset: DatasetReader, resampler: Resampler, block: Region, collar: Collar | None) -> Rgb | None:
     """Resamples a file to one block of the lattice.
 
     Downsampling by 2 or more averages the source pixels under a pixel; else cubic convolution, widened to the

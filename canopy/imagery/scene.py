@@ -166,9 +166,7 @@ def _finite(stored: Values) -> Mask | None:
     return np.asarray(np.isfinite(stored).all(axis=0))
 
 
-def _unmasked(
-    dataset: DatasetReader, scene: Scene, window: Window, shape: tuple[int, int] | None
-) -> Mask | None:
+def _unmasked(dataset: DatasetReader, scene: Scene, window: Window, shape: tuple[int, int] | None) -> Mask | None:
     if scene.bands.alpha is not None:
         return np.asarray(dataset.read(scene.bands.alpha, window=window, out_shape=shape) > 0)
     if scene.has_mask:

@@ -97,9 +97,7 @@ def open_imagery(
     return RasterImagery(scenes, choose_rescale(samples, scenes[0].dtype, scale), datetime)
 
 
-def _inspect(
-    path: str, bands: Sequence[int] | None, sampled: bool
-) -> tuple[Scene, NDArray[np.generic] | None]:
+def _inspect(path: str, bands: Sequence[int] | None, sampled: bool) -> tuple[Scene, NDArray[np.generic] | None]:
     stamps = stamp(path)
     with quiet(), gdal(path), open_dataset(path) as dataset:
         if dataset.count == 0:

@@ -30,7 +30,11 @@ class DPTHeights(nn.Module):
     def __init__(self, card: Card, drop_path: float = 0.0) -> None:
         super().__init__()
         arch = card.architecture
-        encoder_args: dict[str, Any] = {"img_size": card.chip_px, "dynamic_img_size": True, **arch.encoder_args}
+        encoder_args: dict[str, Any] = {
+            "img_size": card.chip_px,
+            "dynamic_img_size": True,
+            **arch.encoder_args,
+        }
         self.dpt = smp.DPT(
             f"tu-{arch.encoder}",
             encoder_weights=None,
@@ -43,9 +47,7 @@ class DPTHeights(nn.Module):
         )
         width = arch.fusion_channels
         self.dpt.segmentation_head = nn.Identity()
-        self.head = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, card.head.bins, 1)
-        )
+        self.head = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, card.head.bins, 1))
         self.bins = SqrtBins(card.head.bins, card.head.max_m)
         for name, values in (("mean", card.mean), ("std", card.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)

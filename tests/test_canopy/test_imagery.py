@@ -95,9 +95,7 @@ def home(crs: str) -> tuple[float, float]:
 def test_values_come_from_their_true_place(tmp_path: Path, source: str, target: str) -> None:
     crs, step = PLACES[source]
     x, y = home(crs)
-    path = make_raster(
-        tmp_path / "a.tif", crs=crs, origin=(x, y), resolution=step, shape=(160, 160), pattern="world"
-    )
+    path = make_raster(tmp_path / "a.tif", crs=crs, origin=(x, y), resolution=step, shape=(160, 160), pattern="world")
     utm = "EPSG:32618" if source == "survey foot" else UTM
     out_crs = {"utm zone": utm, "mercator": "EPSG:3857"}.get(target, crs)
     out_step = {"utm zone": 0.5, "mercator": 0.6, "coarser": 2.5 * step}.get(target, step)
@@ -117,9 +115,7 @@ def test_unusual_transforms(tmp_path: Path, case: str) -> None:
         "south-up": Affine(0.5, 0, X, 0, 0.5, Y - 80),
         "non-square": Affine(0.25, 0, X, 0, -0.5, Y),
     }.get(case, placed)
-    path = make_raster(
-        tmp_path / "a.tif", transform=transform, shape=(160, 200), pattern="world", gcps=case == "gcps"
-    )
+    path = make_raster(tmp_path / "a.tif", transform=transform, shape=(160, 200), pattern="world", gcps=case == "gcps")
     geobox = grid((40, 40), origin=(X + 20, Y - 20))
     truth = world_values(UTM, geobox.affine, geobox.shape)
     np.testing.assert_allclose(read(path, geobox) * 255, truth, atol=2.5)
@@ -251,9 +247,7 @@ def test_invalid_pixels_never_bleed(tmp_path: Path) -> None:
     values[:, 20:40, 20:40] = 7
     path = make_raster(tmp_path / "a.tif", values=values, nodata=7, shape=(60, 60))
     for step, shift in [(0.5, 0.2), (0.3, 0.0), (0.7, 0.1), (1.3, 0.1)]:
-        image = read(
-            path, grid((int(20 / step), int(20 / step)), resolution=step, origin=(X + 5 + shift, Y - 5))
-        )
+        image = read(path, grid((int(20 / step), int(20 / step)), resolution=step, origin=(X + 5 + shift, Y - 5)))
         assert np.isnan(image).any()
         np.testing.assert_allclose(image[np.isfinite(image)], 100 / 255, rtol=3e-7)
 
@@ -289,9 +283,7 @@ def test_declared_holes(tmp_path: Path, dtype: str, kind: str) -> None:
     else:
         options = {"mask": valid}
     path = make_raster(tmp_path / "a.tif", dtype=dtype, **options)
-    np.testing.assert_array_equal(
-        np.isfinite(read(path, scale=(0, 255))), np.broadcast_to(valid, (3, *SHAPE))
-    )
+    np.testing.assert_array_equal(np.isfinite(read(path, scale=(0, 255))), np.broadcast_to(valid, (3, *SHAPE)))
 
 
 def test_zero_is_a_value_unless_declared(tmp_path: Path) -> None:
@@ -498,9 +490,7 @@ def test_scenes_of_different_crs(tmp_path: Path) -> None:
     x, y = at("EPSG:3857", X + 60, Y)
     make_raster(tmp_path / "d" / "b.tif", crs="EPSG:3857", origin=(x, y), resolution=0.7, pattern="constant")
     image = read(tmp_path / "d", grid((80, 200), origin=(X + 5, Y - 5)))
-    np.testing.assert_allclose(
-        image, np.broadcast_to(np.array(LEVELS)[:, None, None] / 255, image.shape), rtol=3e-7
-    )
+    np.testing.assert_allclose(image, np.broadcast_to(np.array(LEVELS)[:, None, None] / 255, image.shape), rtol=3e-7)
 
 
 def test_more_files_than_handles(tmp_path: Path) -> None:
@@ -547,8 +537,7 @@ def test_dates_of_several_files_are_a_range_and_can_be_given(tmp_path: Path) -> 
 def test_describe_is_one_line(tmp_path: Path) -> None:
     text = open_imagery(make_raster(tmp_path / "a.tif")).describe()
     assert text == (
-        "1 file, 128 x 96 px, GSD 0.5 m, EPSG:32631, bands 1,2,3 (colour interpretation), "
-        "values 0..255 -> 0..1 (8-bit)"
+        "1 file, 128 x 96 px, GSD 0.5 m, EPSG:32631, bands 1,2,3 (colour interpretation), values 0..255 -> 0..1 (8-bit)"
     )
 
 

@@ -15,9 +15,7 @@ def lattices(draw: st.DrawFn) -> ChipLattice:
     return ChipLattice(chip_px, draw(st.integers(0, chip_px // 2)))
 
 
-windows = st.builds(
-    PixelWindow, st.integers(-200, 200), st.integers(-200, 200), st.integers(1, 60), st.integers(1, 60)
-)
+windows = st.builds(PixelWindow, st.integers(-200, 200), st.integers(-200, 200), st.integers(1, 60), st.integers(1, 60))
 
 
 def chip_heights(row, col, chip_px, bands=1):

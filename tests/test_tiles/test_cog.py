@@ -379,9 +379,7 @@ def test_overviews_ignore_nodata_and_keep_bare_ground(tmp_path):
 def test_same_tiles_give_the_same_bytes(tmp_path):
     heights = forest(900, 800, count=3)
     first = make_map(tmp_path, heights, UNCERTAINTY_BANDS, name="first.tif")
-    again = make_map(
-        tmp_path, heights, UNCERTAINTY_BANDS, name="again.tif", tags=dict(reversed(TAGS.items()))
-    )
+    again = make_map(tmp_path, heights, UNCERTAINTY_BANDS, name="again.tif", tags=dict(reversed(TAGS.items())))
     assert first.read_bytes() == again.read_bytes()
 
 
@@ -433,8 +431,7 @@ def block_extent(path, level):
     with rasterio.open(path) as src:
         at_level = {"ovr": level - 1} if level else {}
         return tuple(
-            int(src.get_tag_item(f"BLOCK_{key}_0_0", "TIFF", bidx=1, **at_level))
-            for key in ("OFFSET", "SIZE")
+            int(src.get_tag_item(f"BLOCK_{key}_0_0", "TIFF", bidx=1, **at_level)) for key in ("OFFSET", "SIZE")
         )
 
 
@@ -478,9 +475,7 @@ def test_blocks_never_written_are_found(tmp_path):
     """What a killed writer leaves: a file that opens and reads as nodata everywhere."""
     path = tmp_path / "sparse.tif"
     profile = {"driver": "GTiff", "dtype": "float32", "count": 1, "nodata": math.nan, "sparse_ok": True}
-    with rasterio.open(
-        path, "w", height=600, width=600, crs="EPSG:32633", transform=UTM, tiled=True, **profile
-    ):
+    with rasterio.open(path, "w", height=600, width=600, crs="EPSG:32633", transform=UTM, tiled=True, **profile):
         pass
     with pytest.raises(RasterError, match="row 0, column 0 of the full resolution was never written"):
         list(read_every_block(path))

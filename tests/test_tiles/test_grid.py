@@ -321,9 +321,7 @@ def test_read_refuses_a_missing_crs(write):
 
 
 def test_read_refuses_a_local_crs(write):
-    local = (
-        'ENGCRS["site",EDATUM["site"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["metre",1]]'
-    )
+    local = 'ENGCRS["site",EDATUM["site"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["metre",1]]'
     assert "expected a place on earth" in refusal(write(SQUARE, crs=local))
 
 
@@ -377,9 +375,7 @@ def test_read_refuses_an_empty_file(write_text, name):
     assert "0 bytes" in refusal(write_text("", name=name))
 
 
-@pytest.mark.parametrize(
-    "name", ["area.geojson", "area.kmz", "area.kml", "area.shp", "area.gpkg", "area.txt"]
-)
+@pytest.mark.parametrize("name", ["area.geojson", "area.kmz", "area.kml", "area.shp", "area.gpkg", "area.txt"])
 def test_read_refuses_garbage(write_text, name):
     assert "cannot be read" in refusal(write_text("no\nvectors\n", name=name))
 
@@ -570,9 +566,7 @@ def test_rasterize_is_the_same_through_any_window(aoi, resolution, data):
     window = lattice.window(aoi).pad(3)
     whole = rasterize(aoi, lattice.geobox(window))
     row, col = (data.draw(st.integers(0, size - 1)) for size in window.shape)
-    height, width = (
-        data.draw(st.integers(1, size - at)) for size, at in zip(window.shape, (row, col), strict=True)
-    )
+    height, width = (data.draw(st.integers(1, size - at)) for size, at in zip(window.shape, (row, col), strict=True))
     part = PixelWindow(window.row0 + row, window.col0 + col, height, width)
     expected = whole[row : row + height, col : col + width]
     assert (rasterize(aoi, lattice.geobox(part)) == expected).all()

@@ -30,9 +30,7 @@ def make_map(tmp_path):
     def make(transform=UTM[0], crs=UTM[1], shape=(40, 60), name="höhe 1.tif"):
         path = tmp_path / name
         profile = {"driver": "GTiff", "dtype": "float32", "count": 1, "nodata": math.nan}
-        with rasterio.open(
-            path, "w", height=shape[0], width=shape[1], crs=crs, transform=transform, **profile
-        ) as out:
+        with rasterio.open(path, "w", height=shape[0], width=shape[1], crs=crs, transform=transform, **profile) as out:
             out.write(np.ones((1, *shape), np.float32))
         return path
 
@@ -63,9 +61,7 @@ def times(item):
     return tuple(item["properties"].get(key) for key in ("datetime", "start_datetime", "end_datetime"))
 
 
-@pytest.mark.parametrize(
-    "acquisition", [None, "unknown", "2019", "2020-06-01", "2020-06-01T10:00:00Z", "2019/2021-03"]
-)
+@pytest.mark.parametrize("acquisition", [None, "unknown", "2019", "2020-06-01", "2020-06-01T10:00:00Z", "2019/2021-03"])
 def test_item_is_legal_and_survives_pystac(make_map, acquisition):
     item = item_of(make_map(), acquisition=acquisition)
     assert core_errors(item) == []
@@ -206,9 +202,7 @@ def test_pole_is_inside(make_map):
 
 
 def test_given_geometry_is_kept(make_map):
-    area = shapely.geometry.mapping(
-        shapely.MultiPolygon([shapely.box(179, 1, 180, 2), shapely.box(-180, 1, -178, 2)])
-    )
+    area = shapely.geometry.mapping(shapely.MultiPolygon([shapely.box(179, 1, 180, 2), shapely.box(-180, 1, -178, 2)]))
     item = item_of(make_map(), geometry=area)
     assert item["geometry"] == json.loads(json.dumps(area))
     assert item["bbox"] == [179, 1, -178, 2]

@@ -1,0 +1,201 @@
+"""The engine's invariants, with a cheap model that has a true receptive field, and real runs over files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odc.geo.geom import box
+from rasters import make_raster
+
+import canopy.prediction as engine
+from canopy.bundle import Card
+from canopy.errors import AOIError, CoverageError, ImageryError, OutputBusyError, OutputError
+from canopy.prediction import ChipEngine, fill_unknown, predict
+from tiles.blend import ChipLattice
+from tiles.cog import validate
+from tiles.grid import PixelWindow
+
+CARD = Card(
+    name="mean-of-green",
+    gsd_m=0.5,
+    chip_px=64,
+    mean=(0, 0, 0),
+    std=(1, 1, 1),
+    canopy_version="0",
+    licence="none",
+    provisional=True,
+)
+
+
+class MeanOfGreen:
+    """Height is 40 m times the mean green over 9 x 9 px: a true receptive field, and a constant stays constant."""
+
+    card = CARD
+    sha256 = "0" * 64
+
+    def predict(self, image: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(image[:, 1:2].double(), (4, 4, 4, 4), mode="replicate")
+        return (40 * F.avg_pool2d(padded, 9, stride=1))[:, 0].float()
+
+
+def ground(window: PixelWindow, seed: int = 7) -> np.ndarray:
+    """Image (3, H, W) whose values depend on the place on the lattice alone."""
+    rows, cols = np.meshgrid(np.arange(window.row0, window.row1), np.arange(window.col0, window.col1), indexing="ij")
+    noise = (np.sin(rows * 12.9898 + cols * 78.233 + seed) * 43758.5453) % 1
+    return np.repeat(noise[None], 3, axis=0).astype(np.float32)
+
+
+def run(core: PixelWindow, *, holes: bool = False) -> np.ndarray:
+    window = core.pad(128)
+    image = ground(window)
+    if holes:
+        image[:, ground(window, seed=3)[0] < 0.3] = np.nan
+    chips = ChipLattice(CARD.chip_px, 16)
+    return ChipEngine(MeanOfGreen(), chips).heights(image, window, np.ones(core.shape, bool), core)
+
+
+@settings(max_examples=15, deadline=None)
+@given(row=st.integers(-300, 300), col=st.integers(-300, 300), cut=st.integers(1, 119), holes=st.booleans())
+def test_two_tiles_are_one_tile_to_the_bit(row: int, col: int, cut: int, holes: bool) -> None:
+    whole = run(PixelWindow(row, col, 90, 120), holes=holes)
+    west = run(PixelWindow(row, col, 90, cut), holes=holes)
+    east = run(PixelWindow(row, col + cut, 90, 120 - cut), holes=holes)
+    np.testing.assert_array_equal(np.hstack([west, east]), whole)
+
+
+def test_the_cache_changes_nothing() -> None:
+    chips = ChipLattice(CARD.chip_px, 16)
+    warm = ChipEngine(MeanOfGreen(), chips)
+    for core in (PixelWindow(0, 0, 100, 100), PixelWindow(0, 100, 100, 100)):
+        window = core.pad(128)
+        made = warm.heights(ground(window), window, np.ones(core.shape, bool), core)
+        np.testing.assert_array_equal(made, run(core))
+
+
+def test_unknown_pixels_stay_unknown_and_do_not_leak() -> None:
+    core = PixelWindow(0, 0, 100, 100)
+    window = core.pad(128)
+    image = np.full((3, *window.shape), 0.25, np.float32)
+    image[:, 140:170, 150:190] = np.nan
+    chips = ChipLattice(CARD.chip_px, 16)
+    heights = ChipEngine(MeanOfGreen(), chips).heights(image, window, np.ones(core.shape, bool), core)
+    hole = np.isnan(image[0])[core.slices_in(window)]
+    assert np.isnan(heights[hole]).all()
+    np.testing.assert_array_equal(heights[~hole], np.float32(10.0))
+
+
+def test_fill_takes_the_nearest_known_value() -> None:
+    chip = np.full((3, 4, 4), np.nan, np.float32)
+    chip[:, 0, 0], chip[:, 3, 3] = 0.2, 0.8
+    filled = fill_unknown(chip)
+    assert filled[0, 1, 0] == np.float32(0.2)
+    assert filled[2, 2, 3] == np.float32(0.8)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    return make_raster(
+        tmp_path / "scene.tif",
+        crs="EPSG:32612",
+        origin=(500000, 4900100),
+        resolution=0.5,
+        shape=(200, 200),
+        pattern="noise",
+    )
+
+
+AREA = box(500010, 4900010, 500090, 4900080, "EPSG:32612")
+
+
+def test_predict_writes_a_valid_map_with_its_companions(scene: Path, tmp_path: Path) -> None:
+    made = predict(AREA, scene, MeanOfGreen(), tmp_path / "out.tif")
+    assert validate(made.path) == ()
+    assert (tmp_path / "out.qml").is_file()
+    item = json.loads((tmp_path / "out.json").read_text())
+    assert item["properties"]["canopy:acquisition_datetime"] == "unknown"
+    assert not (tmp_path / "out.tif.partial").exists()
+
+
+def test_interrupted_run_goes_on_to_the_same_bytes(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "TILE_PX", 64)
+    whole = predict(AREA, scene, MeanOfGreen(), tmp_path / "whole.tif")
+
+    def stop(progress: engine.Progress) -> None:
+        if progress.tiles_done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(AREA, scene, MeanOfGreen(), tmp_path / "cut.tif", report=stop)
+    assert not (tmp_path / "cut.tif").exists()
+    resumed = predict(AREA, scene, MeanOfGreen(), tmp_path / "cut.tif")
+    assert resumed.tiles_resumed >= 2
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_second_run_on_one_output_stops(scene: Path, tmp_path: Path) -> None:
+    def again(progress: engine.Progress) -> None:
+        with pytest.raises(OutputBusyError, match="another run works on"):
+            predict(AREA, scene, MeanOfGreen(), tmp_path / "out.tif")
+
+    assert predict(AREA, scene, MeanOfGreen(), tmp_path / "out.tif", report=again).tiles_done == 1
+
+
+def test_work_of_another_plan_is_not_mixed_in(scene: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.tif.partial"
+    folder.mkdir()
+    (folder / "plan").write_text("another")
+    with pytest.raises(OutputError, match="--overwrite"):
+        predict(AREA, scene, MeanOfGreen(), tmp_path / "out.tif")
+    assert predict(AREA, scene, MeanOfGreen(), tmp_path / "out.tif", overwrite=True).path.is_file()
+
+
+def test_existing_output_is_kept(scene: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.tif").write_text("precious")
+    with pytest.raises(OutputError, match="exists"):
+        predict(AREA, scene, MeanOfGreen(), tmp_path / "out.tif")
+    assert (tmp_path / "out.tif").read_text() == "precious"
+
+
+def test_aoi_elsewhere_is_refused(scene: Path, tmp_path: Path) -> None:
+    far = box(600010, 4900010, 600090, 4900080, "EPSG:32612")
+    with pytest.raises(CoverageError, match="no imagery over the AOI"):
+        predict(far, scene, MeanOfGreen(), tmp_path / "out.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_coarse_imagery_is_refused(tmp_path: Path) -> None:
+    coarse = make_raster(
+        tmp_path / "coarse.tif",
+        crs="EPSG:32612",
+        origin=(500000, 4900100),
+        resolution=10,
+        shape=(20, 20),
+        pattern="noise",
+    )
+    with pytest.raises(ImageryError, match="too coarse"):
+        predict(AREA, coarse, MeanOfGreen(), tmp_path / "out.tif")
+
+
+def test_mercator_is_refused_as_an_output_grid(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(AOIError, match="true distances"):
+        predict(AREA, scene, MeanOfGreen(), tmp_path / "out.tif", crs="EPSG:3857")
+
+
+def test_bundled_model_is_the_same_to_the_bit_through_one_tile_or_four(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rasterio
+
+    one = predict(AREA, scene, out=tmp_path / "one.tif")
+    monkeypatch.setattr(engine, "TILE_PX", 100)
+    four = predict(AREA, scene, out=tmp_path / "four.tif")
+    assert four.tiles_done > 1
+    with rasterio.open(one.path) as a, rasterio.open(four.path) as b:
+        np.testing.assert_array_equal(a.read(1), b.read(1))
