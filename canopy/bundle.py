@@ -53,7 +53,7 @@ class Card(_Frozen):
     head: HeightHead = HeightHead()
     bands: tuple[str, ...] = ("red", "green", "blue")
     gsd_m: float = Field(gt=0)
-    chip_px: int = Field(gt=0, multiple_of=16)
+    chip_px: int = Field(gt=0, multiple_of=32)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     units: Literal["m"] = "m"

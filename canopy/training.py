@@ -84,8 +84,8 @@ def predict_scene(net: DPTHeights, scene: Scene, chip_px: int = 256) -> Heights:
     rows, cols = scene.image.shape[1:]
     pad = [
         (0, 0),
-        (0, max(chip_px, -(-rows // 16) * 16) - rows),
-        (0, max(chip_px, -(-cols // 16) * 16) - cols),
+        (0, max(chip_px, -(-rows // 32) * 32) - rows),
+        (0, max(chip_px, -(-cols // 32) * 32) - cols),
     ]
     padded = np.pad(scene.image, pad, mode="symmetric")
     starts = [_starts(length, chip_px) for length in padded.shape[1:]]
@@ -99,8 +99,7 @@ def predict_scene(net: DPTHeights, scene: Scene, chip_px: int = 256) -> Heights:
             where = np.s_[row // 2 : (row + chip_px) // 2, col // 2 : (col + chip_px) // 2]
             total[where] += chip_m
             count[where] += 1
-    heights: Heights = (total / count)[: rows // 2, : cols // 2]
-    return heights
+    return (total / count)[: rows // 2, : cols // 2].astype(np.float32)
 
 
 def _starts(length: int, chip_px: int) -> list[int]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from canopy.bundle import Card
 from canopy.models.heads import SqrtBins
 
-PATCH_PX = 16
+MULTIPLE_PX = 32
+"""Sides of an image: the decoder halves the 16 px patches once more."""
 
 
 class DPTHeights(nn.Module):
@@ -56,7 +57,7 @@ class DPTHeights(nn.Module):
         """Logits over height bins.
 
         Args:
-            image: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of 16.
+            image: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of 32.
 
         Returns:
             (B, bins, H / 2, W / 2) logits.
@@ -67,7 +68,7 @@ class DPTHeights(nn.Module):
     def height_m(self, image: Tensor) -> Tensor:
         """Heights: (B, 3, H, W) image in [0, 1] to (B, H, W) float32 metres; any H and W (padding is cropped)."""
         height, width = image.shape[-2:]
-        pad = (0, -width % PATCH_PX, 0, -height % PATCH_PX)
+        pad = (0, -width % MULTIPLE_PX, 0, -height % MULTIPLE_PX)
         padded = F.pad(image, pad, mode="replicate") if any(pad) else image
         half = self.bins.height_m(self(padded))
         full = F.interpolate(half[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]

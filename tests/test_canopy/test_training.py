@@ -1,0 +1,222 @@
+"""Bins, losses, metrics, the loop and bundles, against plain numpy and against themselves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from canopy.bundle import Card, find_bundle, read_bundle, read_card, save_bundle
+from canopy.config import LoopConfig, PairsConfig, TrainConfig, load_config
+from canopy.errors import ConfigError, ModelError, TrainingError
+from canopy.evaluation import height_metrics
+from canopy.loop import fit, learning_rate
+from canopy.losses import charbonnier, gradient_loss, histogram_loss
+from canopy.models.dpt import DPTHeights
+from canopy.models.heads import SqrtBins
+from canopy.models.model import load_model
+from canopy.scenes import Scene, draw_chip, read_pairs
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def card(**changes: Any) -> Card:
+    values: dict[str, Any] = {
+        "name": "tiny", "gsd_m": 0.5, "chip_px": 32, "mean": (0.5,) * 3, "std": (0.2,) * 3,
+        "canopy_version": "0", "licence": "none", "provisional": True,
+    }  # fmt: skip
+    return Card(**{**values, **changes})
+
+
+def test_bins_decode_the_mean_of_their_distribution() -> None:
+    bins = SqrtBins(4, 16.0)
+    np.testing.assert_allclose(bins.centres_m.numpy(), [0.5, 2.5, 6.5, 12.5])
+    logits = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4])).view(1, 4, 1, 1)
+    assert bins.height_m(logits).item() == pytest.approx(0.05 + 0.5 + 1.95 + 5.0)
+
+
+def test_histogram_loss_is_least_at_the_true_height() -> None:
+    bins = SqrtBins(64, 70.0)
+    height = torch.full((1, 1, 1), 12.0)
+    known = torch.ones(1, 1, 1, dtype=torch.bool)
+    at = [
+        histogram_loss(-((torch.arange(64.0) + 0.5 - bins.position(torch.tensor(h))) ** 2).view(1, 64, 1, 1),
+                       height, known, bins).item()
+        for h in (6.0, 12.0, 20.0)
+    ]  # fmt: skip
+    assert at[1] < at[0]
+    assert at[1] < at[2]
+
+
+def test_losses_ignore_unknown_cells() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pred = torch.rand(2, 8, 8, generator=generator) * 20
+    truth = torch.rand(2, 8, 8, generator=generator) * 20
+    known = torch.rand(2, 8, 8, generator=generator) > 0.3
+    spoilt = torch.where(known, truth, torch.nan)
+    for loss in (charbonnier, gradient_loss):
+        assert torch.equal(loss(pred, truth, known), loss(pred, spoilt, known))
+
+
+def test_charbonnier_equals_numpy() -> None:
+    pred, truth = torch.tensor([[[1.0, 5.0]]]), torch.tensor([[[4.0, 5.0]]])
+    expected = (np.sqrt(9 + 0.01) - 0.1) / 2
+    assert charbonnier(pred, truth, torch.ones(1, 1, 2, dtype=torch.bool)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_loss_of_a_shifted_height_is_zero() -> None:
+    truth = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(1))
+    known = torch.ones(1, 8, 8, dtype=torch.bool)
+    assert gradient_loss(truth + 3, truth, known).item() == pytest.approx(0, abs=1e-6)
+    assert gradient_loss(2 * truth, truth, known).item() > 0.1
+
+
+def test_metrics_equal_their_definitions() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.uniform(-1, 40, (60, 90)).astype(np.float32)
+    pred = (truth + generator.normal(1, 2, truth.shape)).astype(np.float32)
+    pred[5, 5] = truth[7, 7] = np.nan
+    made = height_metrics([(pred, truth)], resolution_m=1.0)
+    known = ~np.isnan(pred) & ~np.isnan(truth)
+    p, t = pred[known].astype(float), np.maximum(truth[known].astype(float), 0)
+    assert made["n_px"] == 60 * 90 - 2
+    assert made["mae_m"] == pytest.approx(np.abs(p - t).mean())
+    assert made["bias_m"] == pytest.approx((p - t).mean())
+    assert made["rmse_m"] == pytest.approx(np.sqrt(((p - t) ** 2).mean()))
+    assert made["r2"] == pytest.approx(1 - ((p - t) ** 2).sum() / ((t - t.mean()) ** 2).sum())
+    assert made["skill"] == pytest.approx(1 - np.abs(p - t).mean() / np.abs(t - np.median(t)).mean())
+    assert sum(row["n_px"] for row in made["by_height"].values()) == made["n_px"]
+
+
+def test_a_perfect_map_scores_perfectly() -> None:
+    truth = np.random.default_rng(0).uniform(0, 40, (64, 64)).astype(np.float32)
+    made = height_metrics([(truth, truth)], resolution_m=1.0)
+    assert (made["mae_m"], made["r2"], made["block_r2"], made["edge_error"], made["skill"]) == (0, 1, 1, 0, 1)
+
+
+def train_line(run: Path, steps: int, *, resume: bool = False) -> nn.Module:
+    """Fit a line by the loop, with dropout so that random state counts."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def batch(number: int) -> Tensor:
+        return torch.randn(16, 4, generator=torch.Generator().manual_seed(number))
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        return (model(x)[:, 0] - x.sum(dim=1)).square().mean()
+
+    config = LoopConfig(steps=10, lr=0.01, warmup_steps=2, checkpoint_every=5, evaluate_every=5, amp=False)
+
+    def stop(entry: dict[str, Any]) -> None:
+        if "loss" in entry and entry["step"] == steps:
+            raise KeyboardInterrupt
+
+    return fit(net, loss, batch, config, run, resume=resume, evaluate=lambda model, step: {}, report=stop)
+
+
+def test_a_resumed_run_ends_at_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = train_line(tmp_path / "whole", 99)
+    with pytest.raises(KeyboardInterrupt):
+        train_line(tmp_path / "cut", 7)
+    resumed = train_line(tmp_path / "cut", 99, resume=True)
+    for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert len((tmp_path / "cut" / "log.jsonl").read_text().splitlines()) == 12
+
+
+def test_nan_loss_stops_the_run(tmp_path: Path) -> None:
+    net = nn.Linear(1, 1)
+    config = LoopConfig(steps=2)
+    with pytest.raises(TrainingError, match="loss is nan at step 0"):
+        fit(net, lambda model, x: model(x).sum() * torch.nan, lambda number: torch.ones(1, 1), config, tmp_path,
+            resume=False, evaluate=lambda model, step: {}, report=lambda entry: None)  # fmt: skip
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = LoopConfig(steps=100, lr=1.0, warmup_steps=10)
+    assert learning_rate(0, config) == pytest.approx(0.1)
+    assert learning_rate(10, config) == pytest.approx(1.0)
+    assert learning_rate(55, config) == pytest.approx(0.5)
+
+
+def test_bundle_keeps_weights_and_card(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = DPTHeights(card()).eval()
+    path = tmp_path / "tiny.safetensors"
+    save_bundle(path, card(), {name: value.numpy() for name, value in net.state_dict().items()})
+    image = torch.rand(2, 3, 48, 40, generator=torch.Generator().manual_seed(0))
+    model = load_model(path, device="cpu")
+    with torch.inference_mode():
+        assert torch.equal(model.predict(image), net.height_m(image))
+    assert model.predict(image).shape == (2, 48, 40)
+    assert read_card(path) == card()
+    assert len(read_bundle(path)[2]) == 64
+
+
+def test_bundle_with_a_missing_weight_is_refused(tmp_path: Path) -> None:
+    weights = {name: value.numpy() for name, value in DPTHeights(card()).state_dict().items()}
+    weights.pop("head.0.weight")
+    save_bundle(tmp_path / "cut.safetensors", card(), weights)
+    with pytest.raises(ModelError, match=r"weights do not fit .*head\.0\.weight"):
+        load_model(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_foreign_files_are_no_bundles(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="not a model bundle"):
+        read_card(tmp_path / "x.safetensors")
+
+
+def test_nan_image_is_refused() -> None:
+    with pytest.raises(ModelError, match="NaN"):
+        load_model().predict(torch.full((1, 3, 32, 32), torch.nan))
+
+
+def test_unknown_model_names_the_bundled_ones() -> None:
+    with pytest.raises(ModelError, match="canopy-small"):
+        find_bundle("canopy-huge")
+
+
+def test_config_faults_are_one_line(tmp_path: Path) -> None:
+    path = CONFIGS / "train-small.yaml"
+    assert load_config(path, TrainConfig, ("loop.steps=7",)).loop.steps == 7
+    for override, message in (("loop.steps=-1", "loop.steps"), ("colours=1", "colours"), ("x", "a.b=value")):
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_config(path, TrainConfig, (override,))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "none.yaml", TrainConfig)
+
+
+def test_chips_keep_image_and_heights_together() -> None:
+    rows, cols = np.mgrid[0:128, 0:160]
+    image = np.repeat(((rows // 32 + cols // 32) % 2 * 200)[None], 3, axis=0).astype(np.uint8)
+    height = image[0, ::2, ::2].astype(np.float32)
+    scene = Scene("board", "board", image, height, 1.0)
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        chip, heights = draw_chip(scene, generator, 64, zoom=1.2)
+        coarse = torch.nn.functional.avg_pool2d(chip[None, :1] * 255, 2)[0, 0]
+        assert (coarse - heights).abs().median() < 1
+
+
+def test_no_scenes_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no scenes under"):
+        read_pairs(PairsConfig(root=tmp_path, groups={"a": 1.0}))
+
+
+def test_held_out_ground_is_not_trained_on(shared_data: Path) -> None:
+    config = load_config(CONFIGS / "train-small.yaml", TrainConfig, (f"pairs.root={shared_data / 'pairs'}",))
+    split = read_pairs(config.pairs)
+    train, test = {s.name for s in split.train}, {s.name for s in split.test}
+    assert not train & test
+    assert not {name.split(":")[0] for name in train | test} & set(config.pairs.exclude)
+    whole = {name.split(":")[0] for name in train} & {name.split(":")[0] for name in test}
+    assert whole == {"autzen_west"}
+    west = next(s for s in split.train if s.name == "autzen_west:west")
+    east = next(s for s in split.test if s.name == "autzen_west:east")
+    assert west.height_m.shape[1] + east.height_m.shape[1] == 700
+    assert east.height_m.shape[1] == 128
