@@ -18,8 +18,9 @@ from rasterio.transform import Affine
 
 from canopy import predict
 from canopy.bundle import Card
+from canopy.engine import BATCH
+from canopy.imagery.configured import SAMPLE_SCENE
 from canopy.models.model import load_model
-from canopy.prediction import BATCH, SAMPLE_SCENE
 
 ORIGIN = (500_000.0, 4_980_000.0)
 

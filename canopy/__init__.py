@@ -14,12 +14,13 @@ __all__ = [
     "__version__",
     "load_model",
     "predict",
+    "predict_array",
 ]
 
 if TYPE_CHECKING:
     from canopy.errors import CanopyError
     from canopy.models.model import CanopyModel, load_model
-    from canopy.prediction import Prediction, predict
+    from canopy.prediction import Prediction, predict, predict_array
 
 _HOMES = {
     "CanopyError": "canopy.errors",
@@ -27,6 +28,7 @@ _HOMES = {
     "Prediction": "canopy.prediction",
     "load_model": "canopy.models.model",
     "predict": "canopy.prediction",
+    "predict_array": "canopy.prediction",
 }
 
 

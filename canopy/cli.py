@@ -27,7 +27,10 @@ def predict(
     ] = None,
     model: Annotated[str, typer.Option(help="Bundled model's name, or a bundle file.")] = "canopy-small",
     out: Annotated[Path | None, typer.Option(help="Output GeoTIFF (default: <aoi>_canopy_height.tif).")] = None,
-    crs: Annotated[str, typer.Option(help="auto (the AOI's UTM zone) or EPSG:n, projected.")] = "auto",
+    crs: Annotated[str, typer.Option(help="auto (the AOI's UTM zone) or any CRS.")] = "auto",
+    resolution: Annotated[
+        float | None, typer.Option(help="Cell size in units of the CRS (default: the model's GSD).")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     bands: Annotated[str | None, typer.Option(help="Red, green, blue bands, from 1: 3,2,1.")] = None,
     scale: Annotated[str | None, typer.Option(help="Values that mean 0 and 1: 0,2047.")] = None,
@@ -41,7 +44,8 @@ def predict(
 
     with _progress() as report:
         made = prediction.predict(
-            aoi, imagery, model, out, crs=crs, device=device, bands=_numbers("--bands", bands, int),
+            aoi, imagery, model, out, crs=crs,
+            resolution=resolution, device=device, bands=_numbers("--bands", bands, int),
             scale=_numbers("--scale", scale, float), imagery_datetime=imagery_datetime, overwrite=overwrite,
             force=force, report=report,
         )  # fmt: skip

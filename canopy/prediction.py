@@ -1,48 +1,46 @@
-"""From an AOI and imagery to a committed height map: chips, blending, tiles, resume, provenance."""
+"""From an AOI and imagery to a committed height map: grids, tiles read, mapped and written side by side, resume."""
 
 import fcntl
 import hashlib
 import json
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import xarray as xr
+from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
-from scipy import ndimage
+from odc.geo.geom import box as bounds_box
+from rasterio.io import MemoryFile
 
 from canopy import __version__
 from canopy.bundle import DEFAULT_MODEL
-from canopy.errors import AOIError, CoverageError, ImageryError, OutputBusyError, OutputError, RasterError
+from canopy.engine import OVERLAP_PX, ChipEngine, Heights, Image
+from canopy.errors import CoverageError, ImageryError, OutputBusyError, OutputError, RasterError
+from canopy.grids import output_lattice, working_lattice
 from canopy.imagery import ImagerySource, open_imagery
+from canopy.imagery.configured import configured_imagery
 from canopy.models.model import HeightModel, load_model
-from tiles.blend import Blender, ChipLattice
+from tiles.blend import ChipLattice
 from tiles.cog import BANDS, assemble, tile_is_committed, validate, write_tile
-from tiles.grid import Lattice, PixelWindow, Tile, TileGrid, rasterize, read_aoi, to_crs, utm_crs
+from tiles.grid import Lattice, PixelWindow, Tile, TileGrid, rasterize, read_aoi, to_crs
+from tiles.regrid import MARGIN_PX, Regridder
 from tiles.stac import height_item, write_item
 from tiles.style import qml
 
-Image = NDArray[np.float32]
-Heights = NDArray[np.float32]
 Report = Callable[["Progress"], None]
 
-SAMPLE_SCENE = Path(__file__).parent / "data" / "yellowstone.tif"
-OVERLAP_PX = 32
-BATCH = 4
 TILE_PX = 2048
-CACHED_CHIPS = 256
 COARSEST_GSD_RATIO = 2.0
-STEP_M = 1 / 128
-"""Heights are rounded to this: far below any model's error, and files get a third smaller."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class Prediction:
         path: The height map; its style (.qml) and STAC item (.json) lie beside it.
         model: Name of the model.
         imagery: Files that were read.
+        described: The imagery in one line, with how its values became reflectance.
         acquisition: Acquisition date or range of the imagery, None where unknown.
         tiles_done: Tiles computed in this run.
         tiles_resumed: Tiles taken over from an interrupted run.
@@ -71,9 +70,63 @@ class Prediction:
     path: Path
     model: str
     imagery: tuple[str, ...]
+    described: str
     acquisition: str | None
     tiles_done: int
     tiles_resumed: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A map to be made, decided before a pixel is read.
+
+    Attributes:
+        area: The AOI, in the output's CRS.
+        grid: Tiles of the output.
+        work: Lattice on which the model runs; the output's own where that is the model's GSD.
+        source: The imagery.
+        model: The model.
+    """
+
+    area: Geometry
+    grid: TileGrid
+    work: Lattice
+    source: ImagerySource
+    model: HeightModel
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Tiles that hold some of the AOI, in the order in which they are made."""
+        return self.grid.tiles(self.area)
+
+    @cached_property
+    def regridder(self) -> Regridder | None:
+        """From the working lattice to the output's, where they differ."""
+        lattice = self.grid.lattice
+        if self.work == lattice:
+            return None
+        return Regridder(self.work, lattice.crs, Affine(lattice.resolution, 0, 0, 0, -lattice.resolution, 0))
+
+    @cached_property
+    def samples(self) -> int:
+        """Samples along a side of an output cell."""
+        return 1 if self.regridder is None else self.regridder.samples(self.grid.window(self.area))
+
+    @cached_property
+    def plan(self) -> str:
+        """Identity of the run: a hash of all that a tile's bytes depend on."""
+        parts: dict[str, Any] = {
+            "aoi": self.area.wkt,
+            "crs": self.grid.lattice.crs.to_wkt(),
+            "resolution": self.grid.lattice.resolution,
+            "work": (self.work.crs.to_wkt(), self.work.resolution),
+            "tile_px": self.grid.tile_px,
+            "overlap_px": OVERLAP_PX,
+            "model": self.model.sha256,
+            "imagery": self.source.fingerprint(),
+            "version": __version__,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def predict(
@@ -83,6 +136,7 @@ def predict(
     out: str | Path | None = None,
     *,
     crs: str = "auto",
+    resolution: float | None = None,
     device: str = "auto",
     bands: Sequence[int] | None = None,
     scale: tuple[float, float] | None = None,
@@ -97,11 +151,12 @@ def predict(
 
     Args:
         aoi: Vector file, or a geometry with its CRS.
-        imagery: File, folder, glob, a sequence of them (the first valid pixel wins), or an open source; the
-            bundled sample scene if None.
+        imagery: File, folder, glob, a sequence of them (the first valid pixel wins), or an open source; if None,
+            the first of the bundled sample scene and the configured imagery that covers the AOI.
         model: Name of a bundled model, path of a bundle, or a model.
         out: Output; ``<aoi stem>_canopy_height.tif`` in the working folder if None.
-        crs: ``auto`` for the AOI's UTM zone, or a projected CRS.
+        crs: ``auto`` for the AOI's UTM zone, or any CRS.
+        resolution: Cell size in units of the output's CRS; the model's GSD if None.
         device: ``auto``, ``cpu`` or ``cuda``.
         bands: 1-based red, green, blue bands, where colour interpretation does not tell.
         scale: Pixel values that mean 0 and 1, where the source's own choice is wrong.
@@ -117,178 +172,131 @@ def predict(
     path = _output_path(aoi, out)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists: name another output or pass --overwrite")
-    source = _open(imagery, bands, scale, imagery_datetime)
+    source = _open(imagery, area, bands, scale, imagery_datetime)
     network = load_model(model, device) if isinstance(model, str | Path) else model
     _check_imagery(source, area, network, force)
-    grid, area = _grid(area, crs, network)
-    tiles = grid.tiles(area)
-    plan = _plan_hash(grid, area, source, network)
-    with _partial_folder(path, plan, overwrite) as folder:
-        pending = [tile for tile in tiles if not tile_is_committed(_tile_path(folder, tile), plan)]
-        _map_tiles(pending, tiles, grid.lattice, area, source, network, folder, plan, report)
-        _publish(path, folder, grid, tiles, area, source, network)
-    names = (network.card.name, source.uris, source.datetime)
-    return Prediction(path, *names, tiles_done=len(pending), tiles_resumed=len(tiles) - len(pending))
+    lattice = output_lattice(area, crs, resolution, network.card.gsd_m)
+    work = working_lattice(area, lattice, network.card.gsd_m)
+    job = Job(to_crs(area, lattice.crs), TileGrid(lattice, TILE_PX), work, source, network)
+    with _partial_folder(path, job.plan, overwrite) as folder:
+        pending = [tile for tile in job.tiles if not tile_is_committed(_tile_path(folder, tile), job.plan)]
+        _map_tiles(job, pending, folder, report)
+        _publish(job, path, folder)
+    return Prediction(
+        path, network.card.name, source.uris, source.describe(), source.datetime, len(pending),
+        len(job.tiles) - len(pending),
+    )  # fmt: skip
 
 
-class ChipEngine:
-    """Heights of chips, each the same to the bit whichever tile asks for it.
+def predict_array(
+    image: xr.DataArray, model: str | Path | HeightModel = DEFAULT_MODEL, *, device: str = "auto", force: bool = False
+) -> xr.DataArray:
+    """Canopy height of an image in memory, on the image's own grid.
 
-    A kernel may sum in another order for another batch shape or place in the batch. So every batch has the same
-    shape, a chip's place in it follows from its place on the lattice alone, and absent chips are blank.
+    The image is treated as `predict` treats a file: its true GSD is found, it is brought to the model's GSD, and
+    the heights are brought back.
 
     Args:
-        model: What makes the heights.
-        lattice: Where chips lie.
-        batch: Chips a batch.
+        image: (band=3, y, x) red, green, blue with its CRS and transform (rioxarray); uint8, or float where NaN is
+            unknown.
+        model: Name of a bundled model, path of a bundle, or a model.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        force: Accept imagery coarser than twice the model's GSD.
+
+    Returns:
+        (y, x) float32 metres above ground, NaN where the image is unknown.
+
+    Raises:
+        CanopyError: The image has no CRS, another shape, or is too coarse.
     """
+    import rioxarray  # noqa: F401 - registers the accessor
 
-    def __init__(self, model: HeightModel, lattice: ChipLattice, batch: int = BATCH) -> None:
-        self.model, self.lattice, self.batch = model, lattice, batch
-        self._cache: OrderedDict[tuple[int, int], Heights] = OrderedDict()
-
-    def heights(self, image: Image, window: PixelWindow, wanted: NDArray[np.bool_], core: PixelWindow) -> Heights:
-        """Blended heights of a tile.
-
-        Args:
-            image: (3, H, W) float32 in [0, 1] over `window`, NaN where unknown.
-            window: Covers every chip that touches `core`.
-            wanted: (h, w) bool over `core`: pixels inside the AOI.
-            core: The tile.
-
-        Returns:
-            (h, w) float32 metres, NaN outside the AOI and where the imagery is unknown.
-        """
-        known = wanted & ~np.isnan(image[(0, *core.slices_in(window))])
-        places = self.lattice.covering(core)
-        needed = [place for place in places if self._touches(place, known, core)]
-        made = self._compute([p for p in needed if p not in self._cache], image, window)
-        made |= {place: self._cache[place] for place in needed if place in self._cache}
-        blender = Blender(self.lattice, core, bands=1)
-        blank = np.zeros((1, self.lattice.chip_px, self.lattice.chip_px), np.float32)
-        for place in places:
-            blender.add(*place, made[place][None] if place in made else blank)
-        self._remember(made, core)
-        return np.where(known, np.round(blender.result()[0] / STEP_M) * STEP_M, np.nan).astype(np.float32)
-
-    def _touches(self, place: tuple[int, int], known: NDArray[np.bool_], core: PixelWindow) -> bool:
-        inside = self.lattice.chip(*place).intersect(core)
-        return inside is not None and bool(known[inside.slices_in(core)].any())
-
-    def _compute(
-        self, places: Sequence[tuple[int, int]], image: Image, window: PixelWindow
-    ) -> dict[tuple[int, int], Heights]:
-        slots: list[list[tuple[int, int]]] = [[] for _ in range(self.batch)]
-        for row, col in places:
-            slots[(row * (self.batch // 2) + col) % self.batch].append((row, col))
-        made: dict[tuple[int, int], Heights] = {}
-        for turn in range(max(map(len, slots))):
-            batch = torch.zeros(self.batch, 3, self.lattice.chip_px, self.lattice.chip_px)
-            present = [(slot, members[turn]) for slot, members in enumerate(slots) if turn < len(members)]
-            for slot, place in present:
-                chip = image[(slice(None), *self.lattice.chip(*place).slices_in(window))]
-                batch[slot] = torch.from_numpy(fill_unknown(chip))
-            heights = self.model.predict(batch).numpy()
-            made |= {place: heights[slot].copy() for slot, place in present}
-        return made
-
-    def _remember(self, made: dict[tuple[int, int], Heights], core: PixelWindow) -> None:
-        """Keep the chips that reach into other tiles; the oldest go first."""
-        for place, heights in made.items():
-            if self.lattice.chip(*place).intersect(core) != self.lattice.chip(*place):
-                self._cache[place] = heights
-                self._cache.move_to_end(place)
-        while len(self._cache) > CACHED_CHIPS:
-            self._cache.popitem(last=False)
+    if image.ndim != 3 or image.shape[0] != 3 or image.rio.crs is None:
+        raise ImageryError(f"array of shape {image.shape}, CRS {image.rio.crs}: (3, y, x) with a CRS expected")
+    network = load_model(model, device) if isinstance(model, str | Path) else model
+    with MemoryFile() as memory:
+        image.rio.to_raster(memory.name, driver="GTiff")
+        source = open_imagery(memory.name)
+        crs = CRS(image.rio.crs.to_wkt())
+        left, bottom, right, top = image.rio.bounds()
+        area = bounds_box(left, bottom, right, top, crs)
+        _check_imagery(source, area, network, force)
+        work = working_lattice(area, output_lattice(area, "auto", None, network.card.gsd_m), network.card.gsd_m)
+        regridder = Regridder(work, crs, image.rio.transform(recalc=True))
+        window = PixelWindow(0, 0, *image.shape[1:])
+        made = regridder.cover(window)
+        engine = ChipEngine(network, ChipLattice(network.card.chip_px, OVERLAP_PX))
+        pixels = source.read(work.geobox(engine.read_window(made))).values
+        heights = engine.heights(pixels, engine.read_window(made), np.ones(made.shape, bool), made)
+    cells = regridder.regrid(heights, made, window, regridder.samples(window))
+    named = image.isel({image.dims[0]: 0}, drop=True).copy(data=cells).rename("canopy_height")
+    named.attrs = {"units": "m", "long_name": "canopy height above ground", "model": network.card.name}
+    heights_m: xr.DataArray = named.rio.write_nodata(np.nan)
+    return heights_m
 
 
-def fill_unknown(chip: Image) -> Image:
-    """Give unknown pixels of a chip (3, H, W) the value of the nearest known one, so that no false edge arises."""
-    unknown = np.isnan(chip[0])
-    if not unknown.any():
-        return chip
-    if unknown.all():
-        return np.zeros_like(chip)
-    rows, cols = ndimage.distance_transform_edt(unknown, return_distances=False, return_indices=True)
-    return chip[:, rows, cols]
-
-
-def _map_tiles(
-    pending: Sequence[Tile],
-    tiles: Sequence[Tile],
-    ground: Lattice,
-    area: Geometry,
-    source: ImagerySource,
-    model: HeightModel,
-    folder: Path,
-    plan: str,
-    report: Report,
-) -> None:
+def _map_tiles(job: Job, pending: Sequence[Tile], folder: Path, report: Report) -> None:
     """Read, infer and write side by side: a reader one tile ahead, a writer one tile behind."""
-    if not pending:
-        return
-    lattice = ChipLattice(model.card.chip_px, OVERLAP_PX)
-    engine = ChipEngine(model, lattice)
-    total = sum(tile.window.height * tile.window.width for tile in tiles)
+    engine = ChipEngine(job.model, ChipLattice(job.model.card.chip_px, OVERLAP_PX))
+    total = sum(tile.window.height * tile.window.width for tile in job.tiles)
     pixels = total - sum(tile.window.height * tile.window.width for tile in pending)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
-        for done, (tile, window, image, wanted) in enumerate(
-            _read_ahead(pending, area, source, lattice, ground, reader), 1
-        ):
-            heights = engine.heights(image, window, wanted, tile.window)
+        for done, (tile, core, image, wanted) in enumerate(_read_ahead(job, pending, engine, reader), 1):
+            made = engine.heights(image, engine.read_window(core), wanted, core)
+            heights = _on_output(job, tile, core, made)
             if writing is not None:
                 writing.result()
-            writing = writer.submit(write_tile, _tile_path(folder, tile), heights[None], tile.geobox, plan)
+            writing = writer.submit(write_tile, _tile_path(folder, tile), heights[None], tile.geobox, job.plan)
             pixels += heights.size
-            report(Progress(len(tiles) - len(pending) + done, len(tiles), pixels, total))
+            report(Progress(len(job.tiles) - len(pending) + done, len(job.tiles), pixels, total))
         if writing is not None:
             writing.result()
 
 
 def _read_ahead(
-    tiles: Sequence[Tile],
-    area: Geometry,
-    source: ImagerySource,
-    lattice: ChipLattice,
-    ground: Lattice,
-    reader: ThreadPoolExecutor,
+    job: Job, tiles: Sequence[Tile], engine: ChipEngine, reader: ThreadPoolExecutor
 ) -> Iterator[tuple[Tile, PixelWindow, Image, NDArray[np.bool_]]]:
-    def read(tile: Tile) -> tuple[Tile, PixelWindow, Image, NDArray[np.bool_]]:
-        window = _read_window(tile.window, lattice)
-        image = source.read(ground.geobox(window)).values
-        return tile, window, image, rasterize(area, tile.geobox)
+    """Each tile with its window on the working lattice, the imagery over its chips and the pixels wanted."""
 
-    ahead = reader.submit(read, tiles[0])
+    def read(tile: Tile) -> tuple[Tile, PixelWindow, Image, NDArray[np.bool_]]:
+        core = tile.window if job.regridder is None else job.regridder.cover(tile.window)
+        image = job.source.read(job.work.geobox(engine.read_window(core))).values
+        return tile, core, image, _wanted(job, core)
+
+    ahead = [reader.submit(read, tile) for tile in tiles[:1]]
     for following in [*tiles[1:], None]:
-        ready = ahead.result()
+        if not ahead:
+            return
+        ready = ahead.pop().result()
         if following is not None:
-            ahead = reader.submit(read, following)
+            ahead.append(reader.submit(read, following))
         yield ready
 
 
-def _read_window(core: PixelWindow, lattice: ChipLattice) -> PixelWindow:
-    chips = [lattice.chip(*place) for place in lattice.covering(core)]
-    first, last = chips[0], chips[-1]
-    return PixelWindow(first.row0, first.col0, last.row1 - first.row0, last.col1 - first.col0)
+def _wanted(job: Job, core: PixelWindow) -> NDArray[np.bool_]:
+    """Pixels of the working lattice that the map needs: the AOI, and a margin where heights are regridded."""
+    if job.regridder is None:
+        return rasterize(job.area, job.work.geobox(core))
+    cell = max(job.samples, 1) * job.work.resolution
+    area = to_crs(job.area, job.work.crs).buffer((MARGIN_PX + 1) * cell)
+    return rasterize(area, job.work.geobox(core))
 
 
-def _publish(
-    path: Path,
-    folder: Path,
-    grid: TileGrid,
-    tiles: Sequence[Tile],
-    area: Geometry,
-    source: ImagerySource,
-    model: HeightModel,
-) -> None:
+def _on_output(job: Job, tile: Tile, core: PixelWindow, made: Heights) -> Heights:
+    if job.regridder is None:
+        return made
+    heights = job.regridder.regrid(made, core, tile.window, job.samples)
+    return np.where(rasterize(job.area, tile.geobox), heights, np.float32(np.nan))
+
+
+def _publish(job: Job, path: Path, folder: Path) -> None:
     """Assemble the map under a draft name, validate it, then give it its name; the STAC item comes last."""
-    whole = grid.window(area)
-    members = [
-        (_tile_path(folder, tile), tile.window.row0 - whole.row0, tile.window.col0 - whole.col0) for tile in tiles
-    ]
+    whole = job.grid.window(job.area)
+    offsets = [(tile.window.row0 - whole.row0, tile.window.col0 - whole.col0) for tile in job.tiles]
+    members = [(_tile_path(folder, tile), *offset) for tile, offset in zip(job.tiles, offsets, strict=True)]
     draft = folder / "map.tif"
-    assemble(members, draft, grid.lattice.geobox(whole), BANDS, _tags(source, model))
+    assemble(members, draft, job.grid.lattice.geobox(whole), BANDS, _tags(job))
     problems = validate(draft)
     if problems:
         raise RasterError(f"the assembled map is not valid and was not published: {'; '.join(problems)}")
@@ -298,88 +306,51 @@ def _publish(
     path.with_suffix(".qml").write_text(qml(), encoding="utf-8")
     item = height_item(
         path,
-        acquisition=source.datetime,
+        acquisition=job.source.datetime,
         created=datetime.now(UTC),
-        model={"name": model.card.name, "sha256": model.sha256},
-        imagery=source.uris,
+        model={"name": job.model.card.name, "sha256": job.model.sha256},
+        imagery=job.source.uris,
         bands=BANDS,
         version=__version__,
     )
     write_item(item, item_path)
 
 
-def _tags(source: ImagerySource, model: HeightModel) -> dict[str, str]:
+def _tags(job: Job) -> dict[str, str]:
     return {
-        "CANOPY_MODEL": model.card.name,
-        "CANOPY_MODEL_SHA256": model.sha256,
-        "CANOPY_IMAGERY": ", ".join(Path(uri).name for uri in source.uris[:20]),
-        "CANOPY_ACQUISITION_DATETIME": source.datetime or "unknown",
+        "CANOPY_MODEL": job.model.card.name,
+        "CANOPY_MODEL_SHA256": job.model.sha256,
+        "CANOPY_IMAGERY": ", ".join(Path(uri).name for uri in job.source.uris[:20]),
+        "CANOPY_ACQUISITION_DATETIME": job.source.datetime or "unknown",
         "CANOPY_VERSION": __version__,
     }
 
 
 def _open(
     imagery: str | Path | Sequence[str | Path] | ImagerySource | None,
+    area: Geometry,
     bands: Sequence[int] | None,
     scale: tuple[float, float] | None,
     acquired: str | None,
 ) -> ImagerySource:
     if imagery is None:
-        return open_imagery(SAMPLE_SCENE)
+        return configured_imagery(area)
     if isinstance(imagery, str | Path | Sequence):
         return open_imagery(imagery, bands=bands, scale=scale, datetime=acquired)
     return imagery
 
 
 def _check_imagery(source: ImagerySource, area: Geometry, model: HeightModel, force: bool) -> None:
-    outline = to_crs(area, CRS("EPSG:4326"))
-    if not source.footprint.to_crs("EPSG:4326").intersects(outline):
+    if not source.footprint.to_crs("EPSG:4326").intersects(to_crs(area, CRS("EPSG:4326"))):
         raise CoverageError(
             f"no imagery over the AOI: {source.describe()} lies elsewhere; name imagery that covers it with --imagery"
         )
-    if source.gsd_m > COARSEST_GSD_RATIO * model.card.gsd_m and not force:
+    limit_m = COARSEST_GSD_RATIO * model.card.gsd_m
+    if source.gsd_m > limit_m and not force:
         raise ImageryError(
             f"imagery of {source.gsd_m:.2f} m is too coarse for {model.card.name}, which was trained at "
-            f"{model.card.gsd_m:g} m: {COARSEST_GSD_RATIO * model.card.gsd_m:g} m or finer expected (or --force)"
+            f"{model.card.gsd_m:g} m: {limit_m:g} m or finer expected (or --force)"
         )
-
-
-def _grid(area: Geometry, crs: str, model: HeightModel) -> tuple[TileGrid, Geometry]:
-    target = utm_crs(area) if crs == "auto" else _projected(crs)
-    placed = to_crs(area, target)
-    metres_per_unit = float(target.proj.axis_info[0].unit_conversion_factor)
-    grid = TileGrid(Lattice(target, model.card.gsd_m / metres_per_unit), TILE_PX)
-    if (
-        not any(rasterize(placed, tile.geobox).any() for tile in grid.tiles(placed)[:4])
-        and len(grid.tiles(placed)) <= 4
-    ):
-        raise AOIError(f"the AOI holds no pixel centre at {model.card.gsd_m:g} m: draw a larger one")
-    return grid, placed
-
-
-def _projected(name: str) -> CRS:
-    try:
-        crs = CRS(name)
-    except Exception as error:
-        raise AOIError(f"--crs {name!r} is not a CRS: auto or EPSG:n expected") from error
-    if crs.geographic or crs.proj.to_epsg() == 3857:
-        raise AOIError(f"--crs {name} does not keep true distances: name a UTM zone or an equal-area CRS")
-    return crs
-
-
-def _plan_hash(grid: TileGrid, area: Geometry, source: ImagerySource, model: HeightModel) -> str:
-    """Identity of a run: what a tile's bytes depend on."""
-    parts: dict[str, Any] = {
-        "aoi": area.wkt,
-        "crs": str(grid.lattice.crs),
-        "resolution": grid.lattice.resolution,
-        "tile_px": grid.tile_px,
-        "overlap_px": OVERLAP_PX,
-        "model": model.sha256,
-        "imagery": source.fingerprint(),
-        "version": __version__,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _output_path(aoi: str | Path | Geometry, out: str | Path | None) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -14,8 +15,9 @@ from rasters import make_raster
 
 import canopy.prediction as engine
 from canopy.bundle import Card
-from canopy.errors import AOIError, CoverageError, ImageryError, OutputBusyError, OutputError
-from canopy.prediction import ChipEngine, fill_unknown, predict
+from canopy.engine import ChipEngine, fill_unknown
+from canopy.errors import CoverageError, ImageryError, OutputBusyError, OutputError
+from canopy.prediction import predict, predict_array
 from tiles.blend import ChipLattice
 from tiles.cog import validate
 from tiles.grid import PixelWindow
@@ -183,16 +185,50 @@ def test_coarse_imagery_is_refused(tmp_path: Path) -> None:
         predict(AREA, coarse, MeanOfGreen(), tmp_path / "out.tif")
 
 
-def test_mercator_is_refused_as_an_output_grid(scene: Path, tmp_path: Path) -> None:
-    with pytest.raises(AOIError, match="true distances"):
-        predict(AREA, scene, MeanOfGreen(), tmp_path / "out.tif", crs="EPSG:3857")
+def mean_m(path: Path) -> float:
+    with rasterio.open(path) as opened:
+        return float(np.nanmean(opened.read(1)))
+
+
+@pytest.mark.parametrize(
+    ("crs", "resolution"),
+    [("EPSG:3857", None), ("EPSG:4326", None), ("EPSG:5070", None), ("EPSG:2256", None), ("auto", 1.0), ("auto", 3.7)],
+)
+def test_other_grids_hold_the_same_ground(scene: Path, tmp_path: Path, crs: str, resolution: float | None) -> None:
+    plain = predict(AREA, scene, MeanOfGreen(), tmp_path / "plain.tif")
+    made = predict(AREA, scene, MeanOfGreen(), tmp_path / "other.tif", crs=crs, resolution=resolution)
+    assert validate(made.path) == ()
+    assert mean_m(made.path) == pytest.approx(mean_m(plain.path), rel=0.02)
+    with rasterio.open(made.path) as opened:
+        known = ~np.isnan(opened.read(1))
+        cell = abs(opened.transform.a * opened.transform.e)
+    metres = {"EPSG:3857": 0.518, "EPSG:4326": 111_319.49**2 * 0.715, "EPSG:2256": 0.3048**2}.get(crs, 1.0)
+    assert known.sum() * cell * metres == pytest.approx(80 * 70, rel=0.03)
+
+
+def test_regridded_tiles_are_one_tile_to_the_bit(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = predict(AREA, scene, MeanOfGreen(), tmp_path / "one.tif", crs="EPSG:3857")
+    monkeypatch.setattr(engine, "TILE_PX", 60)
+    many = predict(AREA, scene, MeanOfGreen(), tmp_path / "many.tif", crs="EPSG:3857")
+    assert many.tiles_done > 4
+    with rasterio.open(one.path) as a, rasterio.open(many.path) as b:
+        np.testing.assert_array_equal(a.read(1), b.read(1))
+
+
+def test_array_gives_what_the_file_gives(scene: Path, tmp_path: Path) -> None:
+    import rioxarray
+
+    made = predict(AREA, scene, MeanOfGreen(), tmp_path / "file.tif")
+    heights = predict_array(rioxarray.open_rasterio(scene), MeanOfGreen())
+    assert heights.shape == (200, 200)
+    with rasterio.open(made.path) as opened:
+        part = heights.rio.clip_box(*opened.bounds).values
+        np.testing.assert_allclose(part, opened.read(1), atol=1e-5)
 
 
 def test_bundled_model_is_the_same_to_the_bit_through_one_tile_or_four(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import rasterio
-
     one = predict(AREA, scene, out=tmp_path / "one.tif")
     monkeypatch.setattr(engine, "TILE_PX", 100)
     four = predict(AREA, scene, out=tmp_path / "four.tif")

@@ -1,0 +1,50 @@
+"""The imagery used when none is named: the bundled sample scene, then the user's own list."""
+
+import os
+from pathlib import Path
+
+from odc.geo.crs import CRS
+from odc.geo.geom import Geometry
+
+from canopy.config import Config, load_config
+from canopy.errors import CoverageError
+from canopy.imagery.source import ImagerySource, open_imagery
+from tiles.grid import to_crs
+
+SAMPLE_SCENE = Path(__file__).parents[1] / "data" / "yellowstone.tif"
+
+
+class UserConfig(Config):
+    """The user's configuration file: ``CANOPY_CONFIG``, else ``~/.config/canopy/config.yaml``."""
+
+    imagery: tuple[str, ...] = ()
+    """Files, folders or globs, tried in order."""
+
+
+def configured_imagery(area: Geometry) -> ImagerySource:
+    """The first of the sample scene and the configured imagery that covers all of the area, else the first touching it.
+
+    Raises:
+        CoverageError: None does.
+        ConfigError: The user's configuration file does not hold.
+    """
+    outline = to_crs(area, CRS("EPSG:4326"))
+    sources = [open_imagery(uri) for uri in (str(SAMPLE_SCENE), *_user_config().imagery)]
+    footprints = [source.footprint.to_crs("EPSG:4326") for source in sources]
+    for test in ("contains", "intersects"):
+        for source, footprint in zip(sources, footprints, strict=True):
+            if getattr(footprint, test)(outline):
+                return source
+    raise CoverageError(
+        f"no imagery over the AOI: the bundled sample and {len(sources) - 1} configured source(s) lie elsewhere; "
+        f"name imagery with --imagery, or list it under 'imagery:' in {_path()}"
+    )
+
+
+def _path() -> Path:
+    return Path(os.environ.get("CANOPY_CONFIG") or Path.home() / ".config" / "canopy" / "config.yaml")
+
+
+def _user_config() -> UserConfig:
+    path = _path()
+    return load_config(path, UserConfig) if path.is_file() else UserConfig()
