@@ -34,7 +34,7 @@ from tiles.blend import ChipLattice
 from tiles.cog import BANDS, assemble, tile_is_committed, validate, write_tile
 from tiles.grid import Lattice, PixelWindow, Tile, TileGrid, rasterize, read_aoi, to_crs
 from tiles.regrid import MARGIN_PX, Regridder
-from tiles.stac import height_item, write_item
+from tiles.stac import acquisition_times, height_item, write_item
 from tiles.style import qml
 
 Report = Callable[["Progress"], None]
@@ -175,6 +175,7 @@ def predict(
     source = _open(imagery, area, bands, scale, imagery_datetime)
     network = load_model(model, device) if isinstance(model, str | Path) else model
     _check_imagery(source, area, network, force)
+    acquisition_times(source.datetime, datetime.now(UTC))
     lattice = output_lattice(area, crs, resolution, network.card.gsd_m)
     work = working_lattice(area, lattice, network.card.gsd_m)
     job = Job(to_crs(area, lattice.crs), TileGrid(lattice, TILE_PX), work, source, network)

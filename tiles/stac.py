@@ -85,7 +85,7 @@ def height_item(
         "geometry": shapely.geometry.mapping(area),
         "bbox": _bbox(area),
         "properties": {
-            **_times(acquisition, created),
+            **acquisition_times(acquisition, created),
             "created": _rfc3339(created),
             "canopy:acquisition_datetime": acquisition or UNKNOWN,
             "canopy:imagery": list(imagery),
@@ -114,7 +114,12 @@ def _rfc3339(moment: datetime) -> str:
     return utc.replace(microsecond=0, tzinfo=None).isoformat() + "Z"
 
 
-def _times(acquisition: str | None, created: datetime) -> dict[str, str | None]:
+def acquisition_times(acquisition: str | None, created: datetime) -> dict[str, str | None]:
+    """STAC's time properties of an acquisition date or ``start/end`` range.
+
+    Raises:
+        RasterError: The text is not ISO 8601, or the end comes first.
+    """
     if acquisition is None or acquisition == UNKNOWN:
         return {"datetime": None, "start_datetime": _rfc3339(EARLIEST), "end_datetime": _rfc3339(created)}
     first, _, second = acquisition.partition("/")

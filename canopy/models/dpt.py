@@ -17,8 +17,9 @@ MULTIPLE_PX = 32
 class DPTHeights(nn.Module):
     """ViT encoder and narrowed DPT decoder (Ranftl et al. 2021) that end in logits over height bins.
 
-    The logits are made at half of the image's resolution, and heights are decoded there before the last
-    upsampling: the head is then a quarter of the work.
+    A patch is 16 px, wider than a small crown, so a few convolutions at half of the image's resolution hand the
+    head the detail that tokens blur; they see about 15 px around a cell. Heights are decoded there too,
+    before the last upsampling: the head is then a quarter of the work.
 
     Args:
         card: Architecture, bins and normalisation.
@@ -48,7 +49,9 @@ class DPTHeights(nn.Module):
         )
         width = arch.fusion_channels
         self.dpt.segmentation_head = nn.Identity()
-        self.head = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, card.head.bins, 1))
+        self.detail = _detail(arch.detail_channels) if arch.detail_channels else None
+        fused = width + arch.detail_channels
+        self.head = nn.Sequential(nn.Conv2d(fused, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, card.head.bins, 1))
         self.bins = SqrtBins(card.head.bins, card.head.max_m)
         for name, values in (("mean", card.mean), ("std", card.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
@@ -62,8 +65,12 @@ class DPTHeights(nn.Module):
         Returns:
             (B, bins, H / 2, W / 2) logits.
         """
-        features, prefix = self.dpt.encoder((image - self.mean) / self.std)
-        return cast(Tensor, self.head(self.dpt.decoder(features, prefix)))
+        normal = (image - self.mean) / self.std
+        features, prefix = self.dpt.encoder(normal)
+        decoded = self.dpt.decoder(features, prefix)
+        if self.detail is not None:
+            decoded = torch.cat([decoded, self.detail(normal)], dim=1)
+        return cast(Tensor, self.head(decoded))
 
     def height_m(self, image: Tensor) -> Tensor:
         """Heights: (B, 3, H, W) image in [0, 1] to (B, H, W) float32 metres; any H and W (padding is cropped)."""
@@ -73,3 +80,11 @@ class DPTHeights(nn.Module):
         half = self.bins.height_m(self(padded))
         full = F.interpolate(half[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
         return full[:, :height, :width]
+
+
+def _detail(width: int) -> nn.Sequential:
+    """Convolutions from the image (B, 3, H, W) to (B, width, H / 2, W / 2)."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, stride=2, padding=1)]
+    for dilation in (1, 2, 4):
+        layers += [nn.BatchNorm2d(width), nn.GELU(), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)]
+    return nn.Sequential(*layers, nn.BatchNorm2d(width), nn.GELU())
