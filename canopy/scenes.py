@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,11 @@ class Scene:
     image: NDArray[np.uint8]
     height_m: NDArray[np.float32]
     cell_m: float
+
+    @cached_property
+    def trees(self) -> NDArray[np.int64]:
+        """Cells (n, 2) higher than 5 m: row, column."""
+        return np.argwhere(self.height_m > TREE_M)
 
 
 @dataclass(frozen=True)
@@ -89,27 +95,34 @@ def draw_chip(scene: Scene, generator: np.random.Generator, chip_px: int, zoom: 
     """
     rows, cols = scene.height_m.shape
     centre = generator.random(2) * (rows, cols)
-    trees = np.argwhere(scene.height_m > TREE_M)
-    if len(trees) and generator.random() < 0.5:
-        centre = trees[generator.integers(len(trees))] + generator.random(2)
+    if len(scene.trees) and generator.random() < 0.5:
+        centre = scene.trees[generator.integers(len(scene.trees))] + generator.random(2)
     angle, factor = generator.random() * 2 * np.pi, np.exp(generator.uniform(-1, 1) * np.log(zoom))
     flip = generator.choice((-1.0, 1.0))
     turn = factor * np.array([[np.cos(angle), -flip * np.sin(angle)], [np.sin(angle), flip * np.cos(angle)]])
-    image = torch.from_numpy(scene.image).float().div(255)[None]
-    height = torch.from_numpy(scene.height_m)[None, None]
     half = chip_px // 2
-    return (
-        F.grid_sample(
-            image, _grid(turn, centre, half, chip_px, (rows, cols)), padding_mode="reflection", align_corners=False
-        )[0],
-        F.grid_sample(
-            height,
-            _grid(turn, centre, half, half, (rows, cols)),
-            mode="nearest",
-            padding_mode="reflection",
-            align_corners=False,
-        )[0, 0],
-    )
+    part, corner = _around(scene, centre, factor * half)
+    at, shape = centre - corner, part.height_m.shape
+    image = torch.from_numpy(part.image).float().div(255)[None]
+    height = torch.from_numpy(part.height_m)[None, None]
+    fine, coarse = _grid(turn, at, half, chip_px, shape), _grid(turn, at, half, half, shape)
+    image = F.grid_sample(image, fine, mode="bilinear", padding_mode="reflection", align_corners=False)
+    height = F.grid_sample(height, coarse, mode="nearest", padding_mode="reflection", align_corners=False)
+    return image[0], height[0, 0]
+
+
+def _around(scene: Scene, centre: NDArray[np.float64], side: float) -> tuple[Scene, NDArray[np.int64]]:
+    """The part of a scene that a turned square of `side` cells can reach, and its upper-left cell.
+
+    What lies beyond the scene's border is mirrored from within reach too, so the part suffices.
+    """
+    reach = side / np.sqrt(2) + 2
+    rows, cols = scene.height_m.shape
+    row0, col0 = np.maximum(np.floor(centre - reach), 0).astype(np.int64)
+    row1, col1 = np.minimum(np.ceil(centre + reach), (rows, cols)).astype(np.int64)
+    image = np.ascontiguousarray(scene.image[:, 2 * row0 : 2 * row1, 2 * col0 : 2 * col1])
+    height_m = np.ascontiguousarray(scene.height_m[row0:row1, col0:col1])
+    return Scene(scene.name, scene.group, image, height_m, scene.cell_m), np.array([row0, col0])
 
 
 def _grid(turn: NDArray[np.float64], centre: NDArray[np.float64], side: int, px: int, shape: tuple[int, int]) -> Tensor:

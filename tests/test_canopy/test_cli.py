@@ -192,3 +192,28 @@ def test_killed_command_goes_on_to_the_same_bytes(
     subprocess.run(command("cut.tif"), cwd=tmp_path, env=env, check=True, capture_output=True)
     assert (tmp_path / "cut.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
     assert not (tmp_path / "cut.tif.partial").exists()
+
+
+def test_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path: Path, aoi: Path) -> None:
+    """No file may pass 20 KB, as on a disk that fills; afterwards the same command ends well."""
+    make_raster(tmp_path / "scene.tif", origin=(500000, 4900200), shape=(500, 500), pattern="noise")
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+from canopy.cli import main
+main()
+"""
+
+    def run(limit: int) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", code, str(limit), "predict", "--aoi", str(aoi), "--imagery", "scene.tif"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run([*command, "--out", "o.tif"], cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    full = run(20_000)
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1].startswith("canopy: ")
+    assert "Traceback" not in full.stderr
+    assert not (tmp_path / "o.tif").exists()
+    assert run(-1).returncode == 0
+    assert validate(tmp_path / "o.tif") == ()

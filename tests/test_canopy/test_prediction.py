@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geom import box
+from pyproj import Transformer
 from rasters import make_raster
 
 import canopy.prediction as engine
@@ -213,6 +214,51 @@ def test_regridded_tiles_are_one_tile_to_the_bit(scene: Path, tmp_path: Path, mo
     assert many.tiles_done > 4
     with rasterio.open(one.path) as a, rasterio.open(many.path) as b:
         np.testing.assert_array_equal(a.read(1), b.read(1))
+
+
+def test_mercator_imagery_at_60_north_is_seen_at_true_scale(tmp_path: Path) -> None:
+    """A square of 30 m, true, on pixels of 0.5 m that are 0.25 m there; the model blurs over 9 px of its own 0.5 m."""
+    centre_x, centre_y = Transformer.from_crs(4326, 3857, always_xy=True).transform(10.0, 60.0)
+    side, pixels = 480, np.full((3, 480, 480), 51, np.uint8)
+    pixels[:, 180:300, 180:300] = 255
+    origin = (centre_x - side / 4, centre_y + side / 4)
+    scene = make_raster(tmp_path / "mercator.tif", crs="EPSG:3857", origin=origin, values=pixels)
+    area = box(9.9996, 59.9998, 10.0004, 60.0002, "EPSG:4326")
+    made = predict(area, scene, MeanOfGreen(), tmp_path / "out.tif")
+    with rasterio.open(made.path) as opened:
+        heights = opened.read(1)
+        assert opened.crs.to_epsg() == 32632
+        assert opened.res == (0.5, 0.5)
+    share = (heights - 8) / 32
+    assert np.nansum(share) * 0.25 == pytest.approx(30**2, rel=0.02)
+    middle = share[share.shape[0] // 2]
+    ramp_m = 0.5 * np.count_nonzero((middle > 0.1) & (middle < 0.9)) / 2
+    assert ramp_m == pytest.approx(0.8 * 9 * 0.5, abs=0.75)
+
+
+def test_corner_of_an_area_is_the_same_to_the_bit(scene: Path, tmp_path: Path) -> None:
+    corner = box(500040.3, 4900020.7, 500061.9, 4900049.2, "EPSG:32612")
+    whole = predict(AREA, scene, MeanOfGreen(), tmp_path / "whole.tif")
+    part = predict(corner, scene, MeanOfGreen(), tmp_path / "part.tif")
+    with rasterio.open(whole.path) as large, rasterio.open(part.path) as small:
+        window = rasterio.windows.from_bounds(*small.bounds, large.transform).round_offsets().round_lengths()
+        ours, theirs = small.read(1), large.read(1, window=window)
+    known = ~np.isnan(ours)
+    assert known.sum() > 2000
+    np.testing.assert_array_equal(ours[known], theirs[known])
+
+
+def test_black_collar_and_holes_stay_unknown(tmp_path: Path) -> None:
+    values = np.full((3, 200, 200), 128, np.uint8)
+    values[:, :, :40] = 0
+    scene = make_raster(tmp_path / "collar.tif", crs="EPSG:32612", origin=(500000, 4900100), values=values)
+    made = predict(AREA, scene, MeanOfGreen(), tmp_path / "out.tif")
+    with rasterio.open(made.path) as opened:
+        heights = opened.read(1)
+        east = opened.xy(0, 0)[0] + 0.5 * np.arange(opened.width)
+    assert np.isnan(heights[:, east < 500020]).all()
+    known = heights[:, east > 500020]
+    np.testing.assert_array_equal(known, np.float32(np.round(40 * 128 / 255 * 128) / 128))
 
 
 def test_array_gives_what_the_file_gives(scene: Path, tmp_path: Path) -> None:
