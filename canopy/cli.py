@@ -1,6 +1,7 @@
 """Command line: each command parses, makes one call, prints one result. Heavy imports happen inside commands."""
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -49,8 +50,6 @@ def predict(
             scale=_numbers("--scale", scale, float), imagery_datetime=imagery_datetime, overwrite=overwrite,
             force=force, report=report,
         )  # fmt: skip
-    if made.acquisition is None:
-        _say("acquisition date of the imagery: unknown (say it with --imagery-datetime)")
     result = {
         "path": str(made.path),
         "model": made.model,
@@ -76,20 +75,11 @@ def validate(paths: Annotated[list[Path], typer.Argument(help="Height maps.")]) 
 
 
 @app.command()
-def info(target: Annotated[str, typer.Argument(help="Bundle, bundled model's name, or raster.")]) -> None:
-    """Describe a model bundle or a raster as JSON."""
-    from canopy.bundle import find_bundle, read_card
+def info(target: Annotated[str, typer.Argument(help="Bundle, bundled model's name, height map or imagery.")]) -> None:
+    """Describe a model bundle, a height map or imagery as JSON."""
+    from canopy import description
 
-    if Path(target).suffix.lower() in (".tif", ".tiff", ".vrt", ".jp2"):
-        from canopy.imagery import open_imagery
-
-        source = open_imagery(target)
-        described: dict[str, Any] = {
-            "source": source.describe(), "gsd_m": source.gsd_m, "datetime": source.datetime,
-        }  # fmt: skip
-        typer.echo(json.dumps(described, indent=2))
-    else:
-        typer.echo(read_card(find_bundle(target)).model_dump_json(indent=2))
+    typer.echo(json.dumps(description.describe(target), indent=2))
 
 
 @app.command()
@@ -109,6 +99,8 @@ def train(
 
 def main() -> None:
     """Entry point: a CanopyError is one line and exit 1, an interrupt is exit 130."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("canopy").setLevel(logging.INFO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
@@ -155,10 +147,11 @@ def _progress() -> Iterator[Any]:
         meter = _Meter()
 
         def report(now: "prediction.Progress") -> None:
-            state = f"tile {now.tiles_done}/{now.tiles}  {meter.rate(now) / 1e6:.2f} Mpx/s"
+            rate = meter.rate(now)
+            state = f"tile {now.tiles_done}/{now.tiles}  {rate / 1e6:.2f} Mpx/s"
             bar.update(task, total=now.pixels, completed=now.pixels_done, state=state)
             if not console.is_terminal:
-                _say(state)
+                _say(f"{state}  {(now.pixels - now.pixels_done) / rate / 60:.0f} min left")
 
         yield report
 

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,8 @@ Report = Callable[["Progress"], None]
 
 TILE_PX = 2048
 COARSEST_GSD_RATIO = 2.0
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ def predict(
     lattice = output_lattice(area, crs, resolution, network.card.gsd_m)
     work = working_lattice(area, lattice, network.card.gsd_m)
     job = Job(to_crs(area, lattice.crs), TileGrid(lattice, TILE_PX), work, source, network)
+    _say_what(job)
     with _partial_folder(path, job.plan, overwrite) as folder:
         pending = [tile for tile in job.tiles if not tile_is_committed(_tile_path(folder, tile), job.plan)]
         _map_tiles(job, pending, folder, report)
@@ -325,6 +329,15 @@ def _tags(job: Job) -> dict[str, str]:
         "CANOPY_ACQUISITION_DATETIME": job.source.datetime or "unknown",
         "CANOPY_VERSION": __version__,
     }
+
+
+def _say_what(job: Job) -> None:
+    whole = job.grid.window(job.area)
+    _LOG.info("imagery: %s", job.source.describe())
+    crs = job.grid.lattice.crs
+    _LOG.info("map: %d x %d px on %s, %d tile(s)", whole.width, whole.height, crs.to_epsg() or crs, len(job.tiles))
+    if job.source.datetime is None:
+        _LOG.warning("acquisition date of the imagery: unknown (say it with --imagery-datetime)")
 
 
 def _open(

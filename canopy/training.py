@@ -17,7 +17,7 @@ from canopy.evaluation import Heights, height_metrics
 from canopy.loop import fit
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
-from canopy.scenes import Scene, Split, draw_chip, jitter_colour, read_pairs
+from canopy.scenes import Scene, Split, cast_shadows, draw_chip, jitter_colour, read_pairs
 
 ChipBatch = tuple[Tensor, Tensor]
 
@@ -127,6 +127,8 @@ def _batch(number: int, scenes: Sequence[Scene], config: TrainConfig) -> ChipBat
     chips = []
     for index in generator.choice(len(scenes), config.batch, p=chances):
         image, height = draw_chip(scenes[index], generator, config.chip_px, config.zoom)
+        if generator.random() < config.shadows:
+            image = cast_shadows(image, generator)
         chips.append((jitter_colour(image, generator, config.colour), height))
     images, heights = zip(*chips, strict=True)
     return torch.stack(images), torch.stack(heights)
