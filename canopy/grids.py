@@ -7,7 +7,8 @@ from odc.geo.geom import Geometry
 from pyproj import Geod, Transformer
 
 from canopy.errors import AOIError
-from tiles.grid import Lattice, rasterize, to_crs, utm_crs
+from tiles.aoi import to_crs, utm_crs
+from tiles.grid import Lattice, rasterize
 
 TRUE_SCALE = 0.02
 """A CRS whose units are within this share of true metres over the AOI can carry the model's lattice."""

@@ -31,9 +31,10 @@ from canopy.grids import output_lattice, working_lattice
 from canopy.imagery import ImagerySource, open_imagery
 from canopy.imagery.configured import configured_imagery
 from canopy.models.model import HeightModel, load_model
+from tiles.aoi import read_aoi, to_crs
 from tiles.blend import ChipLattice
 from tiles.cog import BANDS, assemble, tile_is_committed, validate, write_tile
-from tiles.grid import Lattice, PixelWindow, Tile, TileGrid, rasterize, read_aoi, to_crs
+from tiles.grid import Lattice, PixelWindow, Tile, TileGrid, rasterize
 from tiles.regrid import MARGIN_PX, Regridder
 from tiles.stac import acquisition_times, height_item, write_item
 from tiles.style import qml

@@ -1,0 +1,282 @@
+"""Areas of interest: read from any vector file, made valid, and placed in any CRS."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import pyogrio.raw
+import pyproj
+import shapely
+from numpy.typing import NDArray
+from odc.geo.crs import CRS
+from odc.geo.geom import Geometry
+from pyproj.exceptions import CRSError, ProjError
+from shapely import affinity
+from shapely.errors import ShapelyError
+from shapely.geometry.base import BaseGeometry
+
+from tiles.errors import AOIError
+
+_SEGMENT_M, _SEGMENT_DEG = 1000.0, 0.01  # longest edge that is projected; its chord is off by centimetres
+_TEAR_M = 1e6  # a projected edge longer than this ran across a cut in the projection
+_CUT_DEG = 1e-9  # distance kept from a projection's cut, 0.1 mm
+_LIMIT_DEG, _LIMIT_M = (360.0, 90.0), (1e8, 1e8)
+_UTM_REACH_DEG, _UTM_NORTH_DEG, _UTM_SOUTH_DEG = 9.0, 84.0, -80.0
+
+Polygons = NDArray[np.object_]
+
+
+def read_aoi(path: str | Path, layer: str | None = None) -> Geometry:
+    """Read the polygons of a vector file as one valid area.
+
+    Z is dropped, rings are repaired, features are united, and points and lines beside polygons are left out.
+    In a geographic CRS longitudes become continuous and may pass 180: an edge longer than 180 and shorter
+    than 360 degrees is taken to cross the antimeridian.
+
+    Args:
+        path: any vector file GDAL reads: GeoJSON, GeoPackage, shapefile, KML, KMZ.
+        layer: name of the layer; may be left out where the file has one.
+
+    Raises:
+        AOIError: the file cannot be read, or holds no usable area.
+    """
+    geometries, crs = _read_vector(path := Path(path), layer)
+    parts = flatten(geometries)
+    polygons = keep_polygons(parts)
+    if polygons.size == 0:
+        raise AOIError(f"{path}: {_absence(parts)}")
+    _check_coordinates(polygons, crs, path)
+    area = _assemble(polygons, crs)
+    if area.area == 0:
+        raise AOIError(f"{path}: polygons have no area; expected an area, draw three corners or more")
+    return Geometry(area, crs)
+
+
+def utm_crs(aoi: Geometry) -> CRS:
+    """Choose the UTM zone of the AOI's centroid; UPS beyond 84 degrees north and 80 south.
+
+    Raises:
+        AOIError: the AOI reaches too far from the zone's central meridian.
+    """
+    lonlat = to_crs(aoi, CRS("EPSG:4326"))
+    lon, lat = lonlat.centroid.coords[0]
+    if not _UTM_SOUTH_DEG <= lat <= _UTM_NORTH_DEG:
+        return CRS("EPSG:32661" if lat > 0 else "EPSG:32761")
+    strip = math.floor((lon + 180.0) / 6.0)
+    zone, meridian = strip % 60 + 1, strip * 6.0 - 177.0
+    west, _, east, _ = lonlat.boundingbox
+    reach = max(meridian - west, east - meridian)
+    if reach > _UTM_REACH_DEG:
+        raise AOIError(
+            f"AOI reaches {reach:.1f} degrees from the central meridian of UTM zone {zone}; expected at most"
+            f" {_UTM_REACH_DEG:g}, name a projection for an area this wide with --crs"
+        )
+    return CRS(f"EPSG:{(32600 if lat >= 0 else 32700) + zone}")
+
+
+def to_crs(aoi: Geometry, crs: CRS) -> Geometry:
+    """Reproject an area with its edges densified to about a kilometre; the result is valid.
+
+    In a geographic target the area's longitudes are continuous; in a projected one the area is split where
+    the projection is cut, such as web mercator at the antimeridian.
+
+    Raises:
+        AOIError: the AOI has no area, or does not fit into the target.
+    """
+    if aoi.crs is None:
+        raise AOIError("AOI has no CRS; expected one, give the AOI with its CRS")
+    area = _assemble(keep_polygons(flatten(aoi.geom)), aoi.crs)
+    if area.is_empty:
+        raise AOIError("AOI has no area; expected polygons, buffer points and lines first")
+    if aoi.crs != crs:
+        moved = _project(area, aoi.crs, crs)
+        if not crs.geographic and _is_torn(moved, crs):
+            moved = _project_split(Geometry(area, aoi.crs), crs)
+        area = _assemble(keep_polygons(flatten(moved)), crs)
+    return Geometry(area, crs)
+
+
+def ring_vertices(polygons: Polygons) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Give all rings' vertices (N, 2) and, (N - 1,), which neighbours share a ring."""
+    vertices, ring = shapely.get_coordinates(shapely.get_rings(polygons), return_index=True)
+    return vertices, np.diff(ring) == 0
+
+
+def flatten(geometries: Any) -> Polygons:
+    """Take (nested) collections apart; empty and missing geometries vanish."""
+    parts = shapely.get_parts(geometries)
+    while np.any(shapely.get_type_id(parts) > 3):
+        parts = shapely.get_parts(parts)
+    return np.asarray(parts[~shapely.is_empty(parts)])
+
+
+def keep_polygons(parts: Polygons) -> Polygons:
+    """Keep the polygons."""
+    return np.asarray(parts[shapely.get_type_id(parts) == 3])
+
+
+def _assemble(polygons: Polygons, crs: CRS) -> BaseGeometry:
+    """Unite polygons into one valid area, with continuous longitudes in a geographic CRS."""
+    if crs.geographic and polygons.size:
+        polygons = _continuous(polygons)
+    repaired = shapely.make_valid(polygons, method="structure", keep_collapsed=False)
+    parts = keep_polygons(flatten(repaired))
+    return parts[0] if parts.size == 1 else shapely.union_all(parts)
+
+
+def _continuous(polygons: Polygons) -> Polygons:
+    """Shift polygons by whole turns until the area runs over one continuous range of longitudes."""
+    west, _, east, _ = shapely.bounds(polygons).T
+    wide = east - west > 180.0
+    if wide.any():
+        polygons = polygons.copy()
+        polygons[wide] = [_unwrap(polygon) for polygon in polygons[wide]]
+        west, _, east, _ = shapely.bounds(polygons).T
+    turns = _turns(west, east)
+    shift = np.repeat(turns * 360.0, shapely.get_num_coordinates(polygons))
+    return shapely.transform(polygons, lambda lonlat: lonlat + np.column_stack([shift, np.zeros_like(shift)]))
+
+
+def _turns(west: NDArray[np.float64], east: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Choose each polygon's whole turns: split across the widest gap if at most 180 degrees remain."""
+    turns = -np.ceil(((west + east) / 2.0 - 180.0) / 360.0)
+    west, east = west + 360.0 * turns, east + 360.0 * turns
+    order = np.argsort(west)
+    gaps = west[order][1:] - np.maximum.accumulate(east[order])[:-1]
+    if gaps.size and gaps.max() >= 180.0:
+        left = order[: gaps.argmax() + 1]
+        turns[left] += 1.0
+        west[left] += 360.0
+        east[left] += 360.0
+    middle = (west.min() + east.max()) / 2.0
+    return np.asarray(turns - np.ceil((middle - 180.0) / 360.0))
+
+
+def _unwrap(polygon: shapely.Polygon) -> shapely.Polygon:
+    """Make each ring's longitudes continuous, and its holes lie on the same turn as its shell."""
+    shell = _unwrap_ring(shapely.get_coordinates(polygon.exterior))
+    middle = (shell[:, 0].min() + shell[:, 0].max()) / 2.0
+    holes = [_unwrap_ring(shapely.get_coordinates(ring)) for ring in polygon.interiors]
+    for hole in holes:
+        hole[:, 0] += 360.0 * np.round((middle - (hole[:, 0].min() + hole[:, 0].max()) / 2.0) / 360.0)
+    return shapely.Polygon(shell, holes)
+
+
+def _unwrap_ring(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Undo jumps across the antimeridian in (N, 2) degrees; close a ring around a pole through the pole."""
+    step = np.diff(lonlat[:, 0])
+    jumps = np.where(np.abs(step) < 360.0, np.round(step / 360.0), 0.0)
+    ring = lonlat.copy()
+    ring[1:, 0] -= 360.0 * np.cumsum(jumps)
+    first, last = ring[0, 0], ring[-1, 0]
+    if abs(last - first) < 180.0:
+        return ring
+    pole = math.copysign(90.0, ring[:, 1].mean())
+    return np.vstack([ring, [[last, pole], [first, pole]], ring[:1]])
+
+
+def _unit(crs: CRS) -> float:
+    """Give the metres in one unit of a projected CRS."""
+    return float(crs.proj.axis_info[0].unit_conversion_factor)
+
+
+def _project(area: BaseGeometry, source: CRS, target: CRS) -> BaseGeometry:
+    """Project a densified area as it is; refuse vertices that the target cannot hold."""
+    move = source.transformer_to_crs(target)
+
+    def move_checked(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
+        moved = np.column_stack(move(*vertices.T))
+        if not np.isfinite(moved).all():
+            raise AOIError(f"AOI is beyond {target.proj.name}; expected a CRS of its region, name one")
+        return moved
+
+    segment = _SEGMENT_DEG if source.geographic else _SEGMENT_M / _unit(source)
+    return shapely.transform(shapely.segmentize(area, segment), move_checked)
+
+
+def _is_torn(area: BaseGeometry, crs: CRS) -> bool:
+    """Tell whether an edge of a projected, densified area runs across the projection's cut."""
+    vertices, joined = ring_vertices(keep_polygons(flatten(area)))
+    length = np.hypot(*np.diff(vertices, axis=0).T)[joined]
+    return bool(length.max(initial=0.0) > _TEAR_M / _unit(crs))
+
+
+def _project_split(aoi: Geometry, crs: CRS) -> BaseGeometry:
+    """Project an area in pieces that end at the projection's cut, opposite its central meridian."""
+    geodetic = CRS(crs.proj.geodetic_crs)
+    lonlat = to_crs(aoi, geodetic).geom
+    parameters = getattr(crs.proj.coordinate_operation, "params", [])
+    centre = next((float(p.value) for p in parameters if p.name.startswith("Longitude")), 0.0)
+    inside = shapely.box(centre - 180.0 + _CUT_DEG, -90.0, centre + 180.0 - _CUT_DEG, 90.0)
+    pieces = [affinity.translate(lonlat, 360.0 * turn).intersection(inside) for turn in (-1, 0, 1)]
+    return _project(shapely.MultiPolygon(list(keep_polygons(flatten(pieces)))), geodetic, crs)
+
+
+def _read_vector(path: Path, layer: str | None) -> tuple[Polygons, CRS]:
+    """Read one layer's geometries in 2D, and their CRS."""
+    if not path.exists():
+        raise AOIError(f"{path}: no such file; expected a vector file, check the path")
+    if path.is_file() and path.stat().st_size == 0:
+        raise AOIError(f"{path}: file is empty (0 bytes); expected a vector file, write it again")
+    try:
+        with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+            warnings.simplefilter("ignore")  # GDAL's remarks on rings that are repaired here
+            name = _choose_layer(path, pyogrio.list_layers(path), layer)
+            meta, _, wkb, _ = pyogrio.raw.read(path, layer=name, columns=[], force_2d=True)
+            geometries = shapely.from_wkb(wkb, on_invalid="fix")
+    except (RuntimeError, ValueError, OSError, ShapelyError) as error:
+        reason = " ".join(str(error).split(";")[0].split())
+        raise AOIError(f"{path}: cannot be read ({reason}); expected vectors, such as GeoJSON") from error
+    return geometries, _parse_crs(meta["crs"], path)
+
+
+def _choose_layer(path: Path, layers: NDArray[np.object_], wanted: str | None) -> str:
+    """Choose the layer to read from (N, 2) names and geometry types (None without geometry)."""
+    names = [str(name) for name, kind in layers if kind is not None]
+    if not names:
+        raise AOIError(f"{path}: holds no geometry; expected polygons, give a vector file")
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted not in names:
+        found = "several layers" if wanted is None else f"no layer {wanted!r}"
+        raise AOIError(f"{path}: holds {found}; expected one of {', '.join(names)}, name it")
+    return wanted
+
+
+def _parse_crs(text: str | None, path: Path) -> CRS:
+    """Parse a layer's CRS, less its vertical part."""
+    if not text:
+        raise AOIError(f"{path}: has no CRS; expected one, assign it: ogr2ogr -a_srs EPSG:<code> NEW OLD")
+    try:
+        flat = pyproj.CRS(text).to_2d()
+        code = flat.to_epsg(min_confidence=100)
+        crs = CRS(f"EPSG:{code}" if code else flat)
+    except (CRSError, ProjError) as error:
+        raise AOIError(f"{path}: has an unknown CRS; expected an EPSG code, assign one") from error
+    if not (crs.geographic or crs.projected):
+        raise AOIError(f"{path}: has the CRS {flat.name!r}; expected a place on earth, reproject it")
+    return crs
+
+
+def _absence(parts: Polygons) -> str:
+    """Say why there are no polygons."""
+    if parts.size == 0:
+        return "holds no geometry; expected polygons, draw the area first"
+    kinds = ", ".join(sorted({part.geom_type for part in parts}))
+    return f"holds only {kinds}; expected polygons, buffer points and lines by the distance to map"
+
+
+def _check_coordinates(polygons: Polygons, crs: CRS, path: Path) -> None:
+    """Refuse coordinates that are no place on earth."""
+    vertices = shapely.get_coordinates(polygons)
+    limit = np.array(_LIMIT_DEG if crs.geographic else _LIMIT_M) / (1.0 if crs.geographic else _unit(crs))
+    wrong = ~(np.abs(vertices) <= limit).all(axis=1)
+    if not wrong.any() and crs.projected:
+        place = crs.transformer_to_crs(CRS("EPSG:4326"))
+        wrong = ~np.isfinite(np.column_stack(place(*vertices.T))).all(axis=1)
+    if wrong.any():
+        x, y = vertices[wrong][0]
+        raise AOIError(f"{path}: has a vertex ({x:g}, {y:g}), no place in {crs.proj.name}; check its CRS")
