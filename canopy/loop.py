@@ -4,6 +4,7 @@ A batch is a function of its number, and the generators are reseeded at every st
 a resumed run sees what an uninterrupted one sees, and ends at the same bits.
 """
 
+import copy
 import json
 import math
 import os
@@ -125,8 +126,6 @@ def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _copy(net: nn.Module) -> nn.Module:
-    import copy
-
     return copy.deepcopy(net).eval().requires_grad_(False)
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from canopy import __version__
-from canopy.bundle import Card, save_bundle
-from canopy.config import LossWeights, PairsConfig, TrainConfig, dump_config
+from canopy.bundle import Card, read_card, save_bundle
+from canopy.config import LossWeights, PairsConfig, TrainConfig, dump_config, load_config
+from canopy.errors import TrainingError
 from canopy.evaluation import Heights, height_metrics
 from canopy.loop import fit
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
@@ -36,8 +37,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     Raises:
         TrainingError: Data or run are unusable.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    dump_config(config, run / "config.yaml")
+    _claim(run, config, resume)
     split = read_pairs(config.pairs)
     card = _card(config, split)
     torch.manual_seed(config.loop.seed)
@@ -53,6 +53,17 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         report=partial(_print_entry, steps=config.loop.steps),
     )
     return run / "best.safetensors"
+
+
+def _claim(run: Path, config: TrainConfig, resume: bool) -> None:
+    """Make the folder of a run, or take up the one there, whose configuration must be the same."""
+    record = run / "config.yaml"
+    if record.is_file() and not resume:
+        raise TrainingError(f"{run} holds a run: pass --resume to go on with it, or name another folder with --out")
+    if record.is_file() and load_config(record, TrainConfig) != config:
+        raise TrainingError(f"{record} differs from the configuration given: resume with that, or name another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    dump_config(config, record)
 
 
 def score(net: DPTHeights, scenes: Sequence[Scene]) -> dict[str, Any]:
@@ -183,8 +194,6 @@ class _Evaluation:
         self._best_m = self._best_so_far()
 
     def _best_so_far(self) -> float:
-        from canopy.bundle import read_card
-
         best = self._run / "best.safetensors"
         return float(read_card(best).metrics["all"]["mae_m"]) if best.is_file() else float("inf")
 

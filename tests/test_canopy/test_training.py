@@ -1,11 +1,13 @@
 """Bins, losses, metrics, the loop and bundles, against plain numpy and against themselves."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rasters import make_raster
 from torch import Tensor, nn
 
 from canopy.bundle import Card, find_bundle, read_bundle, read_card, save_bundle
@@ -18,6 +20,7 @@ from canopy.models.dpt import DPTHeights
 from canopy.models.heads import SqrtBins
 from canopy.models.model import load_model
 from canopy.scenes import Scene, draw_chip, read_pairs
+from canopy.training import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -132,6 +135,40 @@ def test_nan_loss_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="loss is nan at step 0"):
         fit(net, lambda model, x: model(x).sum() * torch.nan, lambda number: torch.ones(1, 1), config, tmp_path,
             resume=False, evaluate=lambda model, step: {}, report=lambda entry: None)  # fmt: skip
+
+
+def tiny_pairs(root: Path) -> Path:
+    """Two scenes of a bright square, 20 m high, on dark ground."""
+    for name in ("a_1", "a_2"):
+        image = np.full((3, 128, 128), 60, np.uint8)
+        image[:, 40:80, 40:80] = 220
+        heights = np.where(image[0, ::2, ::2] > 100, 2000, 0).astype(np.uint16)
+        (root / name).mkdir(parents=True)
+        make_raster(root / name / "rgb.tif", values=image, resolution=0.5)
+        make_raster(root / name / "chm_cm.tif", values=heights[None], resolution=1.0)
+    return root
+
+
+def test_training_writes_bundles_and_learns(tmp_path: Path) -> None:
+    root = tiny_pairs(tmp_path / "pairs")
+    overrides = (
+        *("name=tiny", "chip_px=64", "batch=2", "colour=0", "shadows=0", "zoom=1", "drop_path=0"),
+        *(f"pairs.root={root}", "pairs.groups={a_: 1.0}", "pairs.strips_m={a_1: 24}", "pairs.held_out=0"),
+        *("loop.steps=30", "loop.warmup_steps=3", "loop.lr=0.002", "loop.evaluate_every=30", "loop.amp=false"),
+    )
+    config = load_config(CONFIGS / "train-small.yaml", TrainConfig, overrides)
+    best = train(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    made = read_card(best)
+    assert made.metrics["all"]["n_px"] == 24 * 64
+    assert made.training["train_scenes"] == ["a_1:west", "a_2"]
+    assert load_model(best).predict(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 64)
+    with pytest.raises(TrainingError, match="--resume"):
+        train(config, tmp_path / "run")
+    with pytest.raises(TrainingError, match="differs"):
+        train(config.model_copy(update={"batch": 3}), tmp_path / "run", resume=True)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
