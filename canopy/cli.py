@@ -11,13 +11,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from canopy import __version__
 from canopy.errors import CanopyError
 
 if TYPE_CHECKING:
     from canopy import prediction
 
-app = typer.Typer(help="Canopy height maps at sub-metre resolution from RGB imagery.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Canopy height maps at sub-metre resolution from RGB imagery."""
 
 
 @app.command()
@@ -75,11 +91,17 @@ def validate(paths: Annotated[list[Path], typer.Argument(help="Height maps.")]) 
 
 
 @app.command()
-def info(target: Annotated[str, typer.Argument(help="Bundle, bundled model's name, height map or imagery.")]) -> None:
-    """Describe a model bundle, a height map or imagery as JSON."""
-    from canopy import description
+def info(
+    target: Annotated[str, typer.Argument(help="Bundle, bundled model's name, height map or imagery.")],
+    as_json: Json = False,
+) -> None:
+    """Describe a model bundle, a height map or imagery."""
+    import yaml
 
-    typer.echo(json.dumps(description.describe(target), indent=2))
+    from canopy.description import describe
+
+    text = json.dumps(describe(target), indent=2)
+    typer.echo(text if as_json else yaml.safe_dump(json.loads(text), sort_keys=False, width=100).rstrip())
 
 
 @app.command()

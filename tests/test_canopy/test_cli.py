@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import yaml
 from rasters import make_raster
 
 from canopy import prediction
@@ -158,15 +159,22 @@ def test_validate_gives_the_reason(canopy, scene) -> None:
     assert "canopy_height" in err
 
 
-def test_info_prints_cards_maps_and_imagery(canopy, scene, aoi, tmp_path) -> None:
+def test_version_and_plain_info(canopy) -> None:
+    assert canopy("--version")[1].strip() == "0.1.0"
     code, out, _ = canopy("info", "canopy-small")
     assert code == 0
+    assert yaml.safe_load(out)["name"] == "canopy-small"
+
+
+def test_info_prints_cards_maps_and_imagery(canopy, scene, aoi, tmp_path) -> None:
+    code, out, _ = canopy("info", "canopy-small", "--json")
+    assert code == 0
     assert json.loads(out)["provisional"] is True
-    code, out, _ = canopy("info", scene)
+    code, out, _ = canopy("info", scene, "--json")
     assert code == 0
     assert json.loads(out)["gsd_m"] == pytest.approx(0.5, rel=1e-2)
     assert canopy("predict", "--aoi", aoi, "--imagery", scene, "--out", tmp_path / "o.tif")[0] == 0
-    code, out, _ = canopy("info", tmp_path / "o.tif")
+    code, out, _ = canopy("info", tmp_path / "o.tif", "--json")
     assert code == 0
     assert json.loads(out)["tags"]["CANOPY_MODEL"] == "canopy-small"
     assert json.loads(out)["problems"] == []
