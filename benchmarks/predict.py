@@ -115,7 +115,7 @@ def memory(side_px: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side-px", type=int, default=6000)
-    parser.add_argument("--memory-side-px", type=int, default=2500)
+    parser.add_argument("--memory-side-px", type=int, default=4000)
     arguments = parser.parse_args()
     speed(arguments.side_px)
     memory(arguments.memory_side_px)

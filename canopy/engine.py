@@ -17,7 +17,7 @@ Heights = NDArray[np.float32]
 
 OVERLAP_PX = 32
 BATCH = 4
-CACHED_CHIPS = 256
+CACHED_CHIPS = 128
 STEP_M = 1 / 128
 """Heights are rounded to this: far below any model's error, and files get a third smaller."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import xarray as xr
 from affine import Affine
 from numpy.typing import NDArray
@@ -41,7 +42,9 @@ from tiles.style import qml
 
 Report = Callable[["Progress"], None]
 
-TILE_PX = 2048
+TILE_PX = 1024
+READ_CACHE_BYTES = 32 * 2**20
+"""GDAL's own default is a share of the machine's memory, which a large scene would fill."""
 COARSEST_GSD_RATIO = 2.0
 
 _LOG = logging.getLogger(__name__)
@@ -186,7 +189,8 @@ def predict(
     _say_what(job)
     with _partial_folder(path, job.plan, overwrite) as folder:
         pending = [tile for tile in job.tiles if not tile_is_committed(_tile_path(folder, tile), job.plan)]
-        _map_tiles(job, pending, folder, report)
+        with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):
+            _map_tiles(job, pending, folder, report)
         _publish(job, path, folder)
     return Prediction(
         path, network.card.name, source.uris, source.describe(), source.datetime, len(pending),

@@ -44,7 +44,7 @@ REQUIRED_TAGS = (
 UNIT = "m"
 BLOCK_PX = 512
 PLAUSIBLE_M = (-1.0, 150.0)
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 64 * 2**20
 OPEN_TILES = 32
 
 # Predictor 2 on the float bits: 12 % larger than predictor 3 and as lossless, but it reads twice as fast, and
