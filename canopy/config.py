@@ -82,8 +82,8 @@ class TrainConfig(Config):
     drop_path: float = 0.1
     zoom: float = Field(default=1.25, ge=1)
     """Chips are drawn at up to this factor finer or coarser than the model's GSD."""
-    colour: float = Field(default=0.15, ge=0)
-    """Strength of brightness, contrast, gamma, saturation and channel jitter."""
+    colour: float = Field(default=0.2, ge=0, le=1)
+    """Strength of exposure, contrast, gamma, hue and saturation jitter."""
     shadows: float = Field(default=0.5, ge=0, le=1)
     """Share of the chips with made-up shadows."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)

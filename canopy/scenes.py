@@ -135,25 +135,35 @@ def _grid(turn: NDArray[np.float64], centre: NDArray[np.float64], side: int, px:
 
 
 def jitter_colour(image: Tensor, generator: np.random.Generator, strength: float) -> Tensor:
-    """Brightness, contrast, gamma, saturation, channel gain, haze and noise, drawn for one image.
+    """Exposure, contrast, gamma, hue, saturation, haze and noise, drawn for one image.
+
+    Few scenes tie colour to height by accident: a green meadow would be tall because a green forest is. So hue and
+    exposure are drawn anew, some images lose their colour, and texture has to decide.
 
     Args:
         image: (3, H, W) in [0, 1].
         generator: All randomness.
-        strength: 0 leaves the image; 0.15 is the difference between two sensors or seasons, 0.3 is extreme.
+        strength: 0 leaves the image; 0.2 goes beyond the difference between sensors, seasons and hours.
     """
-    gain = torch.from_numpy(np.exp(generator.normal(0, strength / 2.5, (3, 1, 1)))).float()
-    brightness, contrast, gamma, saturation = np.exp(
-        generator.normal(0, (strength, strength, strength, 1.5 * strength))
-    )
-    haze = generator.uniform(0, strength / 2)
+    if strength == 0:
+        return image
+    mixing = np.eye(3) + generator.normal(0, strength, (3, 3))
+    mixing /= mixing.sum(axis=1, keepdims=True).clip(0.5)
+    contrast, gamma, saturation = np.exp(generator.normal(0, (strength, strength, 2 * strength)))
+    saturation *= generator.random() > strength
+    image = torch.einsum("ij,jhw->ihw", torch.from_numpy(mixing).float(), image)
     grey = image.mean(dim=0, keepdim=True)
-    image = (grey + (image - grey) * saturation) * gain
+    image = grey + (image - grey) * float(saturation)
     level = image.mean()
-    image = ((image - level) * contrast + level * brightness).clamp(0, 1) ** gamma
-    image = image * (1 - haze) + haze * generator.uniform(0.5, 1)
+    image = ((image - level) * (contrast * _EXPOSURE / level.clamp_min(0.05)) + _EXPOSURE).clamp(0, 1)
+    exposure = generator.uniform(0.18, 0.6)
+    image = image ** (gamma * np.log(exposure) / np.log(_EXPOSURE))
+    haze = generator.uniform(0, strength / 2)
     noise = torch.from_numpy(generator.normal(0, 0.01, image.shape)).float()
-    return (image + noise).clamp(0, 1)
+    return (image * (1 - haze) + haze * generator.uniform(0.5, 1) + noise).clamp(0, 1)
+
+
+_EXPOSURE = 0.4
 
 
 def cast_shadows(image: Tensor, generator: np.random.Generator) -> Tensor:
