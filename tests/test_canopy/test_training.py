@@ -19,7 +19,7 @@ from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
 from canopy.models.heads import SqrtBins
 from canopy.models.model import load_model
-from canopy.scenes import Scene, draw_chip, read_pairs
+from canopy.scenes import Scene, cast_shadows, draw_chip, jitter_colour, read_pairs
 from canopy.training import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -257,3 +257,23 @@ def test_held_out_ground_is_not_trained_on(shared_data: Path) -> None:
     east = next(s for s in split.test if s.name == "autzen_west:east")
     assert west.height_m.shape[1] + east.height_m.shape[1] == 700
     assert east.height_m.shape[1] == 128
+
+
+def test_colour_and_shadows_stay_in_range_and_follow_the_generator() -> None:
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(jitter_colour(image, np.random.default_rng(1), 0), image)
+    for change in (lambda x, g: jitter_colour(x, g, 0.2), cast_shadows):
+        first, again, other = (change(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert first.min() >= 0
+        assert first.max() <= 1
+
+
+def test_shadows_only_darken_and_leave_most_of_the_image() -> None:
+    image = torch.full((3, 128, 128), 0.5)
+    for seed in range(5):
+        shaded = cast_shadows(image, np.random.default_rng(seed))
+        assert (shaded <= image + 1e-6).all()
+        assert 0.02 < (shaded[0] < 0.4).float().mean() < 0.45
+        assert (shaded[2] >= shaded[0] - 1e-6).all()
