@@ -83,9 +83,11 @@ class TrainConfig(Config):
     zoom: float = Field(default=1.25, ge=1)
     """Chips are drawn at up to this factor finer or coarser than the model's GSD."""
     colour: float = Field(default=0.2, ge=0, le=1)
-    """Strength of exposure, contrast, gamma, hue and saturation jitter."""
+    """Strength of exposure, contrast, gamma, hue and saturation jitter; 0 leaves sharpness alone too."""
     shadows: float = Field(default=0.5, ge=0, le=1)
     """Share of the chips with made-up shadows."""
+    mix: float = Field(default=0.5, ge=0, le=1)
+    """Share of the chips that are patched together from two scenes."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
     std: tuple[float, float, float] = (0.20, 0.19, 0.17)
 

@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from canopy.config import PairsConfig
 from canopy.errors import TrainingError
+
+Chip = tuple[Tensor, Tensor]
+"""Image (3, H, W) float32 in [0, 1] and height_m (H / 2, W / 2) float32, NaN where unknown."""
 
 PLACE_M = 64.0
 UNKNOWN_CM = 65535
@@ -79,7 +83,7 @@ def read_pairs(config: PairsConfig) -> Split:
     return Split(tuple(train), tuple(test), digest.hexdigest())
 
 
-def draw_chip(scene: Scene, generator: np.random.Generator, chip_px: int, zoom: float) -> tuple[Tensor, Tensor]:
+def draw_chip(scene: Scene, generator: np.random.Generator, chip_px: int, zoom: float) -> Chip:
     """Draw a chip at a random place, rotation, reflection and zoom; beyond the scene's border it is mirrored.
 
     Half of the chips are centred on a tree, so that a scene of mostly open ground still teaches crowns.
@@ -166,6 +170,36 @@ def jitter_colour(image: Tensor, generator: np.random.Generator, strength: float
 _EXPOSURE = 0.4
 
 
+def jitter_sharpness(image: Tensor, generator: np.random.Generator) -> Tensor:
+    """Blur or sharpen an image (3, H, W): sensors differ, and a crisp image is no taller than a soft one."""
+    blurred = gaussian_blur(image, [7, 7], [float(generator.uniform(0.3, 1.5))])
+    sharpened: Tensor = (image + generator.uniform(-1, 1.5) * (image - blurred)).clamp(0, 1)
+    return sharpened
+
+
+def mix_chips(one: Chip, other: Chip, generator: np.random.Generator) -> Chip:
+    """Patch two chips together along a random smooth line (CutMix, Yun et al. 2019, with an irregular mask).
+
+    Few scenes let a model know the place and guess the height of all of it. In a patchwork each part has to be
+    judged by what is seen there.
+
+    Args:
+        one: image (3, H, W) and height_m (H / 2, W / 2).
+        other: Of the same shape.
+        generator: All randomness.
+    """
+    mask = smooth_noise(one[1].shape, int(generator.integers(24, 64)), generator) > 0
+    fine = mask.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1)
+    return torch.where(fine, one[0], other[0]), torch.where(mask, one[1], other[1])
+
+
+def smooth_noise(shape: torch.Size, size: int, generator: np.random.Generator) -> Tensor:
+    """Noise (H, W) that is smooth over `size` cells."""
+    height, width = shape
+    noise = torch.from_numpy(generator.normal(size=(1, 1, height // size + 2, width // size + 2))).float()
+    return F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=True)[0, 0]
+
+
 def cast_shadows(image: Tensor, generator: np.random.Generator) -> Tensor:
     """Darken random patches as skylight does: dimmer and bluer. What lies below keeps its height.
 
@@ -175,10 +209,7 @@ def cast_shadows(image: Tensor, generator: np.random.Generator) -> Tensor:
         image: (3, H, W) in [0, 1].
         generator: All randomness.
     """
-    height, width = image.shape[1:]
-    size = generator.integers(6, 32)
-    noise = torch.from_numpy(generator.normal(size=(1, 1, height // size + 2, width // size + 2))).float()
-    smooth = F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=True)[0, 0]
+    smooth = smooth_noise(image.shape[1:], int(generator.integers(6, 32)), generator)
     edge = torch.quantile(smooth, 1 - generator.uniform(0.05, 0.3))
     shade = torch.sigmoid((smooth - edge) * generator.uniform(10, 40))
     light = torch.tensor([1.0, *generator.uniform(1, (1.15, 1.5))]).view(3, 1, 1) * generator.uniform(0.2, 0.6)

@@ -18,9 +18,20 @@ from canopy.evaluation import Heights, height_metrics
 from canopy.loop import fit
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
-from canopy.scenes import Scene, Split, cast_shadows, draw_chip, jitter_colour, read_pairs
+from canopy.scenes import (
+    Chip,
+    Scene,
+    Split,
+    cast_shadows,
+    draw_chip,
+    jitter_colour,
+    jitter_sharpness,
+    mix_chips,
+    read_pairs,
+)
 
-ChipBatch = tuple[Tensor, Tensor]
+ChipBatch = Chip
+"""Chips stacked along a first dimension."""
 
 
 def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
@@ -136,13 +147,23 @@ def _batch(number: int, scenes: Sequence[Scene], config: TrainConfig) -> ChipBat
     generator = np.random.default_rng((config.loop.seed, number))
     chances = _chances(scenes, config.pairs)
     chips = []
-    for index in generator.choice(len(scenes), config.batch, p=chances):
-        image, height = draw_chip(scenes[index], generator, config.chip_px, config.zoom)
-        if generator.random() < config.shadows:
-            image = cast_shadows(image, generator)
-        chips.append((jitter_colour(image, generator, config.colour), height))
+    for _ in range(config.batch):
+        chip = _draw(scenes, chances, generator, config)
+        if generator.random() < config.mix:
+            chip = mix_chips(chip, _draw(scenes, chances, generator, config), generator)
+        chips.append(chip)
     images, heights = zip(*chips, strict=True)
     return torch.stack(images), torch.stack(heights)
+
+
+def _draw(scenes: Sequence[Scene], chances: np.ndarray, generator: np.random.Generator, config: TrainConfig) -> Chip:
+    scene = scenes[generator.choice(len(scenes), p=chances)]
+    image, height = draw_chip(scene, generator, config.chip_px, config.zoom)
+    if generator.random() < config.shadows:
+        image = cast_shadows(image, generator)
+    if config.colour > 0:
+        image = jitter_colour(jitter_sharpness(image, generator), generator, config.colour)
+    return image, height
 
 
 def _chances(scenes: Sequence[Scene], config: PairsConfig) -> np.ndarray:

@@ -19,7 +19,7 @@ from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
 from canopy.models.heads import SqrtBins
 from canopy.models.model import load_model
-from canopy.scenes import Scene, cast_shadows, draw_chip, jitter_colour, read_pairs
+from canopy.scenes import Scene, cast_shadows, draw_chip, jitter_colour, mix_chips, read_pairs
 from canopy.training import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -277,3 +277,11 @@ def test_shadows_only_darken_and_leave_most_of_the_image() -> None:
         assert (shaded <= image + 1e-6).all()
         assert 0.02 < (shaded[0] < 0.4).float().mean() < 0.45
         assert (shaded[2] >= shaded[0] - 1e-6).all()
+
+
+def test_mixed_chips_keep_image_and_heights_together() -> None:
+    one = (torch.zeros(3, 128, 128), torch.zeros(64, 64))
+    other = (torch.ones(3, 128, 128), torch.full((64, 64), 20.0))
+    image, height = mix_chips(one, other, np.random.default_rng(0))
+    assert torch.equal(torch.nn.functional.avg_pool2d(image[None, :1], 2)[0, 0] * 20, height)
+    assert 0.1 < (height == 0).float().mean() < 0.9
