@@ -45,6 +45,8 @@ class PairsConfig(Config):
 
     root: Path
     """Folder with one folder a scene: rgb.tif, chm_cm.tif and perhaps exclude_mask.tif."""
+    pseudo: Path | None = None
+    """Folder of the same kind with heights from another model instead of lidar: trained on, never tested on."""
     groups: dict[str, float]
     """Prefix of scene names -> share of the training chips. A scene under no prefix is left out."""
     exclude: tuple[str, ...] = ()

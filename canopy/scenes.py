@@ -65,10 +65,10 @@ def read_pairs(config: PairsConfig) -> Split:
     Raises:
         TrainingError: No folder, no scenes, or a scene that breaks the format.
     """
-    folders = sorted(p.parent for p in config.root.glob("*/rgb.tif")) if config.root.is_dir() else []
+    folders = _scene_folders(config.root)
     groups = {f: g for f in folders if f.name not in config.exclude and (g := _group(f.name, config))}
     if not groups:
-        raise TrainingError(f"no scenes under {config.root}: folders with rgb.tif and chm_cm.tif expected (pairs.root)")
+        raise TrainingError(f"none of the {len(folders)} scenes under {config.root} is in pairs.groups")
     held_out = _held_out([f for f in groups if f.name not in config.strips_m], config.held_out)
     digest, train, test = hashlib.sha256(), [], []
     for folder, group in groups.items():
@@ -80,7 +80,18 @@ def read_pairs(config: PairsConfig) -> Split:
             test.append(east)
         else:
             (test if folder.name in held_out else train).append(scene)
+    for folder in _scene_folders(config.pseudo) if config.pseudo else []:
+        if kind := _group(folder.name, config):
+            train.append(_read_scene(folder, kind))
+            digest.update(train[-1].name.encode() + train[-1].image.tobytes() + train[-1].height_m.tobytes())
     return Split(tuple(train), tuple(test), digest.hexdigest())
+
+
+def _scene_folders(root: Path) -> list[Path]:
+    folders = sorted(path.parent for path in root.glob("*/rgb.tif")) if root.is_dir() else []
+    if not folders:
+        raise TrainingError(f"no scenes under {root}: folders with rgb.tif and chm_cm.tif expected")
+    return folders
 
 
 def draw_chip(scene: Scene, generator: np.random.Generator, chip_px: int, zoom: float) -> Chip:

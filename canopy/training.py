@@ -1,10 +1,10 @@
 """Decoder stage: heights learnt from pairs of image and lidar, written as a bundle."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from canopy.evaluation import Heights, height_metrics
 from canopy.loop import fit
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
+from canopy.models.heads import SqrtBins
 from canopy.scenes import (
     Chip,
     Scene,
@@ -34,6 +35,20 @@ ChipBatch = Chip
 """Chips stacked along a first dimension."""
 
 
+class BinNet(Protocol):
+    """A network that ends in logits over height bins at half of the image's resolution."""
+
+    bins: SqrtBins
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, bins, H / 2, W / 2)."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of any module."""
+        ...
+
+
 def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     """Train a height model and write `last.safetensors` and `best.safetensors` (lowest held-out MAE).
 
@@ -48,25 +63,25 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     Raises:
         TrainingError: Data or run are unusable.
     """
-    _claim(run, config, resume)
+    claim_run(run, config, resume)
     split = read_pairs(config.pairs)
     card = _card(config, split)
     torch.manual_seed(config.loop.seed)
     net = DPTHeights(card, drop_path=config.drop_path)
     fit(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
-        partial(_loss, weights=config.loss),
-        partial(_batch, scenes=split.train, config=config),
+        partial(height_loss, weights=config.loss),
+        partial(draw_batch, scenes=split.train, config=config),
         config.loop,
         run,
         resume=resume,
         evaluate=_Evaluation(run, card, split),
-        report=partial(_print_entry, steps=config.loop.steps),
+        report=partial(print_entry, steps=config.loop.steps),
     )
     return run / "best.safetensors"
 
 
-def _claim(run: Path, config: TrainConfig, resume: bool) -> None:
+def claim_run(run: Path, config: TrainConfig, resume: bool) -> None:
     """Make the folder of a run, or take up the one there, whose configuration must be the same."""
     record = run / "config.yaml"
     if record.is_file() and not resume:
@@ -77,7 +92,7 @@ def _claim(run: Path, config: TrainConfig, resume: bool) -> None:
     dump_config(config, record)
 
 
-def score(net: DPTHeights, scenes: Sequence[Scene]) -> dict[str, Any]:
+def score(net: BinNet, scenes: Sequence[Scene]) -> dict[str, Any]:
     """Held-out metrics at the heights' own cells, over all scenes and by group.
 
     Args:
@@ -101,7 +116,7 @@ def score(net: DPTHeights, scenes: Sequence[Scene]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def predict_scene(net: DPTHeights, scene: Scene, chip_px: int = 256) -> Heights:
+def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
     """Heights of a scene at its own cells, (H, W) float32 metres; mirrored to whole chips, which do not overlap."""
     rows, cols = scene.image.shape[1:]
     pad = [
@@ -128,13 +143,13 @@ def _starts(length: int, chip_px: int) -> list[int]:
     return sorted({*range(0, length - chip_px, chip_px), length - chip_px})
 
 
-def _loss(net: nn.Module, batch: ChipBatch, weights: LossWeights) -> Tensor:
+def height_loss(net: nn.Module, batch: ChipBatch, weights: LossWeights) -> Tensor:
+    """Weighted sum of the losses of a network with `bins` on a batch of chips."""
     device = next(net.parameters()).device
     image, height = (part.to(device, non_blocking=True) for part in batch)
     known = ~torch.isnan(height)
     logits = net(image)
-    assert isinstance(net, DPTHeights)
-    bins = net.bins
+    bins = cast(SqrtBins, net.bins)
     heights = bins.height_m(logits)
     return (
         weights.histogram * histogram_loss(logits, height, known, bins)
@@ -143,7 +158,8 @@ def _loss(net: nn.Module, batch: ChipBatch, weights: LossWeights) -> Tensor:
     )
 
 
-def _batch(number: int, scenes: Sequence[Scene], config: TrainConfig) -> ChipBatch:
+def draw_batch(number: int, scenes: Sequence[Scene], config: TrainConfig) -> ChipBatch:
+    """The batch of a number: image (B, 3, H, W) and height_m (B, H / 2, W / 2)."""
     generator = np.random.default_rng((config.loop.seed, number))
     chances = _chances(scenes, config.pairs)
     chips = []
@@ -237,7 +253,8 @@ def _half(tensor: Tensor) -> np.ndarray:
     return array.astype(np.float16) if tensor.is_floating_point() else array
 
 
-def _print_entry(entry: dict[str, Any], steps: int) -> None:
+def print_entry(entry: dict[str, Any], steps: int) -> None:
+    """Print a line of the log where a person wants one: scores, and every twentieth step."""
     done = entry["step"] + 1
     if "metrics" in entry:
         scores = {group: f"{m['mae_m']:.2f}" for group, m in entry["metrics"].items()}

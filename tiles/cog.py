@@ -53,7 +53,7 @@ _TILE_OPTIONS = {"compress": "ZSTD", "zstd_level": 1, "predictor": 2, "bigtiff":
 # OVERVIEW_COMPRESS is left out on purpose: spelling out its default AUTO leaves the overviews uncompressed.
 _COG_OPTIONS = {
     "compress": "ZSTD",
-    "level": 6,
+    "level": 3,
     "predictor": "FLOATING_POINT",
     "overview_predictor": "FLOATING_POINT",
     "overview_resampling": "AVERAGE",
