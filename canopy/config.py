@@ -49,6 +49,8 @@ class PairsConfig(Config):
     """Folder of the same kind with heights from another model instead of lidar: trained on, never tested on."""
     groups: dict[str, float]
     """Prefix of scene names -> share of the training chips. A scene under no prefix is left out."""
+    test_only: tuple[str, ...] = ()
+    """Prefixes of sites held out whole."""
     exclude: tuple[str, ...] = ()
     """Scenes whose labels are not to be trusted: neither trained on nor tested on."""
     strips_m: dict[str, int] = Field(default_factory=dict)

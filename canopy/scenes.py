@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Scene:
         image: (3, 2H, 2W) uint8 RGB at half the heights' cell size.
         height_m: (H, W) float32 metres, NaN where unknown.
         cell_m: Cell size of the heights, metres.
+        pseudo: Whether the heights come from another model instead of lidar.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Scene:
     image: NDArray[np.uint8]
     height_m: NDArray[np.float32]
     cell_m: float
+    pseudo: bool = False
 
     @cached_property
     def trees(self) -> NDArray[np.int64]:
@@ -69,7 +71,8 @@ def read_pairs(config: PairsConfig) -> Split:
     groups = {f: g for f in folders if f.name not in config.exclude and (g := _group(f.name, config))}
     if not groups:
         raise TrainingError(f"none of the {len(folders)} scenes under {config.root} is in pairs.groups")
-    held_out = _held_out([f for f in groups if f.name not in config.strips_m], config.held_out)
+    whole = [f for f in groups if f.name not in config.strips_m and groups[f] not in config.test_only]
+    held_out = _held_out(whole, config.held_out) | {f.name for f in groups if groups[f] in config.test_only}
     digest, train, test = hashlib.sha256(), [], []
     for folder, group in groups.items():
         scene = _read_scene(folder, group)
@@ -82,7 +85,7 @@ def read_pairs(config: PairsConfig) -> Split:
             (test if folder.name in held_out else train).append(scene)
     for folder in _scene_folders(config.pseudo) if config.pseudo else []:
         if kind := _group(folder.name, config):
-            train.append(_read_scene(folder, kind))
+            train.append(replace(_read_scene(folder, kind), pseudo=True))
             digest.update(train[-1].name.encode() + train[-1].image.tobytes() + train[-1].height_m.tobytes())
     return Split(tuple(train), tuple(test), digest.hexdigest())
 
@@ -228,7 +231,7 @@ def cast_shadows(image: Tensor, generator: np.random.Generator) -> Tensor:
 
 
 def _group(name: str, config: PairsConfig) -> str | None:
-    return next((prefix for prefix in config.groups if name.startswith(prefix)), None)
+    return next((prefix for prefix in (*config.groups, *config.test_only) if name.startswith(prefix)), None)
 
 
 def _held_out(folders: Sequence[Path], share: float) -> set[str]:

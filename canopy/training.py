@@ -194,33 +194,26 @@ def _chances(scenes: Sequence[Scene], config: PairsConfig) -> np.ndarray:
 
 
 def _card(config: TrainConfig, split: Split) -> Card:
-    area = {
-        name: sum(s.height_m.size * s.cell_m**2 for s in part) / 1e4
-        for name, part in (("train", split.train), ("test", split.test))
+    lidar = [scene for scene in split.train if not scene.pseudo]
+    pseudo = [scene for scene in split.train if scene.pseudo]
+    training = {
+        "data_sha256": split.sha256,
+        "data_licences": list(config.pairs.licences),
+        "train_scenes": [scene.name for scene in lidar],
+        "train_ha": _hectares(lidar),
+        "pseudo_scenes": len(pseudo),
+        "pseudo_ha": _hectares(pseudo),
+        "held_out_scenes": [scene.name for scene in split.test],
+        "held_out_ha": _hectares(split.test),
+        "chips_per_step": config.batch * config.loop.accumulate,
+        "seed": config.loop.seed,
     }
-    return Card(
-        name=config.name,
-        architecture=config.architecture,
-        head=config.head,
-        gsd_m=config.gsd_m,
-        chip_px=config.chip_px,
-        mean=config.mean,
-        std=config.std,
-        canopy_version=__version__,
-        licence=config.licence,
-        provisional=config.provisional,
-        notes=config.notes,
-        training={
-            "data_sha256": split.sha256,
-            "data_licences": list(config.pairs.licences),
-            "train_scenes": [s.name for s in split.train],
-            "train_ha": round(area["train"], 2),
-            "held_out_scenes": [s.name for s in split.test],
-            "held_out_ha": round(area["test"], 2),
-            "chips_per_step": config.batch * config.loop.accumulate,
-            "seed": config.loop.seed,
-        },
-    )
+    own = {name: getattr(config, name) for name in Card.model_fields if name in TrainConfig.model_fields}
+    return Card(**own, canopy_version=__version__, training=training)
+
+
+def _hectares(scenes: Sequence[Scene]) -> float:
+    return round(sum(scene.height_m.size * scene.cell_m**2 for scene in scenes) / 1e4, 2)
 
 
 class _Evaluation:
