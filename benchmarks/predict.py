@@ -1,6 +1,6 @@
 """`canopy predict` against the bare model: useful pixels per second, chips over a plain partition, memory.
 
-The scene is the bundled sample, mirrored to the size asked for. Ratios within one run; figures in docs/benchmarks.md.
+The scene is the bundled sample, mirrored to the size asked for. Ratios within one run; figures in docs/prediction.md.
 """
 
 import argparse
@@ -114,8 +114,10 @@ def memory(side_px: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side-px", type=int, default=6000)
-    parser.add_argument("--memory-side-px", type=int, default=4000)
+    parser.add_argument("--side-px", type=int, default=6000, help="0 leaves speed out")
+    parser.add_argument("--memory-side-px", type=int, default=4000, help="0 leaves memory out")
     arguments = parser.parse_args()
-    speed(arguments.side_px)
-    memory(arguments.memory_side_px)
+    if arguments.side_px:
+        speed(arguments.side_px)
+    if arguments.memory_side_px:
+        memory(arguments.memory_side_px)

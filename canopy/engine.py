@@ -77,7 +77,7 @@ class ChipEngine:
     ) -> dict[tuple[int, int], Heights]:
         slots: list[list[tuple[int, int]]] = [[] for _ in range(self.batch)]
         for row, col in places:
-            slots[(row * (self.batch // 2) + col) % self.batch].append((row, col))
+            slots[(row + col) % self.batch].append((row, col))
         made: dict[tuple[int, int], Heights] = {}
         for turn in range(max(map(len, slots))):
             batch = torch.zeros(self.batch, 3, self.lattice.chip_px, self.lattice.chip_px)

@@ -339,8 +339,9 @@ def _tags(job: Job) -> dict[str, str]:
 def _say_what(job: Job) -> None:
     whole = job.grid.window(job.area)
     _LOG.info("imagery: %s", job.source.describe())
-    crs = job.grid.lattice.crs
-    _LOG.info("map: %d x %d px on %s, %d tile(s)", whole.width, whole.height, crs.to_epsg() or crs, len(job.tiles))
+    epsg = job.grid.lattice.crs.to_epsg()
+    crs = f"EPSG:{epsg}" if epsg else str(job.grid.lattice.crs)
+    _LOG.info("map: %d x %d px on %s, %d tile(s)", whole.width, whole.height, crs, len(job.tiles))
     if job.source.datetime is None:
         _LOG.warning("acquisition date of the imagery: unknown (say it with --imagery-datetime)")
 
