@@ -34,8 +34,9 @@ class Architecture(_Frozen):
     """Blocks (0-based) whose tokens the decoder reads."""
     decoder_channels: tuple[int, int, int, int] = (48, 96, 192, 192)
     fusion_channels: int = 64
-    detail_channels: int = Field(default=0, ge=0)
-    """Width of the convolutions that hand the decoder detail finer than a patch; 0 for none."""
+    detail: str = ""
+    """timm name of the convolutional network that hands the head detail finer than a patch, if any."""
+    detail_channels: int = Field(default=48, gt=0)
 
 
 class HeightHead(_Frozen):

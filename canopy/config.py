@@ -79,6 +79,8 @@ class TrainConfig(Config):
     loop: LoopConfig
     loss: LossWeights = LossWeights()
     architecture: Architecture = Architecture()
+    detail_weights: Path | None = None
+    """State dict of a classifier (torch file) from which the detail network starts; random if None."""
     head: HeightHead = HeightHead()
     gsd_m: float = 0.5
     chip_px: int = 256

@@ -68,6 +68,8 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     card = _card(config, split)
     torch.manual_seed(config.loop.seed)
     net = DPTHeights(card, drop_path=config.drop_path)
+    if config.detail_weights and net.detail is not None:
+        net.detail.load_features(config.detail_weights)
     fit(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
         partial(height_loss, weights=config.loss),

