@@ -79,6 +79,8 @@ class TrainConfig(Config):
     loop: LoopConfig
     loss: LossWeights = LossWeights()
     architecture: Architecture = Architecture()
+    start: Path | None = None
+    """Bundle of the same architecture from whose weights training starts."""
     detail_weights: Path | None = None
     """State dict of a classifier (torch file) from which the detail network starts; random if None."""
     head: HeightHead = HeightHead()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from canopy import __version__
-from canopy.bundle import Card, read_card, save_bundle
+from canopy.bundle import Card, read_bundle, read_card, save_bundle
 from canopy.config import LossWeights, PairsConfig, TrainConfig, dump_config, load_config
 from canopy.errors import TrainingError
 from canopy.evaluation import Heights, height_metrics
@@ -19,6 +19,7 @@ from canopy.loop import fit
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
 from canopy.models.heads import SqrtBins
+from canopy.models.model import load_weights
 from canopy.scenes import (
     Chip,
     Scene,
@@ -70,6 +71,8 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     net = DPTHeights(card, drop_path=config.drop_path)
     if config.detail_weights and net.detail is not None:
         net.detail.load_features(config.detail_weights)
+    if config.start:
+        load_weights(net, read_bundle(config.start)[1], config.start)
     fit(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
         partial(height_loss, weights=config.loss),

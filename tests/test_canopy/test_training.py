@@ -165,6 +165,10 @@ def test_training_writes_bundles_and_learns(tmp_path: Path) -> None:
     assert made.metrics["all"]["n_px"] == 24 * 64
     assert made.training["train_scenes"] == ["a_1:west", "a_2"]
     assert load_model(best).predict(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 64)
+    one_step = config.loop.model_copy(update={"steps": 1, "lr": 1e-12, "warmup_steps": 0, "evaluate_every": 1})
+    again = train(config.model_copy(update={"start": best, "loop": one_step}), tmp_path / "again")
+    before, after = (read_bundle(path)[1]["head.2.weight"] for path in (best, again))
+    assert np.allclose(before, after, atol=1e-3)
     with pytest.raises(TrainingError, match="--resume"):
         train(config, tmp_path / "run")
     with pytest.raises(TrainingError, match="differs"):
