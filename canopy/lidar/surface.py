@@ -87,11 +87,13 @@ def strings(layers: NDArray[np.uint64], cell_m: float) -> Mask:
     """Cells of wires: returns above 8 m with nothing between them and the ground, in strips narrow and long."""
     highest = _highest_bit(layers)
     # Bits of the layers from 2 m up to 4 m below the highest return.
-    under = (highest >> np.uint64(2)) - np.uint64(1) & ~np.uint64(1)
+    under = ((highest >> np.uint64(2)) - np.uint64(1)) & ~np.uint64(1)
     afloat = (highest >= np.uint64(1 << 4)) & (_around(layers, 1, itself=True) & under == 0)
+    # The rim of a crown overhangs open ground too, but a broad canopy adjoins it.
     side = max(2, round(_STRING_WIDTH_M / cell_m))
-    broad = ndimage.binary_opening(afloat, np.ones((side, side)))
-    narrow = afloat & ~ndimage.binary_dilation(broad, np.ones((3, 3)), iterations=2)
+    broad = ndimage.binary_erosion(layers >= np.uint64(1 << 3), np.ones((side, side)), border_value=1)
+    broad = ndimage.binary_dilation(broad, np.ones((side + 4, side + 4)))
+    narrow = afloat & ~broad
     parts, _ = ndimage.label(ndimage.binary_dilation(narrow, np.ones((3, 3))), np.ones((3, 3)))
     spans = ndimage.find_objects(parts)
     long = [max(s.stop - s.start for s in span) * cell_m >= _STRING_LENGTH_M for span in spans]
