@@ -24,7 +24,7 @@ from tiles.grid import Lattice, PixelWindow
 
 Report = Callable[[int, int], None]
 """Called with points read so far and points to read, over both passes."""
-METHODS = ("auto", "classified", "smrf", "csf")
+METHODS = ("auto", "classified", "smrf")
 RESOLUTIONS_M = (0.2, 2.0)
 MAX_CELLS = 400_000_000
 MAX_GROUND_GAP_M = 50.0
@@ -43,7 +43,7 @@ class Chm:
     density: float
     """Returns per square metre of the cells that have any."""
     method: str
-    """How ground was found: classified, smrf, csf, or normalised where the clouds held heights above it."""
+    """How ground was found: classified, smrf, or normalised where the clouds held heights above it."""
     acquisition: tuple[dt.date, dt.date] | None
     """First and last day of the flights, where GPS times tell."""
     file_years: tuple[int, ...]
@@ -56,15 +56,15 @@ class Chm:
 class _Ground:
     """What the first pass leaves of the returns in each cell; grows in place."""
 
-    count: NDArray[np.int64]
+    count: NDArray[np.int32]
     lowest_mm: NDArray[np.float64]
     ground_sum_mm: NDArray[np.float64]
-    ground_count: NDArray[np.int64]
+    ground_count: NDArray[np.int32]
     flown: list[dt.date] = field(default_factory=list)
 
     @classmethod
     def empty(cls, cells: int) -> "_Ground":
-        return cls(np.zeros(cells, np.int64), np.full(cells, np.inf), np.zeros(cells), np.zeros(cells, np.int64))
+        return cls(np.zeros(cells, np.int32), np.full(cells, np.inf), np.zeros(cells), np.zeros(cells, np.int32))
 
     def add(self, cell: NDArray[np.int64], returns: Returns) -> None:
         np.add.at(self.count, cell, 1)
@@ -218,7 +218,7 @@ def _terrain(lows: _Ground, window: PixelWindow, cell_m: float, ground: str) -> 
         known, method = found[core] > 0, "classified"
         elevation_m = np.where(known, total[core] / np.maximum(found[core], 1) / 1000, np.nan)
     else:
-        method = "csf" if ground == "csf" else "smrf"
+        method = "smrf"
         lowest_m = np.where(np.isinf(lowest[core]), np.nan, lowest[core] / 1000)
         known = find_ground(lowest_m, cell_m)
         elevation_m = np.where(known, lowest_m, np.nan)

@@ -31,6 +31,7 @@ _VERTICAL_UNIT_KEY, _VERTICAL_CRS_KEY = 4099, 4096
 _UNITS_M = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}
 _AREA_OF_USE_MARGIN_DEG = 5.0
 _GPS_EPOCH, _GPS_WEEK_S, _GPS_ADJUSTMENT_S, _LEAP_S = dt.datetime(1980, 1, 6), 604_800, 1e9, 18
+_LIDAR_BEGAN_S = 4.5e8  # 1994
 _READ_ERRORS = (OSError, ValueError, laspy.LaspyException, lazrs.LazrsError)
 
 
@@ -142,6 +143,12 @@ def placed_bounds(cloud: Cloud, target: pyproj.CRS) -> tuple[float, float, float
     transformer = pyproj.Transformer.from_crs(cloud.crs, target, always_xy=True)
     west, south, east, north = transformer.transform_bounds(*cloud.bounds, densify_pts=51)
     return west - 1, south - 1, east + 1, north + 1
+
+
+def union(bounds: Sequence[tuple[float, float, float, float]], crs: pyproj.CRS) -> BoundingBox:
+    """The box around boxes."""
+    table = np.array(bounds)
+    return BoundingBox(*table[:, :2].min(axis=0), *table[:, 2:].max(axis=0), crs=crs.to_wkt())
 
 
 def read_returns(cloud: Cloud, target: pyproj.CRS) -> Iterator[Returns]:
@@ -304,17 +311,13 @@ def _flown(chunk: Any) -> tuple[dt.date, dt.date] | None:
     if "gps_time" not in chunk.point_format.dimension_names:
         return None
     times = np.asarray(chunk.gps_time)
-    # Seconds of the week say no date; the flag of the header is often wrong, the magnitude is not.
-    if times.min() <= _GPS_WEEK_S:
-        return None
-    first, last = (
-        (_GPS_EPOCH + dt.timedelta(seconds=float(s) + _GPS_ADJUSTMENT_S - _LEAP_S)).date()
-        for s in (times.min(), times.max())
-    )
-    return first, last
+    first, last = _day(float(times.min())), _day(float(times.max()))
+    return (first, last) if first and last else None
 
 
-def union(bounds: Sequence[tuple[float, float, float, float]], crs: pyproj.CRS) -> BoundingBox:
-    """The box around boxes."""
-    table = np.array(bounds)
-    return BoundingBox(*table[:, :2].min(axis=0), *table[:, 2:].max(axis=0), crs=crs.to_wkt())
+def _day(gps_s: float) -> dt.date | None:
+    """Day of a GPS time, if it is one: the header's flag is often wrong, the magnitude is not."""
+    for seconds in (gps_s + _GPS_ADJUSTMENT_S, gps_s):
+        if _LIDAR_BEGAN_S < seconds < (dt.datetime.now() - _GPS_EPOCH).total_seconds() and gps_s > _GPS_WEEK_S:
+            return (_GPS_EPOCH + dt.timedelta(seconds=seconds - _LEAP_S)).date()
+    return None
