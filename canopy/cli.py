@@ -76,6 +76,31 @@ def predict(
 
 
 @app.command()
+def chm(
+    clouds: Annotated[list[Path], typer.Argument(help="LAS, LAZ or COPC files in one CRS.")],
+    out: Annotated[Path, typer.Option(help="Output GeoTIFF.")],
+    resolution: Annotated[float, typer.Option(help="Cell size, metres.")] = 1.0,
+    crs: Annotated[str | None, typer.Option(help="CRS of clouds that carry none, and of the output.")] = None,
+    ground: Annotated[str, typer.Option(help="auto, classified or smrf.")] = "auto",
+    ground_out: Annotated[Path | None, typer.Option(help="Also write the terrain model.")] = None,
+    quality: Annotated[bool, typer.Option("--quality", help="Also write <out>_quality.tif.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing outputs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a canopy height model of airborne lidar."""
+    from dataclasses import asdict
+
+    from canopy.lidar import build_chm
+
+    with _bar() as show:
+        made = build_chm(
+            clouds, out, resolution_m=resolution, crs=crs, ground=ground, ground_out=ground_out, quality=quality,
+            overwrite=overwrite, report=lambda done, total: show(done, total, f"{done / total:.0%} of returns read"),
+        )  # fmt: skip
+    typer.echo(json.dumps(asdict(made), default=str) if as_json else str(made.path))
+
+
+@app.command()
 def validate(paths: Annotated[list[Path], typer.Argument(help="Height maps.")]) -> None:
     """Read every block of height maps and check layout, tags and checksum."""
     from tiles.cog import validate as check
@@ -157,23 +182,35 @@ def _numbers(flag: str, text: str | None, kind: type) -> Any:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar on a terminal, a line a tile elsewhere, with useful pixels per second and time left."""
+def _bar() -> Iterator[Any]:
+    """A bar on a terminal, a line a step elsewhere: `show(done, total, state, aside)`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.fields[state]}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("tiles", total=None, state="starting")
-        meter = _Meter()
+        task = bar.add_task("work", total=None, state="starting")
+
+        def show(done: float, total: float, state: str, aside: str = "") -> None:
+            bar.update(task, total=total, completed=done, state=state)
+            if not console.is_terminal:
+                _say(state + aside)
+
+        yield show
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """Progress of a prediction, with useful pixels per second and time left."""
+    meter = _Meter()
+    with _bar() as show:
 
         def report(now: "prediction.Progress") -> None:
             rate = meter.rate(now)
+            minutes = (now.pixels - now.pixels_done) / rate / 60
             state = f"tile {now.tiles_done}/{now.tiles}  {rate / 1e6:.2f} Mpx/s"
-            bar.update(task, total=now.pixels, completed=now.pixels_done, state=state)
-            if not console.is_terminal:
-                _say(f"{state}  {(now.pixels - now.pixels_done) / rate / 60:.0f} min left")
+            show(now.pixels_done, now.pixels, state, f"  {minutes:.0f} min left")
 
         yield report
 

@@ -8,6 +8,7 @@ __all__ = [
     "ConfigError",
     "CoverageError",
     "ImageryError",
+    "LidarError",
     "ModelError",
     "OutputBusyError",
     "OutputError",
@@ -22,6 +23,10 @@ class ImageryError(CanopyError):
 
 class CoverageError(ImageryError):
     """No imagery where the area of interest lies."""
+
+
+class LidarError(CanopyError):
+    """Point clouds cannot be read, placed on the ground, or hold no ground."""
 
 
 class ModelError(CanopyError):

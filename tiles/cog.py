@@ -41,6 +41,16 @@ REQUIRED_TAGS = (
     "CANOPY_ACQUISITION_DATETIME",
     "CANOPY_VERSION",
 )
+LIDAR_TAGS = (
+    "CANOPY_LIDAR",
+    "CANOPY_LIDAR_POINTS",
+    "CANOPY_LIDAR_DENSITY",
+    "CANOPY_LIDAR_GROUND",
+    "CANOPY_LIDAR_FILE_YEARS",
+    "CANOPY_ACQUISITION_DATETIME",
+    "CANOPY_VERSION",
+)
+"""Required instead, where heights were measured by lidar and no model was involved."""
 UNIT = "m"
 BLOCK_PX = 512
 PLAUSIBLE_M = (-1.0, 150.0)
@@ -126,6 +136,7 @@ def assemble(
     geobox: GeoBox,
     bands: Sequence[str],
     tags: Mapping[str, str],
+    units: Sequence[str] | None = None,
 ) -> None:
     """Assemble committed tiles into one Cloud-Optimized GeoTIFF. Memory does not grow with the map.
 
@@ -136,13 +147,14 @@ def assemble(
         out: Name to write, replaced if it exists.
         geobox: Georeference of the map.
         bands: Band descriptions, one for each band of the tiles.
-        tags: Metadata of the map, `REQUIRED_TAGS` among them.
+        tags: Metadata of the map, `REQUIRED_TAGS` or `LIDAR_TAGS` among them.
+        units: Of each band; metres if None.
 
     Raises:
         RasterError: A tile is missing, unreadable, or does not lie where its offsets say.
         OutputError: The map cannot be written. Nothing stays under `out`.
     """
-    source = _mosaic_vrt(tiles, geobox, bands, tags)
+    source = _mosaic_vrt(tiles, geobox, dict(zip(bands, units or [UNIT] * len(bands), strict=True)), tags)
     leftovers = (out, Path(f"{out}.ovr.tmp"), Path(f"{out}.msk.ovr.tmp"))
     need_bytes = sum(path.stat().st_size for path, _, _ in tiles)
     with _removed_on_error(*leftovers), _reported(out, need_bytes):
@@ -317,9 +329,9 @@ def _wkt(geobox: GeoBox) -> str:
 
 
 def _mosaic_vrt(
-    tiles: Sequence[tuple[Path, int, int]], geobox: GeoBox, bands: Sequence[str], tags: Mapping[str, str]
+    tiles: Sequence[tuple[Path, int, int]], geobox: GeoBox, bands: Mapping[str, str], tags: Mapping[str, str]
 ) -> str:
-    """The map as a virtual raster: XML that GDAL reads tile by tile."""
+    """The map as a virtual raster, XML that GDAL reads tile by tile; `bands` are names and units."""
     height, width = geobox.shape
     root = ElementTree.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
     ElementTree.SubElement(root, "SRS").text = _wkt(geobox)
@@ -327,10 +339,10 @@ def _mosaic_vrt(
     metadata = ElementTree.SubElement(root, "Metadata")
     for key, value in sorted(tags.items()):
         ElementTree.SubElement(metadata, "MDI", key=key).text = value
-    for number, name in enumerate(bands, start=1):
+    for number, (name, unit) in enumerate(bands.items(), start=1):
         band = ElementTree.SubElement(root, "VRTRasterBand", dataType="Float32", band=str(number))
         ElementTree.SubElement(band, "Description").text = name
-        ElementTree.SubElement(band, "UnitType").text = UNIT
+        ElementTree.SubElement(band, "UnitType").text = unit
         ElementTree.SubElement(band, "NoDataValue").text = "nan"
         ElementTree.SubElement(band, "ColorInterp").text = "Gray" if number == 1 else "Undefined"
     for path, row_off, col_off in tiles:
@@ -439,7 +451,7 @@ def _grid_problems(src: Any) -> Iterator[str]:
 
 def _tag_problems(src: Any) -> Iterator[str]:
     tags = src.tags()
-    for tag in REQUIRED_TAGS:
+    for tag in LIDAR_TAGS if "CANOPY_LIDAR" in tags else REQUIRED_TAGS:
         if not tags.get(tag):
             yield f"tag {tag} is missing, expected a value"
 

@@ -1,0 +1,73 @@
+"""Speed and memory of `canopy chm`: returns per second and core, and how the cost grows with the cloud.
+
+    python benchmarks/chm.py autzen_west_feet.laz
+
+Each run is a process of its own. The grown cloud is the same one four times, side by side, in one file.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import laspy
+import numpy as np
+
+RUN = """
+import json, resource, sys, time
+from pathlib import Path
+from canopy.lidar import build_chm
+wall, cpu = time.perf_counter(), time.process_time()
+made = build_chm([Path(sys.argv[1])], Path(sys.argv[2]), overwrite=True)
+print(json.dumps({
+    "points": made.point_count,
+    "wall_s": time.perf_counter() - wall,
+    "cpu_s": time.process_time() - cpu,
+    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+}))
+"""
+
+
+def main() -> None:
+    """Measure the cloud, and the cloud four times."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cloud", type=Path)
+    cloud = parser.parse_args().cloud
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        one = measure(cloud, Path(folder))
+        four = measure(tile_four(cloud, Path(folder) / "four.laz"), Path(folder))
+    for name, run in (("once", one), ("four times", four)):
+        rate = run["points"] / run["wall_s"] / cores
+        print(
+            f"{name:10s}  {run['points']:>11,.0f} points  {run['wall_s']:6.1f} s wall  {run['cpu_s']:6.1f} s CPU  "
+            f"{rate:>9,.0f} points/s per core of {cores}  peak {run['peak_gb']:.2f} GB"
+        )
+    print(f"ratio       {four['wall_s'] / one['wall_s']:.2f} wall  {four['cpu_s'] / one['cpu_s']:.2f} CPU")
+
+
+def measure(cloud: Path, folder: Path) -> dict[str, float]:
+    """One run in a process of its own."""
+    arguments = [sys.executable, "-c", RUN, str(cloud), str(folder / "chm.tif")]
+    return json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+
+
+def tile_four(cloud: Path, out: Path) -> Path:
+    """The cloud in a square of two by two, a chunk at a time."""
+    with laspy.open(cloud) as reader:
+        header = reader.header
+        span = np.ceil(header.maxs - header.mins)
+        with laspy.open(out, "w", header=header) as writer:
+            for east, north in ((0, 0), (1, 0), (0, 1), (1, 1)):
+                reader.seek(0)
+                for chunk in reader.chunk_iterator(1_000_000):
+                    chunk.x, chunk.y = np.asarray(chunk.x) + east * span[0], np.asarray(chunk.y) + north * span[1]
+                    writer.write_points(chunk)
+    return out
+
+
+if __name__ == "__main__":
+    main()

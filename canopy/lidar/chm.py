@@ -1,0 +1,305 @@
+"""From point clouds to a canopy height model: two passes over the returns, rasters in between."""
+
+import datetime as dt
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyproj
+from numpy.typing import NDArray
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from scipy import ndimage
+
+from canopy import __version__
+from canopy.errors import LidarError, OutputError
+from canopy.lidar import clouds as lidar_clouds
+from canopy.lidar.clouds import BARE_CODES, GROUND_CODES, Cloud, Returns
+from canopy.lidar.ground import distance_to, fill_gaps, find_ground
+from canopy.lidar.surface import Columns, canopy_surface
+from tiles.cog import BANDS, assemble, read_every_block, validate, write_tile
+from tiles.grid import Lattice, PixelWindow
+
+Report = Callable[[int, int], None]
+"""Called with points read so far and points to read, over both passes."""
+METHODS = ("auto", "classified", "smrf")
+RESOLUTIONS_M = (0.2, 2.0)
+MAX_CELLS = 400_000_000
+MAX_GROUND_GAP_M = 50.0
+CLASSIFIED_SHARE = 0.01
+"""A cloud with fewer ground returns than this is not a classified one."""
+_NORMALISED_M, _NORMALISED_SHARE = 0.1, 0.98
+
+
+@dataclass(frozen=True)
+class Chm:
+    """A canopy height model on disk."""
+
+    path: Path
+    point_count: int
+    """Returns used, noise left out."""
+    density: float
+    """Returns per square metre of the cells that have any."""
+    method: str
+    """How ground was found: classified, smrf, or normalised where the clouds held heights above it."""
+    acquisition: tuple[dt.date, dt.date] | None
+    """First and last day of the flights, where GPS times tell."""
+    file_years: tuple[int, ...]
+    """When the files were made."""
+    known_share: float
+    """Share of cells with a height."""
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What the first pass leaves of the returns in each cell; grows in place."""
+
+    count: NDArray[np.int32]
+    lowest_mm: NDArray[np.float64]
+    ground_sum_mm: NDArray[np.float64]
+    ground_count: NDArray[np.int32]
+    flown: list[dt.date] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, cells: int) -> "_Ground":
+        return cls(np.zeros(cells, np.int32), np.full(cells, np.inf), np.zeros(cells), np.zeros(cells, np.int32))
+
+    def add(self, cell: NDArray[np.int64], returns: Returns) -> None:
+        np.add.at(self.count, cell, 1)
+        np.minimum.at(self.lowest_mm, cell, returns.z_mm)
+        ground = np.isin(returns.code, GROUND_CODES)
+        np.add.at(self.ground_sum_mm, cell[ground], returns.z_mm[ground])
+        np.add.at(self.ground_count, cell[ground], 1)
+        self.flown.extend(returns.flown or ())
+
+
+@dataclass(frozen=True)
+class _Terrain:
+    """Ground under every cell of a window."""
+
+    window: PixelWindow
+    elevation_m: NDArray[np.float64]
+    gap_m: NDArray[np.float64]
+    method: str
+
+
+def build_chm(
+    clouds: Sequence[Path],
+    out: Path,
+    *,
+    resolution_m: float = 1.0,
+    crs: str | None = None,
+    ground: str = "auto",
+    ground_out: Path | None = None,
+    quality: bool = False,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Chm:
+    """Make a canopy height model of point clouds, as one mosaic on the lattice of its CRS.
+
+    The result does not depend on how the returns are cut into files. Memory follows the raster, not the clouds.
+
+    Args:
+        clouds: LAS, LAZ or COPC files in one CRS.
+        out: Cloud-Optimized GeoTIFF to write: float32 metres, NaN where unknown.
+        resolution_m: Cell size.
+        crs: CRS of clouds that carry none, and of the output.
+        ground: One of `METHODS`; `auto` takes the classification if there is one, else the filter `smrf`.
+        ground_out: Also write the terrain model there.
+        quality: Also write `<stem>_quality.tif`: returns per square metre, and metres to the nearest ground cell.
+        overwrite: Replace existing outputs.
+        report: Told of progress.
+
+    Raises:
+        LidarError: A cloud cannot be read or placed, or holds no ground.
+        OutputError: An output exists or cannot be written.
+    """
+    outputs = [out, *([ground_out] if ground_out else []), *([_quality_path(out)] if quality else [])]
+    _check(clouds, outputs, resolution_m, ground, overwrite)
+    opened = [lidar_clouds.open_cloud(path, crs) for path in clouds]
+    target = lidar_clouds.output_crs(opened, crs)
+    lattice = Lattice(CRS(target.to_wkt()), resolution_m)
+    tell = _counting(report, 2 * sum(cloud.point_count for cloud in opened))
+    window = _window(opened, target, lattice)
+    lows = _Ground.empty(window.height * window.width)
+    for returns, cell in _cells(opened, target, lattice, window):
+        lows.add(cell, returns)
+        tell(returns.read_count)
+    terrain = _terrain(lows, window, resolution_m, ground)
+    columns = _columns(opened, target, lattice, terrain, tell)
+    core = terrain.window.slices_in(window)
+    density = lows.count.reshape(window.shape)[core] / resolution_m**2
+    heights = canopy_surface(columns, terrain.window.shape, resolution_m)
+    heights[terrain.gap_m > MAX_GROUND_GAP_M] = np.nan
+    made = _summary(out, opened, lows, density, terrain.method, heights)
+    geobox, tags = lattice.geobox(terrain.window), _tags(made, opened)
+    if ground_out:
+        elevation = np.where(terrain.gap_m > MAX_GROUND_GAP_M, np.nan, terrain.elevation_m)
+        _write(ground_out, [elevation], geobox, {"ground_elevation": "m"}, tags)
+    if quality:
+        bands = {"return_density": "1/m2", "ground_gap": "m"}
+        _write(_quality_path(out), [density, terrain.gap_m], geobox, bands, tags)
+    _write(out, [heights], geobox, {BANDS[0]: "m"}, tags)
+    return made
+
+
+def _check(clouds: Sequence[Path], outputs: Sequence[Path], resolution_m: float, ground: str, overwrite: bool) -> None:
+    if not clouds:
+        raise LidarError("found no point clouds, expected at least one LAS, LAZ or COPC file")
+    if len({path.resolve() for path in clouds}) < len(clouds):
+        raise LidarError("a point cloud is named twice: name each once")
+    if ground not in METHODS:
+        raise LidarError(f"--ground {ground}: one of {', '.join(METHODS)} expected")
+    if not RESOLUTIONS_M[0] <= resolution_m <= RESOLUTIONS_M[1]:
+        raise LidarError(f"--resolution {resolution_m:g}: {RESOLUTIONS_M[0]:g} to {RESOLUTIONS_M[1]:g} m expected")
+    for path in outputs:
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists: name another output or pass --overwrite")
+        if not path.parent.is_dir():
+            raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def _quality_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_quality.tif")
+
+
+def _counting(report: Report | None, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if report:
+            report(done, total)
+
+    return tell
+
+
+def _window(opened: Sequence[Cloud], target: pyproj.CRS, lattice: Lattice) -> PixelWindow:
+    bounds = lidar_clouds.union([lidar_clouds.placed_bounds(cloud, target) for cloud in opened], target)
+    window = lattice.window(bounds)
+    if window.height * window.width > MAX_CELLS:
+        raise LidarError(
+            f"the clouds span {window.width} x {window.height} cells, at most {MAX_CELLS:,} expected: a stray "
+            "coordinate in a header, or too large an area for one raster; give fewer files"
+        )
+    return window
+
+
+def _cells(
+    opened: Sequence[Cloud], target: pyproj.CRS, lattice: Lattice, window: PixelWindow
+) -> Iterator[tuple[Returns, NDArray[np.int64]]]:
+    """Returns of all clouds with the index of each one's cell in the window."""
+    for cloud in opened:
+        for returns in lidar_clouds.read_returns(cloud, target):
+            col = np.floor(returns.x / lattice.resolution).astype(np.int64) - window.col0
+            row = np.floor(-returns.y / lattice.resolution).astype(np.int64) - window.row0
+            # The last row and column hold their far edge too.
+            col, row = np.clip(col, 0, window.width - 1), np.clip(row, 0, window.height - 1)
+            yield returns, row * window.width + col
+
+
+def _terrain(lows: _Ground, window: PixelWindow, cell_m: float, ground: str) -> _Terrain:
+    """Terrain under the smallest window that holds all returns."""
+    count, lowest, total, found = (
+        table.reshape(window.shape) for table in (lows.count, lows.lowest_mm, lows.ground_sum_mm, lows.ground_count)
+    )
+    if not count.any():
+        raise LidarError("the clouds hold nothing but noise: found no return of another class")
+    rows, cols = np.flatnonzero(count.any(axis=1)), np.flatnonzero(count.any(axis=0))
+    core = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
+    trimmed = PixelWindow(
+        window.row0 + int(rows[0]), window.col0 + int(cols[0]), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1
+    )
+    classified = ground == "classified" or (ground == "auto" and found.sum() > CLASSIFIED_SHARE * count.sum())
+    if classified:
+        known, method = found[core] > 0, "classified"
+        elevation_m = np.where(known, total[core] / np.maximum(found[core], 1) / 1000, np.nan)
+    else:
+        method = "smrf"
+        lowest_m = np.where(np.isinf(lowest[core]), np.nan, lowest[core] / 1000)
+        known = find_ground(lowest_m, cell_m)
+        elevation_m = np.where(known, lowest_m, np.nan)
+    if not known.any():
+        raise LidarError("found no ground returns: try --ground smrf")
+    if (np.abs(elevation_m[known]) <= _NORMALISED_M).mean() >= _NORMALISED_SHARE:
+        return _Terrain(trimmed, np.zeros(trimmed.shape), distance_to(known, cell_m), "normalised")
+    return _Terrain(trimmed, fill_gaps(elevation_m), distance_to(known, cell_m), method)
+
+
+def _columns(
+    opened: Sequence[Cloud], target: pyproj.CRS, lattice: Lattice, terrain: _Terrain, tell: Callable[[int], None]
+) -> Columns:
+    window = terrain.window
+    columns = Columns.empty(window.height * window.width)
+    for returns, cell in _cells(opened, target, lattice, window):
+        at = [-returns.y / lattice.resolution - window.row0 - 0.5, returns.x / lattice.resolution - window.col0 - 0.5]
+        elevation_m = ndimage.map_coordinates(terrain.elevation_m, at, order=1, mode="nearest")
+        height_mm = np.rint(returns.z_mm - 1000 * elevation_m)
+        height_mm[np.isin(returns.code, BARE_CODES)] = 0
+        columns.add(cell, height_mm.astype(np.int32))
+        tell(returns.read_count)
+    return columns
+
+
+def _summary(
+    out: Path,
+    opened: Sequence[Cloud],
+    lows: _Ground,
+    density: NDArray[np.float64],
+    method: str,
+    heights: NDArray[np.float32],
+) -> Chm:
+    return Chm(
+        path=out,
+        point_count=int(lows.count.sum()),
+        density=float(density[density > 0].mean()),
+        method=method,
+        acquisition=(min(lows.flown), max(lows.flown)) if lows.flown else None,
+        file_years=tuple(sorted({cloud.file_year for cloud in opened if cloud.file_year})),
+        known_share=float((~np.isnan(heights)).mean()),
+    )
+
+
+def _tags(made: Chm, opened: Sequence[Cloud]) -> dict[str, str]:
+    days = made.acquisition and sorted({day.isoformat() for day in made.acquisition})
+    return {
+        "CANOPY_LIDAR": ", ".join(sorted(cloud.path.name for cloud in opened)),
+        "CANOPY_LIDAR_POINTS": str(made.point_count),
+        "CANOPY_LIDAR_DENSITY": f"{made.density:.2f}",
+        "CANOPY_LIDAR_GROUND": made.method,
+        "CANOPY_LIDAR_FILE_YEARS": ", ".join(map(str, made.file_years)) or "unknown",
+        "CANOPY_ACQUISITION_DATETIME": "/".join(days) if days else "unknown",
+        "CANOPY_VERSION": __version__,
+    }
+
+
+def _write(
+    path: Path,
+    bands: Sequence[NDArray[np.floating]],
+    geobox: GeoBox,
+    names: dict[str, str],
+    tags: dict[str, str],
+) -> None:
+    """Write a raster under a temporary name, read every block of it back, and give it its name."""
+    values = np.stack([np.asarray(band, np.float32) for band in bands])
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            tile, draft = Path(folder) / "tile.tif", Path(folder) / "map.tif"
+            write_tile(tile, values, geobox, plan="chm")
+            assemble([(tile, 0, 0)], draft, geobox, tuple(names), tags, units=tuple(names.values()))
+            if problems := [*_problems(draft, tuple(names))]:
+                raise OutputError(f"{path} is not valid and was not written: {'; '.join(problems)}")
+            draft.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; check that the folder is writable") from error
+
+
+def _problems(draft: Path, bands: tuple[str, ...]) -> Iterator[str]:
+    if bands == BANDS:
+        yield from validate(draft)
+        return
+    for _ in read_every_block(draft):
+        pass
