@@ -7,6 +7,7 @@ __all__ = [
     "CanopyError",
     "ConfigError",
     "CoverageError",
+    "EvaluationError",
     "ImageryError",
     "ModelError",
     "OutputBusyError",
@@ -34,3 +35,7 @@ class ConfigError(CanopyError):
 
 class TrainingError(CanopyError):
     """Training data or a training run is unusable."""
+
+
+class EvaluationError(CanopyError):
+    """A map cannot be scored against a truth."""

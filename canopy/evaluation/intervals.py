@@ -27,7 +27,9 @@ def confidence_intervals(totals: Totals, seed: int = 0, replicates: int = REPLIC
         Metric -> (low, high), None where fewer than 10 clusters or an undefined metric leave nothing to draw from.
     """
     draws = [scores(sums, constant) for sums, constant in _replicates(totals, seed, replicates)]
-    return {name: _percentiles(np.concatenate([draw[name] for draw in draws]), len(totals.clusters)) for name in draws[0]}
+    return {
+        name: _percentiles(np.concatenate([draw[name] for draw in draws]), len(totals.clusters)) for name in draws[0]
+    }
 
 
 def _replicates(totals: Totals, seed: int, replicates: int) -> list[tuple[Floats, Floats]]:

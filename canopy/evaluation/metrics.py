@@ -203,7 +203,9 @@ def scores(sums: Floats, constant_error: Floats | np.float64) -> dict[str, Float
         sums: (..., 12) sums, as the columns of `Totals.clusters`.
         constant_error: (...) least sum of absolute errors of a constant.
     """
-    n, pred, truth, absolute, square, truth2, edge, edges, blocks, block_t, block_t2, block_sq = np.moveaxis(sums, -1, 0)
+    n, pred, truth, absolute, square, truth2, edge, edges, blocks, block_t, block_t2, block_sq = np.moveaxis(
+        sums, -1, 0
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         r2 = _r2(square, n, truth, truth2)
         return {
