@@ -131,7 +131,8 @@ def evaluate(
         typer.echo(json.dumps(made.results if len(pred) > 1 else made.results[str(pred[0])]))
     else:
         print_table(made)
-        typer.echo("" if page is None else str(page), nl=page is not None)
+        if page is not None:
+            typer.echo(str(page))
 
 
 @app.command()

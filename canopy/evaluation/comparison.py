@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 
 from canopy.errors import EvaluationError
@@ -20,6 +21,7 @@ from canopy.progress import Progress
 from tiles.grid import PixelWindow
 
 WINDOW_PX = 1024
+_CACHE_MB = 256
 _FEET_MEDIAN_M = 45.0
 _TALL_M = 2.0
 _LOG = logging.getLogger("canopy.evaluation")
@@ -77,6 +79,7 @@ def evaluate(
     if len(set(predictions)) < len(predictions):
         raise EvaluationError("a prediction is named twice: each once expected")
     with ExitStack() as files:
+        files.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_MB))
         scene = _Scene.open(files, predictions, truth, mask, truth_unit)
         sums = [HeightSums(scene.ground) for _ in predictions]
         pictures = [Pictures(scene.ground) for _ in predictions] if draw else []

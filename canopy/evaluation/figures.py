@@ -1,12 +1,12 @@
 """The report's figures as PNG bytes."""
 
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ def errors_by_class(pictures: Pictures) -> bytes:
     lower.set_xlabel("true height, m")
     for axes in (upper, lower):
         _plain(axes)
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     return _png(figure)
 
 
@@ -90,7 +90,7 @@ def maps(pictures: Pictures, image: NDArray[np.uint8] | None) -> bytes:
         panels.insert(0, ("image", image, {}))
     tall = truth.shape[0] / truth.shape[1]
     width = 13.0 / len(panels)
-    figure = Figure(figsize=(13.0, min(11.0, width * tall + 1.3)), layout="constrained")
+    figure = Figure(figsize=(13.0, min(11.0, width * tall + 1.0)), layout="constrained")
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, values, options) in zip(row, panels, strict=True):
         drawn = axes.imshow(values, interpolation="nearest", **options)
@@ -99,18 +99,15 @@ def maps(pictures: Pictures, image: NDArray[np.uint8] | None) -> bytes:
         axes.set_yticks([])
         axes.spines[:].set_color(_LINE)
     _scale_bar(row[0], truth.shape[1], pictures.px_m)
-    from matplotlib.cm import ScalarMappable
-
-    heights = ScalarMappable(Normalize(0, _TOP_M), _RAMP)
-    _ramp(figure, heights, row[-3:-1], "height, m", "max")
-    _ramp(figure, drawn, row[-1:], "error, m", "both")
+    _ramp(figure, ScalarMappable(Normalize(0, _TOP_M), _RAMP), row[-3], "height, m", "max")
+    _ramp(figure, drawn, row[-1], "error, m", "both")
     return _png(figure)
 
 
-def _ramp(figure: Figure, drawn: Any, axes: Sequence[Axes], label: str, extend: str) -> None:
-    bar = figure.colorbar(
-        drawn, ax=list(axes), orientation="horizontal", shrink=0.6, aspect=30, label=label, extend=extend
-    )
+def _ramp(figure: Figure, drawn: Any, axes: Axes, label: str, extend: str) -> None:
+    """A colour bar below a map, which leaves the map its size."""
+    place = axes.inset_axes((0.0, -0.08, 1.0, 0.025))
+    bar = figure.colorbar(drawn, cax=place, orientation="horizontal", label=label, extend=extend)
     bar.outline.set_visible(False)
 
 

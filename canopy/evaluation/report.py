@@ -80,9 +80,10 @@ def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path])
         "hectares": f"{first['n_px'] * height_m * width_m / 1e4:,.1f}",
         "clusters": f"{first['ci_clusters']:,}",
         "cluster_m": f"{first['ci_cluster_m']:g}",
-        "grid": f"{ground.shape[1]:,} × {ground.shape[0]:,} cells of {width_m:.3g} × {height_m:.3g} m, {comparison.crs}",
-        "command": shlex.join(["canopy", *sys.argv[1:]]),
-        "files": "".join(f"<tr><td>{_text(path)}</td><td><code>{file_sha256(path)}</code></td></tr>" for path in files),
+        "grid": f"{ground.shape[1]:,} × {ground.shape[0]:,} cells of {width_m:.3g} × {height_m:.3g} m, "
+        f"{_text(comparison.crs)}",
+        "command": _text(shlex.join(["canopy", *sys.argv[1:]])),
+        "files": "".join(_file_row(path) for path in files),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "lead": _lead(names, results),
@@ -90,8 +91,6 @@ def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path])
         "classes": _classes(names, results),
         "sections": "".join(_section(number, name, figures) for number, name in enumerate(names, 1)),
     }
-    facts["command"] = _text(facts["command"])
-    facts["grid"] = _text(facts["grid"])
     return PAGE.substitute(facts)
 
 
@@ -123,6 +122,10 @@ def _figures(comparison: Comparison, image: NDArray[np.uint8] | None) -> Iterato
         yield f"{number}-maps.png", figures.maps(pictures, image)
 
 
+def _file_row(path: Path) -> str:
+    return f"<tr><td>{_text(path)}</td><td><code>{file_sha256(path)}</code></td></tr>"
+
+
 def _short(paths: list[str]) -> list[str]:
     """File names where they differ, else whole paths."""
     names = [Path(path).name for path in paths]
@@ -136,7 +139,8 @@ def _lead(names: list[str], results: dict[str, dict[str, Any]]) -> str:
 
 def _sentence(name: str, result: dict[str, Any]) -> str:
     side = "too high" if result["bias_m"] > 0 else "too low"
-    text = f"<strong>{_text(name)}</strong> errs by {result['mae_m']:.1f} m on average and lies {abs(result['bias_m']):.1f} m {side}"
+    text = f"<strong>{_text(name)}</strong> errs by {result['mae_m']:.1f} m on average"
+    text += f" and lies {abs(result['bias_m']):.1f} m {side}"
     tall = [(key, row) for key, row in result["by_height"].items() if row["n_px"] >= result["n_px"] / 1000][-1]
     text += f"; where trees stand {tall[0]} m it lies {abs(tall[1]['bias_m']):.1f} m "
     return text + ("too high." if tall[1]["bias_m"] > 0 else "too low.")
@@ -161,17 +165,21 @@ def _classes(names: list[str], results: dict[str, dict[str, Any]]) -> str:
     head = "".join(f"<th>{_text(name)} m</th>" for name in first)
     counts = "".join(f"<td>{row['n_px']:,}</td>" for row in first.values())
     rows = "".join(
-        f"<tr><th>{_text(name)}</th>{''.join(f'<td>{class_cell(row)}</td>' for row in result['by_height'].values())}</tr>"
+        f"<tr><th>{_text(name)}</th>{_class_cells(result)}</tr>"
         for name, result in zip(names, results.values(), strict=True)
     )
     return f"<tr><th></th>{head}</tr>{rows}<tr><th>cells</th>{counts}</tr>"
 
 
+def _class_cells(result: dict[str, Any]) -> str:
+    return "".join(f"<td>{class_cell(row)}</td>" for row in result["by_height"].values())
+
+
 def _section(number: int, name: str, figures: dict[str, bytes]) -> str:
     captions = {
-        "maps": "Scored cells only, averaged over the map's pixels; blank where truth or a prediction is unknown or masked. "
+        "maps": "Scored cells only, averaged over the map's pixels; blank where unknown or masked. "
         "Red is predicted too high, blue too low; errors beyond 15 m keep the end colours.",
-        "scatter": "Each square counts cells, on a logarithmic ramp. Below the dashed line trees are predicted too low. "
+        "scatter": "Each square counts cells, on a logarithmic ramp. Below the dashed line predictions are too low. "
         "A median that flattens says where the map stops telling tall trees apart.",
         "errors": "Median, quartiles, and whiskers at 5 and 95 % of the error; below, the share of scored cells.",
     }
