@@ -15,7 +15,7 @@ from canopy import __version__
 from canopy.errors import CanopyError
 
 if TYPE_CHECKING:
-    from canopy import prediction
+    from canopy.progress import Progress
 
 app = typer.Typer(no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -130,6 +130,37 @@ def info(
 
 
 @app.command()
+def evaluate(
+    pred: Annotated[list[Path], typer.Option(help="Height map; repeat it to compare several.")],
+    truth: Annotated[Path, typer.Option(help="Canopy height model to score against.")],
+    mask: Annotated[Path | None, typer.Option(help="Raster, nonzero where nothing is scored.")] = None,
+    truth_unit: Annotated[str | None, typer.Option(help="Unit of the truth: m, cm or ft (default: its own).")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for a page with figures.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Imagery to show in the report.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score height maps against a lidar canopy height model."""
+    from canopy.evaluation import comparison
+    from canopy.evaluation.table import print_table
+
+    if report is not None:
+        from canopy.evaluation.report import require_plots, write_report
+
+        require_plots()
+    with _progress() as told:
+        made = comparison.evaluate(
+            pred, truth, mask=mask, truth_unit=truth_unit, draw=report is not None, progress=told
+        )  # fmt: skip
+    page = write_report(made, report, truth=truth, mask=mask, image=image) if report is not None else None
+    if as_json:
+        typer.echo(json.dumps(made.results if len(pred) > 1 else made.results[str(pred[0])]))
+    else:
+        print_table(made)
+        if page is not None:
+            typer.echo(str(page))
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML configuration.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<config stem>).")] = None,
@@ -185,11 +216,12 @@ def _numbers(flag: str, text: str | None, kind: type) -> Any:
 def _bar() -> Iterator[Any]:
     """A bar on a terminal, a line a step elsewhere: `show(done, total, state, aside)`."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.fields[state]}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("work", total=None, state="starting")
 
         def show(done: float, total: float, state: str, aside: str = "") -> None:
@@ -206,7 +238,7 @@ def _progress() -> Iterator[Any]:
     meter = _Meter()
     with _bar() as show:
 
-        def report(now: "prediction.Progress") -> None:
+        def report(now: "Progress") -> None:
             rate = meter.rate(now)
             minutes = (now.pixels - now.pixels_done) / rate / 60
             state = f"tile {now.tiles_done}/{now.tiles}  {rate / 1e6:.2f} Mpx/s"
@@ -223,7 +255,7 @@ class _Meter:
 
         self._clock, self._began, self._resumed = time.monotonic, time.monotonic(), -1
 
-    def rate(self, now: "prediction.Progress") -> float:
+    def rate(self, now: "Progress") -> float:
         if self._resumed < 0:
             self._resumed = now.pixels_done - now.pixels_done // now.tiles_done
         return (now.pixels_done - self._resumed) / max(1e-6, self._clock() - self._began)

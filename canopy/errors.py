@@ -7,6 +7,7 @@ __all__ = [
     "CanopyError",
     "ConfigError",
     "CoverageError",
+    "EvaluationError",
     "ImageryError",
     "LidarError",
     "ModelError",
@@ -39,3 +40,7 @@ class ConfigError(CanopyError):
 
 class TrainingError(CanopyError):
     """Training data or a training run is unusable."""
+
+
+class EvaluationError(CanopyError):
+    """A map cannot be scored against a truth."""

@@ -32,6 +32,7 @@ from canopy.grids import output_lattice, working_lattice
 from canopy.imagery import ImagerySource, open_imagery
 from canopy.imagery.configured import configured_imagery
 from canopy.models.model import HeightModel, load_model
+from canopy.progress import Progress
 from tiles.aoi import read_aoi, to_crs
 from tiles.blend import ChipLattice
 from tiles.cog import BANDS, assemble, tile_is_committed, validate, write_tile
@@ -40,7 +41,7 @@ from tiles.regrid import MARGIN_PX, Regridder
 from tiles.stac import acquisition_times, height_item, write_item
 from tiles.style import qml
 
-Report = Callable[["Progress"], None]
+Report = Callable[[Progress], None]
 
 TILE_PX = 1024
 READ_CACHE_BYTES = 32 * 2**20
@@ -48,16 +49,6 @@ READ_CACHE_BYTES = 32 * 2**20
 COARSEST_GSD_RATIO = 2.0
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: tiles and output pixels done of all."""
-
-    tiles_done: int
-    tiles: int
-    pixels_done: int
-    pixels: int
 
 
 @dataclass(frozen=True)

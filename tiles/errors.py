@@ -12,7 +12,8 @@
     ├── LidarError              point clouds cannot be read, placed or used          (canopy.errors)
     ├── ModelError              a bundle is missing, damaged or foreign              (canopy.errors)
     ├── ConfigError             a configuration does not hold                        (canopy.errors)
-    └── TrainingError           training data or a training run is unusable          (canopy.errors)
+    ├── TrainingError           training data or a training run is unusable          (canopy.errors)
+    └── EvaluationError         a map cannot be scored against a truth               (canopy.errors)
 
 A message says what was found, what was expected and what to do, in one line.
 """

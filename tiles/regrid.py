@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -29,6 +30,8 @@ class Regridder:
     crs: CRS
     affine: Affine
     """From (column, row) of the grid to its CRS."""
+    placed: Affine | None = None
+    """From (column, row) of the source to its CRS, where its cells do not lie on the lattice."""
 
     def cover(self, window: PixelWindow) -> PixelWindow:
         """The window of the source lattice from which a window of the grid can be filled."""
@@ -71,6 +74,20 @@ class Regridder:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(weight >= samples**2 / 2, total / weight, np.nan).astype(np.float32)
 
+    def nearest(self, values: NDArray[Any], made: PixelWindow, window: PixelWindow) -> NDArray[Any]:
+        """Values of the source at the cells' centres, 0 off the source.
+
+        Args:
+            values: (H, W) over `made`.
+            made: Window of the source.
+            window: Of the grid.
+        """
+        rows, cols = np.arange(window.row0, window.row1) + 0.5, np.arange(window.col0, window.col1) + 0.5
+        at_row, at_col = self._to_source(*np.meshgrid(rows, cols, indexing="ij"))
+        row, col = np.floor(at_row).astype(np.int64) - made.row0, np.floor(at_col).astype(np.int64) - made.col0
+        inside = (row >= 0) & (row < values.shape[0]) & (col >= 0) & (col < values.shape[1])
+        return np.where(inside, values[np.where(inside, row, 0), np.where(inside, col, 0)], values.dtype.type(0))
+
     @cached_property
     def _transformer(self) -> Transformer:
         return Transformer.from_crs(self.crs.to_wkt(), self.source.crs.to_wkt(), always_xy=True)
@@ -81,6 +98,9 @@ class Regridder:
         y = self.affine.d * cols + self.affine.e * rows + self.affine.f
         if self.source.crs != self.crs:
             x, y = self._transformer.transform(x, y)
+        if self.placed is not None:
+            inverse = ~self.placed
+            return inverse.d * x + inverse.e * y + inverse.f, inverse.a * x + inverse.b * y + inverse.c
         return -y / self.source.resolution, x / self.source.resolution
 
 

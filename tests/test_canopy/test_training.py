@@ -1,4 +1,4 @@
-"""Bins, losses, metrics, the loop and bundles, against plain numpy and against themselves."""
+"""Bins, losses, the loop and bundles, against plain numpy and against themselves."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from canopy.bundle import Card, find_bundle, read_bundle, read_card, save_bundle
 from canopy.config import LoopConfig, PairsConfig, TrainConfig, load_config
 from canopy.errors import ConfigError, ModelError, TrainingError
-from canopy.evaluation import height_metrics
 from canopy.loop import fit, learning_rate
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
@@ -74,29 +73,6 @@ def test_gradient_loss_of_a_shifted_height_is_zero() -> None:
     known = torch.ones(1, 8, 8, dtype=torch.bool)
     assert gradient_loss(truth + 3, truth, known).item() == pytest.approx(0, abs=1e-6)
     assert gradient_loss(2 * truth, truth, known).item() > 0.1
-
-
-def test_metrics_equal_their_definitions() -> None:
-    generator = np.random.default_rng(0)
-    truth = generator.uniform(-1, 40, (60, 90)).astype(np.float32)
-    pred = (truth + generator.normal(1, 2, truth.shape)).astype(np.float32)
-    pred[5, 5] = truth[7, 7] = np.nan
-    made = height_metrics([(pred, truth)], resolution_m=1.0)
-    known = ~np.isnan(pred) & ~np.isnan(truth)
-    p, t = pred[known].astype(float), np.maximum(truth[known].astype(float), 0)
-    assert made["n_px"] == 60 * 90 - 2
-    assert made["mae_m"] == pytest.approx(np.abs(p - t).mean())
-    assert made["bias_m"] == pytest.approx((p - t).mean())
-    assert made["rmse_m"] == pytest.approx(np.sqrt(((p - t) ** 2).mean()))
-    assert made["r2"] == pytest.approx(1 - ((p - t) ** 2).sum() / ((t - t.mean()) ** 2).sum())
-    assert made["skill"] == pytest.approx(1 - np.abs(p - t).mean() / np.abs(t - np.median(t)).mean())
-    assert sum(row["n_px"] for row in made["by_height"].values()) == made["n_px"]
-
-
-def test_a_perfect_map_scores_perfectly() -> None:
-    truth = np.random.default_rng(0).uniform(0, 40, (64, 64)).astype(np.float32)
-    made = height_metrics([(truth, truth)], resolution_m=1.0)
-    assert (made["mae_m"], made["r2"], made["block_r2"], made["edge_error"], made["skill"]) == (0, 1, 1, 0, 1)
 
 
 def train_line(run: Path, steps: int, *, resume: bool = False) -> nn.Module:

@@ -1,0 +1,88 @@
+"""What the report draws, gathered while windows pass: counts by height and small maps, of bounded size."""
+
+import itertools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canopy.evaluation.metrics import HEIGHT_CLASSES_M, Floats, Ground, Heights
+
+MAP_PX = 700
+HEIGHT_STEP_M, HEIGHTS = 0.5, 160
+ERROR_STEP_M, ERRORS = 0.1, 1600
+
+
+class Pictures:
+    """Accumulators behind the figures of one prediction.
+
+    Attributes:
+        joint: (160, 160) cells by truth (rows) and prediction, steps of 0.5 m.
+        errors: (classes, 1600) cells by height class and error, steps of 0.1 m around 0.
+        cells_per_px: Cells of the truth along a pixel of the maps.
+    """
+
+    def __init__(self, ground: Ground) -> None:
+        self.cells_per_px = max(1, -(-max(ground.shape) // MAP_PX))
+        self.px_m = ground.cell_m[1] * self.cells_per_px
+        self.joint = np.zeros((HEIGHTS, HEIGHTS), np.int64)
+        self.errors = np.zeros((len(HEIGHT_CLASSES_M) - 1, ERRORS), np.int64)
+        shape = tuple(-(-side // self.cells_per_px) for side in ground.shape)
+        self._maps = np.zeros((3, *shape))
+
+    def add(self, pred: Heights, truth: Heights, row0: int, col0: int) -> None:
+        """Add a window (h, w) whose first cell is (row0, col0); NaN where not scored."""
+        known = ~(np.isnan(pred) | np.isnan(truth))
+        p, t = pred[known].astype(np.float64), truth[known].astype(np.float64)
+        steps = (np.clip(heights / HEIGHT_STEP_M, 0, HEIGHTS - 1).astype(np.int64) for heights in (t, p))
+        self.joint += _count(*steps, self.joint.shape)
+        rank = np.searchsorted(HEIGHT_CLASSES_M, t, side="right") - 1
+        error = np.clip((p - t) / ERROR_STEP_M + ERRORS / 2, 0, ERRORS - 1).astype(np.int64)
+        self.errors += _count(rank, error, self.errors.shape)
+        rows, cols = (
+            np.arange(start, start + size) // self.cells_per_px
+            for start, size in zip((row0, col0), truth.shape, strict=True)
+        )
+        for layer, values in enumerate((known, np.where(known, truth, 0), np.where(known, pred, 0))):
+            self._maps[layer, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] += _pool(values, rows, cols)
+
+    def maps(self) -> tuple[Floats, Floats]:
+        """(truth_m, pred_m) means over the pixels of the maps, NaN where nothing was scored."""
+        count, truth, pred = self._maps
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return truth / count, pred / count
+
+    def error_quantiles(self, shares: tuple[float, ...]) -> Floats:
+        """(classes, shares) error in metres below which a share of the cells lies; NaN without cells."""
+        made = np.full((len(self.errors), len(shares)), np.nan)
+        for rank, counts in enumerate(self.errors):
+            made[rank] = _quantiles(counts, shares, ERROR_STEP_M, -ERRORS / 2 * ERROR_STEP_M)
+        return made
+
+    def median_prediction(self, fewest: int = 30) -> tuple[Floats, Floats]:
+        """(truth_m, median of the predictions_m) for the steps of truth with enough cells."""
+        held = np.flatnonzero(self.joint.sum(axis=1) >= fewest)
+        medians = [_quantiles(self.joint[step], (0.5,), HEIGHT_STEP_M, 0.0)[0] for step in held]
+        return (held + 0.5) * HEIGHT_STEP_M, np.array(medians)
+
+
+def class_bounds() -> list[tuple[float, float]]:
+    """(low, high) of each height class, metres."""
+    return list(itertools.pairwise(HEIGHT_CLASSES_M))
+
+
+def _count(row: NDArray[np.int64], col: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.bincount(row * shape[1] + col, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _pool(values: NDArray[np.generic], rows: NDArray[np.int64], cols: NDArray[np.int64]) -> Floats:
+    starts = [np.flatnonzero(np.diff(axis, prepend=axis[0] - 1)) for axis in (rows, cols)]
+    wide = values.astype(np.float64)
+    return np.asarray(np.add.reduceat(np.add.reduceat(wide, starts[0], axis=0), starts[1], axis=1))
+
+
+def _quantiles(counts: NDArray[np.int64], shares: tuple[float, ...], step: float, first: float) -> Floats:
+    if not counts.sum():
+        return np.full(len(shares), np.nan)
+    cumulative = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
+    edges = first + np.arange(len(counts) + 1) * step
+    return np.interp(shares, cumulative, edges)

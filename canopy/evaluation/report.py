@@ -1,0 +1,202 @@
+"""The report: one HTML page that needs nothing else, and its figures as PNG files."""
+
+import base64
+import html
+import importlib.util
+import shlex
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from canopy import __version__
+from canopy.errors import EvaluationError, OutputError
+from canopy.evaluation.comparison import Comparison
+from canopy.evaluation.rasters import opened, readable
+from canopy.evaluation.table import COLUMNS, cell, class_cell
+from tiles.cog import file_sha256
+
+PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+
+
+def require_plots() -> None:
+    """Say what to install where figures cannot be drawn.
+
+    Raises:
+        EvaluationError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EvaluationError("--report draws with matplotlib, which is not installed: pip install 'canopy-chm[plot]'")
+
+
+def write_report(
+    comparison: Comparison, folder: Path, *, truth: Path, mask: Path | None = None, image: Path | None = None
+) -> Path:
+    """Write `evaluation.html` and its figures; the page appears last and whole.
+
+    Args:
+        comparison: Made with `draw=True`.
+        folder: Made if missing.
+        truth: Named on the page with its hash, as are the others.
+        mask: Likewise.
+        image: Imagery shown beside the maps.
+
+    Raises:
+        OutputError: The folder cannot be written.
+        RasterError: The image is damaged.
+    """
+    shown = None if image is None else read_image(image, truth, comparison)
+    figures = dict(_figures(comparison, shown))
+    files = [*map(Path, comparison.results), truth, *(path for path in (mask, image) if path is not None)]
+    page = render(comparison, figures, files)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, png in figures.items():
+            _replace(folder / name, png)
+        _replace(folder / "evaluation.html", page.encode())
+    except OSError as error:
+        raise OutputError(f"cannot write the report to {folder}: {error.strerror}") from error
+    return folder / "evaluation.html"
+
+
+def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path]) -> str:
+    """The page as text: tables, figures and where they come from."""
+    results = comparison.results
+    first = next(iter(results.values()))
+    ground = comparison.ground
+    names = _short(list(results))
+    height_m, width_m = ground.cell_m
+    facts = {
+        "cells": f"{first['n_px']:,}",
+        "hectares": f"{first['n_px'] * height_m * width_m / 1e4:,.1f}",
+        "clusters": f"{first['ci_clusters']:,}",
+        "cluster_m": f"{first['ci_cluster_m']:g}",
+        "grid": f"{ground.shape[1]:,} × {ground.shape[0]:,} cells of {width_m:.3g} × {height_m:.3g} m, "
+        f"{_text(comparison.crs)}",
+        "command": _text(shlex.join(["canopy", *sys.argv[1:]])),
+        "files": "".join(_file_row(path) for path in files),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": __version__,
+        "lead": _lead(names, results),
+        "scores": _scores(names, results),
+        "classes": _classes(names, results),
+        "sections": "".join(_section(number, name, figures) for number, name in enumerate(names, 1)),
+    }
+    return PAGE.substitute(facts)
+
+
+def read_image(image: Path, truth: Path, comparison: Comparison) -> NDArray[np.uint8]:
+    """The image at the pixels of the maps, (H, W, 4) uint8, stretched between its 1st and 99th percentile."""
+    pictures = next(iter(comparison.pictures.values()))
+    height, width = pictures.maps()[0].shape
+    window = comparison.window
+    with opened(truth) as grid, opened(image) as source, readable(image):
+        corner = Window(window.col0, window.row0, window.width, window.height)
+        affine = grid.window_transform(corner) @ rasterio.Affine.scale(pictures.cells_per_px)
+        if source.crs is None:
+            raise EvaluationError(f"{image} has no CRS: a georeferenced image expected")
+        place = {"crs": grid.crs, "transform": affine, "width": width, "height": height}
+        with WarpedVRT(source, resampling=Resampling.average, add_alpha=source.count < 4, **place) as warped:
+            bands = [1, 2, 3] if source.count >= 3 else [1, 1, 1]
+            values, known = warped.read(bands).astype(np.float64), warped.dataset_mask() > 0
+    low, high = np.percentile(values[:, known], (1, 99)) if known.any() else (0, 1)
+    stretched = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255
+    return np.dstack([*stretched, known * 255.0]).astype(np.uint8)
+
+
+def _figures(comparison: Comparison, image: NDArray[np.uint8] | None) -> Iterator[tuple[str, bytes]]:
+    from canopy.evaluation import figures
+
+    for number, pictures in enumerate(comparison.pictures.values(), 1):
+        yield f"{number}-scatter.png", figures.scatter(pictures)
+        yield f"{number}-errors.png", figures.errors_by_class(pictures)
+        yield f"{number}-maps.png", figures.maps(pictures, image)
+
+
+def _file_row(path: Path) -> str:
+    return f"<tr><td>{_text(path)}</td><td><code>{file_sha256(path)}</code></td></tr>"
+
+
+def _short(paths: list[str]) -> list[str]:
+    """File names where they differ, else whole paths."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
+def _lead(names: list[str], results: dict[str, dict[str, Any]]) -> str:
+    """What the figures say, in a sentence a prediction."""
+    return " ".join(_sentence(name, result) for name, result in zip(names, results.values(), strict=True))
+
+
+def _sentence(name: str, result: dict[str, Any]) -> str:
+    side = "too high" if result["bias_m"] > 0 else "too low"
+    text = f"<strong>{_text(name)}</strong> errs by {result['mae_m']:.1f} m on average"
+    text += f" and lies {abs(result['bias_m']):.1f} m {side}"
+    tall = [(key, row) for key, row in result["by_height"].items() if row["n_px"] >= result["n_px"] / 1000][-1]
+    text += f"; where trees stand {tall[0]} m it lies {abs(tall[1]['bias_m']):.1f} m "
+    return text + ("too high." if tall[1]["bias_m"] > 0 else "too low.")
+
+
+def _scores(names: list[str], results: dict[str, dict[str, Any]]) -> str:
+    head = "".join(f"<th>{_text(title)}</th>" for title in COLUMNS.values())
+    rows = "".join(
+        f"<tr><th>{_text(name)}</th>{''.join(_score(result, key) for key in COLUMNS)}</tr>"
+        for name, result in zip(names, results.values(), strict=True)
+    )
+    return f"<tr><th></th>{head}</tr>{rows}"
+
+
+def _score(result: dict[str, Any], key: str) -> str:
+    value, interval = cell(result, key)
+    return f"<td>{value}<small>{interval}</small></td>"
+
+
+def _classes(names: list[str], results: dict[str, dict[str, Any]]) -> str:
+    first = next(iter(results.values()))["by_height"]
+    head = "".join(f"<th>{_text(name)} m</th>" for name in first)
+    counts = "".join(f"<td>{row['n_px']:,}</td>" for row in first.values())
+    rows = "".join(
+        f"<tr><th>{_text(name)}</th>{_class_cells(result)}</tr>"
+        for name, result in zip(names, results.values(), strict=True)
+    )
+    return f"<tr><th></th>{head}</tr>{rows}<tr><th>cells</th>{counts}</tr>"
+
+
+def _class_cells(result: dict[str, Any]) -> str:
+    return "".join(f"<td>{class_cell(row)}</td>" for row in result["by_height"].values())
+
+
+def _section(number: int, name: str, figures: dict[str, bytes]) -> str:
+    captions = {
+        "maps": "Scored cells only, averaged over the map's pixels; blank where unknown or masked. "
+        "Red is predicted too high, blue too low; errors beyond 15 m keep the end colours.",
+        "scatter": "Each square counts cells, on a logarithmic ramp. Below the dashed line predictions are too low. "
+        "A median that flattens says where the map stops telling tall trees apart.",
+        "errors": "Median, quartiles, and whiskers at 5 and 95 % of the error; below, the share of scored cells.",
+    }
+    drawn = "".join(
+        f'<figure class="{kind}"><img alt="{kind} of {_text(name)}" '
+        f'src="data:image/png;base64,{base64.b64encode(figures[f"{number}-{kind}.png"]).decode()}">'
+        f"<figcaption>{text}</figcaption></figure>"
+        for kind, text in captions.items()
+    )
+    return f"<section><h2>{_text(name)}</h2><div class=figures>{drawn}</div></section>"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
