@@ -7,6 +7,7 @@ __all__ = [
     "CanopyError",
     "ConfigError",
     "CoverageError",
+    "DatasetError",
     "ImageryError",
     "ModelError",
     "OutputBusyError",
@@ -34,3 +35,7 @@ class ConfigError(CanopyError):
 
 class TrainingError(CanopyError):
     """Training data or a training run is unusable."""
+
+
+class DatasetError(CanopyError):
+    """A chip store or what it is built from is unusable."""

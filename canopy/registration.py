@@ -2,7 +2,8 @@
 
 Crowns show in colour, shadows fall beside them, and both are stronger than any edge. So the height is not compared
 with one feature of the image but with the best linear mixture of several, at each shift: the multiple correlation
-coefficient. Unknown cells are left out of every sum (masked FFT correlation, Padfield 2012, doi:10.1109/TIP.2011.2181402).
+coefficient. Unknown cells are left out of every sum (masked FFT correlation, Padfield 2012, IEEE Transactions on Image
+Processing 21:2706).
 Broad structure is taken out of both first, for it correlates over tens of metres: forest against meadow, and shadows
 that all fall one way.
 """
@@ -112,7 +113,7 @@ def shift_heights(height_m: NDArray[Any], shift: Shift, cell_m: float) -> NDArra
 
 
 def _fold(image: NDArray[Any], height_m: NDArray[Any]) -> int:
-    fold = image.shape[1] // max(1, height_m.shape[0])
+    fold = int(image.shape[1] // max(1, height_m.shape[0]))
     if fold < 1 or image.shape[1:] != (fold * height_m.shape[0], fold * height_m.shape[1]):
         raise ValueError(f"image {image.shape[1:]} over heights {height_m.shape}: a whole multiple expected")
     return fold

@@ -11,6 +11,7 @@
     │   └── CoverageError       no imagery where the AOI lies                        (canopy.errors)
     ├── ModelError              a bundle is missing, damaged or foreign              (canopy.errors)
     ├── ConfigError             a configuration does not hold                        (canopy.errors)
+    ├── DatasetError            a chip store or what it is built from is unusable     (canopy.errors)
     └── TrainingError           training data or a training run is unusable          (canopy.errors)
 
 A message says what was found, what was expected and what to do, in one line.
