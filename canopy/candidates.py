@@ -88,14 +88,14 @@ def cut_scene(scene: SceneFiles, source: SourceConfig, config: DatasetConfig) ->
         CanopyError: The scene is damaged, or its files do not belong together.
     """
     pair = _read_labelled(scene, source, config) if scene.heights else _read_unlabelled(scene)
-    side, stride = (
-        (config.chip_px, config.stride_px) if scene.heights else (config.unlabelled_px, config.unlabelled_px)
-    )
+    side, stride = (config.chip_px, config.stride_px) if scene.heights else (config.unlabelled_px, config.unlabelled_px)
     made = [_cut(pair, scene, source, config, at, side) for at in _corners(pair.seen.shape, side, stride)]
     if scene.heights and config.curation.weak_model:
         made = _with_disagreement(made, config.curation.weak_model)
     return [
-        replace(chip, row=chip.row | {"reason": "; ".join((*_rejected(scene, source), *reasons(chip.row, config.curation)))})
+        replace(
+            chip, row=chip.row | {"reason": "; ".join((*_rejected(scene, source), *reasons(chip.row, config.curation)))}
+        )
         for chip in made
     ]
 
@@ -107,9 +107,7 @@ def _rejected(scene: SceneFiles, source: SourceConfig) -> Iterator[str]:
 
 def _corners(shape: tuple[int, ...], side: int, stride: int) -> list[tuple[int, int]]:
     """Upper-left corners that cover a raster; the last row and column are moved inward rather than cut short."""
-    rows, cols = (
-        sorted({*range(0, max(1, size - side + 1), stride), max(0, size - side)}) for size in shape
-    )
+    rows, cols = (sorted({*range(0, max(1, size - side + 1), stride), max(0, size - side)}) for size in shape)
     return [(row, col) for row in rows for col in cols]
 
 
@@ -167,7 +165,11 @@ def _check_grid(scene: SceneFiles, geobox: GeoBox, cell_m: float) -> None:
         raise DatasetError(f"{scene.heights}: CRS {geobox.crs}, a projected one in metres expected; reproject it")
     affine = geobox.affine
     north_up = affine.b == affine.d == 0 and affine.e < 0
-    if not north_up or not math.isclose(affine.a, cell_m, rel_tol=1e-6) or not math.isclose(-affine.e, cell_m, rel_tol=1e-6):
+    if (
+        not north_up
+        or not math.isclose(affine.a, cell_m, rel_tol=1e-6)
+        or not math.isclose(-affine.e, cell_m, rel_tol=1e-6)
+    ):
         raise DatasetError(
             f"{scene.heights}: cells of {abs(affine.a):g} x {abs(affine.e):g} m, {cell_m:g} m and north up expected; "
             "regrid it, or set height_cell_m"
@@ -296,10 +298,6 @@ def _outline(geobox: GeoBox, window: tuple[int, int, int, int]) -> shapely.Polyg
 
 
 def _with_disagreement(chips: list[Candidate], model: str) -> list[Candidate]:
-    labels = [
-        np.where(chip.height_cm == UNKNOWN_CM, np.nan, np.asarray(chip.height_cm) / 100.0) for chip in chips
-    ]
+    labels = [np.where(chip.height_cm == UNKNOWN_CM, np.nan, np.asarray(chip.height_cm) / 100.0) for chip in chips]
     apart = disagreement_m([chip.image for chip in chips], labels, model)
-    return [
-        replace(chip, row=chip.row | {"disagreement_m": error}) for chip, error in zip(chips, apart, strict=True)
-    ]
+    return [replace(chip, row=chip.row | {"disagreement_m": error}) for chip, error in zip(chips, apart, strict=True)]

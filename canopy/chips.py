@@ -66,7 +66,9 @@ class ChipStore:
         kept = index.filter(pc.and_(pc.equal(index["part"], part), pc.greater_equal(index["row"], 0)))
         self.index = kept.sort_by("row")
         if len(self.index) != len(self._image):
-            raise DatasetError(f"{folder}: {len(self._image)} {part} chips, the index lists {len(self.index)}; rebuild it")
+            raise DatasetError(
+                f"{folder}: {len(self._image)} {part} chips, the index lists {len(self.index)}; rebuild it"
+            )
 
     @classmethod
     def open(cls, folder: str | Path, part: str = "labelled") -> "ChipStore":
@@ -85,11 +87,13 @@ class ChipStore:
         try:
             group: Any = zarr.open_group(folder / STORE, mode="r")
             attributes = dict(group.attrs)
-            arrays = {name: array for name, array in group[part].arrays()}
+            arrays = dict(group[part].arrays())
         except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
             raise DatasetError(f"{folder} holds no chip store: canopy dataset build makes one ({error})") from error
         if {key: attributes.get(key) for key in FORMAT} != FORMAT or "image" not in arrays:
-            raise DatasetError(f"{folder / STORE}: {attributes.get('format')} {attributes.get('version')}, {FORMAT} expected")
+            raise DatasetError(
+                f"{folder / STORE}: {attributes.get('format')} {attributes.get('version')}, {FORMAT} expected"
+            )
         return cls(folder, part, arrays, {**attributes, **dict(group[part].attrs)})
 
     def __len__(self) -> int:
@@ -127,7 +131,9 @@ class ChipStore:
         try:
             return np.asarray(array[row])
         except (RuntimeError, ValueError, OSError) as error:
-            raise DatasetError(f"{self.folder / STORE}: chip {row} cannot be read ({error}); rebuild the store") from error
+            raise DatasetError(
+                f"{self.folder / STORE}: chip {row} cannot be read ({error}); rebuild the store"
+            ) from error
 
 
 class HeightChips(Dataset[tuple[Tensor, Tensor]]):

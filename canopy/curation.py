@@ -126,8 +126,8 @@ def difference_hash(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """256 bits (32,) uint8 of an image (3, H, W): whether brightness rises to the right, over a 16 x 16 grid."""
     grey = image.mean(axis=0)
     zoom = (_HASH_SIDE / grey.shape[0], (_HASH_SIDE + 1) / grey.shape[1])
-    small = ndimage.zoom(ndimage.gaussian_filter(grey, [0.4 / factor for factor in zoom]), zoom, order=1, grid_mode=True,
-                         mode="nearest")  # fmt: skip
+    soft = ndimage.gaussian_filter(grey, [0.4 / factor for factor in zoom])
+    small = ndimage.zoom(soft, zoom, order=1, grid_mode=True, mode="nearest")
     return np.packbits(small[:_HASH_SIDE, 1 : _HASH_SIDE + 1] > small[:_HASH_SIDE, :_HASH_SIDE])
 
 

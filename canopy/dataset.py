@@ -169,7 +169,9 @@ def _scene(name: str, source: SourceConfig, root: Path, base: Path, image: Path)
 def _require_unique(name: str, scenes: Sequence[SceneFiles]) -> None:
     twice = [scene for scene, count in Counter(scene.name for scene in scenes).items() if count > 1]
     if twice:
-        raise DatasetError(f"source {name}: {len(twice)} scenes share a name, first {twice[0]}; put each in its own folder")
+        raise DatasetError(
+            f"source {name}: {len(twice)} scenes share a name, first {twice[0]}; put each in its own folder"
+        )
 
 
 def _prepare_all(tasks: Sequence[_Task], jobs: int, report: Callable[[Progress], None] | None) -> None:
@@ -291,8 +293,8 @@ def _write(rows: list[Row], tasks: Sequence[_Task], config: DatasetConfig, out: 
     draft = out / _DRAFT
     shutil.rmtree(draft, ignore_errors=True)
     group: Any = zarr.open_group(draft / STORE, mode="w", zarr_format=3)
-    group.attrs.update({**FORMAT, "digest": digest, "name": config.name, "gsd_m": config.gsd_m,
-                        "height_cell_m": config.height_cell_m, "licences": sorted({r["licence"] for r in rows})})  # fmt: skip
+    settings = config.model_dump(include={"name", "gsd_m", "height_cell_m"})
+    group.attrs.update({**FORMAT, **settings, "digest": digest, "licences": sorted({row["licence"] for row in rows})})
     fold = round(config.height_cell_m / config.gsd_m)
     sides = {"labelled": (config.chip_px, config.chip_px // fold), "unlabelled": (config.unlabelled_px, None)}
     stored = [row for row in rows if row["row"] >= 0]
@@ -305,7 +307,7 @@ def _write(rows: list[Row], tasks: Sequence[_Task], config: DatasetConfig, out: 
     _write_index(rows, draft / INDEX)
     dump_config(config, draft / _CONFIG)
     for name in (STORE, _CONFIG, INDEX):
-        os.replace(draft / name, out / name)
+        (draft / name).replace(out / name)
     draft.rmdir()
 
 
@@ -325,9 +327,10 @@ _TEXT = ("chip", "part", "decision", "reason", "split", "block", "source", "scen
          "date", "height_date", "hash")  # fmt: skip
 _WHOLE = ("row", "real_rows", "real_cols")
 _REAL = (
-    "weight", "gsd_m", "x", "y", "date_gap_years", "blank_share", "white_share", "contrast", "known_share", "height_mean_m",
-    "height_max_m", "short_share", "tall_share", "building_share", "floor_m", "shift_x_m", "shift_y_m", "shift_correlation",
-    "unshifted_correlation", "shift_confidence", "shift_distinctness", "disagreement_m",
+    "weight", "gsd_m", "x", "y", "date_gap_years", "blank_share", "white_share", "contrast", "known_share",
+    "height_mean_m", "height_max_m", "short_share", "tall_share", "building_share", "floor_m", "shift_x_m",
+    "shift_y_m", "shift_correlation", "unshifted_correlation", "shift_confidence", "shift_distinctness",
+    "disagreement_m",
 )  # fmt: skip
 
 
@@ -384,7 +387,7 @@ def _writing(out: Path) -> Iterator[None]:
 def _renamed(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     yield draft
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def _digest(value: Any) -> str:

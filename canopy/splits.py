@@ -58,7 +58,9 @@ def assign_splits(chips: Sequence[Ground], config: SplitConfig) -> list[Assignme
         One assignment a chip, in their order; independent of that order.
     """
     blocks = [_block(chip, config) for chip in chips]
-    held = _held_out({block for chip, names in zip(chips, blocks, strict=True) if chip.labelled for block in names}, config)
+    held = _held_out(
+        {block for chip, names in zip(chips, blocks, strict=True) if chip.labelled for block in names}, config
+    )
     made = [_first(chip, names, held, config) for chip, names in zip(chips, blocks, strict=True)]
     for low, high in (("val", "test"), ("train", "test"), ("train", "val")):
         made = _drive_back(chips, made, low, high, config.buffer_chips)
@@ -90,7 +92,7 @@ def _held_out(names: set[str], config: SplitConfig) -> dict[str, str]:
 
 
 def _first(chip: Ground, names: list[str], held: dict[str, str], config: SplitConfig) -> Assignment:
-    whole = {site: "val" for site in config.val_sites} | {site: "test" for site in config.test_sites}
+    whole = dict.fromkeys(config.val_sites, "val") | dict.fromkeys(config.test_sites, "test")
     if not chip.labelled:
         return Assignment("train", names[0])
     if chip.site in whole:
