@@ -113,7 +113,7 @@ def _corners(shape: tuple[int, ...], side: int, stride: int) -> list[tuple[int, 
 
 def _read_labelled(scene: SceneFiles, source: SourceConfig, config: DatasetConfig) -> _Pair:
     height_m, geobox = _read_heights(scene, source, config)
-    fold = round(config.height_cell_m / config.gsd_m)
+    fold = config.fold
     fine = GeoBox((geobox.shape[0] * fold, geobox.shape[1] * fold), geobox.affine @ Affine.scale(1 / fold), geobox.crs)
     image, seen = _fill(scene.image, fine)
     if not seen.any():
@@ -233,7 +233,7 @@ def _cut(
     padded = np.pad(image, ((0, 0), (0, side - rows), (0, side - cols)), mode="symmetric")
     if pair.height_m is None or pair.building is None:
         return Candidate(padded, None, figures)
-    fold = round(config.height_cell_m / config.gsd_m)
+    fold = config.fold
     cells = (slice(row // fold, (row + rows) // fold), slice(col // fold, (col + cols) // fold))
     unseen = ~seen.reshape(rows // fold, fold, cols // fold, fold).any(axis=(1, 3))
     heights = np.where(unseen, np.nan, pair.height_m[cells])

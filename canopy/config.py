@@ -1,10 +1,11 @@
 """Configurations: frozen values from YAML, overridden by flags, dumped beside every output."""
 
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from canopy.bundle import Architecture, HeightHead
 from canopy.errors import ConfigError
@@ -175,6 +176,19 @@ class DatasetConfig(Config):
     unlabelled_px: int = Field(default=256, gt=0)
     curation: CurationConfig = CurationConfig()
     splits: SplitConfig = SplitConfig()
+
+    @property
+    def fold(self) -> int:
+        """Pixels in a height cell's side."""
+        return round(self.height_cell_m / self.gsd_m)
+
+    @model_validator(mode="after")
+    def _cells_hold_whole_pixels(self) -> "DatasetConfig":
+        if not math.isclose(self.fold * self.gsd_m, self.height_cell_m, rel_tol=1e-6) or self.fold < 1:
+            raise ValueError(f"height_cell_m {self.height_cell_m:g} is no whole multiple of gsd_m {self.gsd_m:g}")
+        if self.chip_px % self.fold or self.stride_px % self.fold:
+            raise ValueError(f"chip_px and stride_px must be multiples of the {self.fold} pixels in a height cell")
+        return self
 
 
 def load_config(path: Path, kind: type[ConfigT], overrides: tuple[str, ...] = ()) -> ConfigT:

@@ -20,6 +20,7 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pandas as pd
 import shapely
 import zarr
 
@@ -176,7 +177,7 @@ def _require_unique(name: str, scenes: Sequence[SceneFiles]) -> None:
 
 def _prepare_all(tasks: Sequence[_Task], jobs: int, report: Callable[[Progress], None] | None) -> None:
     todo = [task for task in tasks if not task.path.is_file()]
-    files, done, seen = sum(len(task.scenes) for task in tasks), len(tasks) - len(todo), 0
+    files, done = sum(len(task.scenes) for task in tasks), len(tasks) - len(todo)
     seen = files - sum(len(task.scenes) for task in todo)
     for task in _mapped(todo, jobs):
         done, seen = done + 1, seen + len(task.scenes)
@@ -295,8 +296,7 @@ def _write(rows: list[Row], tasks: Sequence[_Task], config: DatasetConfig, out: 
     group: Any = zarr.open_group(draft / STORE, mode="w", zarr_format=3)
     settings = config.model_dump(include={"name", "gsd_m", "height_cell_m"})
     group.attrs.update({**FORMAT, **settings, "digest": digest, "licences": sorted({row["licence"] for row in rows})})
-    fold = round(config.height_cell_m / config.gsd_m)
-    sides = {"labelled": (config.chip_px, config.chip_px // fold), "unlabelled": (config.unlabelled_px, None)}
+    sides = {"labelled": (config.chip_px, config.chip_px // config.fold), "unlabelled": (config.unlabelled_px, None)}
     stored = [row for row in rows if row["row"] >= 0]
     for part in PARTS:
         mine = [row for row in stored if row["part"] == part]
@@ -338,7 +338,7 @@ def _write_index(rows: Sequence[Row], path: Path) -> None:
     columns: dict[str, Any] = {}
     for names, kind in ((_TEXT, "string"), (_WHOLE, "Int32"), (_REAL, "float64")):
         for name in names:
-            columns[name] = geopandas.pd.array([row.get(name) for row in rows], dtype=kind)
+            columns[name] = pd.array([row.get(name) for row in rows], dtype=kind)
     for name in ("shift_applied", "damaged"):
         columns[name] = [bool(row.get(name)) for row in rows]
     outlines = [shapely.from_wkb(row["outline"]) if "outline" in row else None for row in rows]

@@ -64,7 +64,7 @@ def test_datasets_give_what_training_takes(store: ChipStore) -> None:
     assert (image.shape, image.dtype) == ((3, 64, 64), torch.float32)
     assert (height_m.shape, height_m.dtype) == ((32, 32), torch.float32)
     assert 0 <= image.min() < image.max() <= 1
-    assert {tuple(images[n].shape) for n in range(len(images))} == {(3, 48, 48), (3, 60, 60)}
+    assert {tuple(images[n].shape) for n in range(len(images))} == {(3, 48, 48), (3, 60, 60), (3, 64, 64)}
     assert torch.equal(images[0], image[:, : images[0].shape[1], : images[0].shape[2]])
 
 
