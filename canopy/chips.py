@@ -65,9 +65,9 @@ class ChipStore:
         index = read_index(folder)
         kept = index.filter(pc.and_(pc.equal(index["part"], part), pc.greater_equal(index["row"], 0)))
         self.index = kept.sort_by("row")
-        if len(self.index) != len(self._image):
+        if len(self.index) != len(self):
             raise DatasetError(
-                f"{folder}: {len(self._image)} {part} chips, the index lists {len(self.index)}; rebuild it"
+                f"{folder}: {len(self)} {part} chips, the index lists {len(self.index)}; rebuild it"
             )
 
     @classmethod
@@ -97,7 +97,7 @@ class ChipStore:
         return cls(folder, part, arrays, {**attributes, **dict(group[part].attrs)})
 
     def __len__(self) -> int:
-        return len(self._image)
+        return int(self._image.shape[0])
 
     def __getitem__(self, number: int) -> Chip:
         row = self.index.slice(range(len(self))[number], 1).to_pylist()[0]

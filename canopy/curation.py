@@ -145,7 +145,7 @@ def near_duplicates(hashes: Sequence[str], dates: Sequence[str | None], bits: in
     Returns:
         Chip -> the earlier chip that it repeats.
     """
-    packed = np.array([np.frombuffer(bytes.fromhex(text), np.uint8) for text in hashes]).reshape(len(hashes), -1)
+    packed = [np.frombuffer(bytes.fromhex(text), np.uint8) for text in hashes]
     seen: dict[tuple[int, bytes], list[int]] = {}
     found: dict[int, int] = {}
     for number, code in enumerate(packed):
