@@ -66,9 +66,7 @@ class ChipStore:
         kept = index.filter(pc.and_(pc.equal(index["part"], part), pc.greater_equal(index["row"], 0)))
         self.index = kept.sort_by("row")
         if len(self.index) != len(self):
-            raise DatasetError(
-                f"{folder}: {len(self)} {part} chips, the index lists {len(self.index)}; rebuild it"
-            )
+            raise DatasetError(f"{folder}: {len(self)} {part} chips, the index lists {len(self.index)}; rebuild it")
 
     @classmethod
     def open(cls, folder: str | Path, part: str = "labelled") -> "ChipStore":
@@ -207,8 +205,10 @@ class CategoryBatches:
         rows = store.rows(split)
         if not len(rows):
             raise DatasetError(f"{store.folder}: no {split} chip; see canopy dataset info {store.folder}")
-        columns = (store.column(name)[rows].astype(np.float64) for name in ("weight", "short_share", "tall_share"))
-        return cls(rows, *columns, batch=batch, seed=seed)
+        weight, short, tall = (
+            store.column(name)[rows].astype(np.float64) for name in ("weight", "short_share", "tall_share")
+        )
+        return cls(rows, weight, short, tall, batch=batch, seed=seed)
 
     def __call__(self, number: int) -> NDArray[np.int64]:
         """Chips of batch `number`, in the store's numbers."""

@@ -205,7 +205,8 @@ def _prepare(task: _Task) -> _Task:
                 arrays["image"].append(chip.image)
                 arrays["height"] += [] if chip.height_cm is None else [chip.height_cm]
     with _renamed(path.with_suffix(".npz")) as draft, draft.open("wb") as file:
-        np.savez(file, **{name: np.stack(parts) for name, parts in arrays.items() if parts})
+        stacks: dict[str, Any] = {name: np.stack(parts) for name, parts in arrays.items() if parts}
+        np.savez(file, **stacks)
     with _renamed(path) as draft:
         draft.write_text(json.dumps(rows), encoding="utf-8")
     return task
@@ -273,7 +274,7 @@ def _split(rows: list[Row], config: DatasetConfig) -> list[Row]:
     grounds = [
         Ground(
             row["site"],
-            shapely.from_wkb(row["outline"]),
+            shapely.from_wkb(bytes.fromhex(row["outline"])),
             max(row["real_rows"], row["real_cols"]) * row["gsd_m"],
             labelled=row["part"] == "labelled",
         )
@@ -334,11 +335,14 @@ _REAL = (
 )  # fmt: skip
 
 
+_COLUMNS: tuple[tuple[tuple[str, ...], Any], ...] = ((_TEXT, "string"), (_WHOLE, "Int32"), (_REAL, "float64"))
+
+
 def _write_index(rows: Sequence[Row], path: Path) -> None:
     columns: dict[str, Any] = {}
-    for names, kind in ((_TEXT, "string"), (_WHOLE, "Int32"), (_REAL, "float64")):
+    for names, kind in _COLUMNS:
         for name in names:
-            columns[name] = pd.array([row.get(name) for row in rows], dtype=kind)
+            columns[name] = pd.Series([row.get(name) for row in rows], dtype=kind)
     for name in ("shift_applied", "damaged"):
         columns[name] = [bool(row.get(name)) for row in rows]
     outlines = [shapely.from_wkb(row["outline"]) if "outline" in row else None for row in rows]

@@ -128,7 +128,7 @@ def _nearest_m(
     found = tree.query(chip.outline.buffer(1.01 * reach, quad_segs=4), predicate="intersects")
     if not len(found):
         return None
-    near = shapely.distance(_metres(chip.outline, lat), _metres(outlines[found], lat))
+    near = np.asarray(shapely.distance(_metres(chip.outline, lat), _metres(outlines[found], lat)))
     inside = near < buffer_chips * np.maximum(sides[found], chip.side_m)
     return float(near[inside].min()) if inside.any() else None
 
