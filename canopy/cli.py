@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from canopy.progress import Progress
 
 app = typer.Typer(no_args_is_help=True)
+dataset = typer.Typer(no_args_is_help=True, help="Training chips from imagery and lidar.")
+app.add_typer(dataset, name="dataset")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -175,6 +177,48 @@ def train(
     typer.echo(run(settings, out or Path("runs") / config.stem, resume=resume))
 
 
+@dataset.command()
+def build(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the store (default: datasets/<config stem>).")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that read scenes.")] = 1,
+    overwrite: Annotated[bool, typer.Option(help="Replace a store of another configuration.")] = False,
+) -> None:
+    """Build a chip store; the same command goes on after an interruption."""
+    from canopy import dataset as chips
+    from canopy.config import DatasetConfig, load_config
+
+    settings = load_config(config, DatasetConfig, tuple(set_ or ()))
+    with _progress(noun="task", unit="files") as report:
+        made = chips.build(
+            settings, out or Path("datasets") / config.stem, jobs=jobs, overwrite=overwrite, report=report
+        )
+    for scene in made.damaged:
+        _say(f"canopy: dropped {scene}")
+    _say(f"{made.kept} chips kept, {made.dropped} dropped: canopy dataset info {made.folder}")
+    typer.echo(made.folder)
+    if made.damaged:
+        raise typer.Exit(1)
+
+
+@dataset.command("info")
+def dataset_info(
+    folder: Annotated[Path, typer.Argument(help="Chip store.")],
+    as_json: Json = False,
+    sheet: Annotated[Path | None, typer.Option(help="Draw chips of every source into this PNG.")] = None,
+) -> None:
+    """Describe a chip store: counts, area, heights, splits, licences, what was dropped and why."""
+    import yaml
+
+    from canopy.dataset_report import contact_sheet, describe_dataset
+
+    text = json.dumps(describe_dataset(folder), indent=2)
+    if sheet:
+        contact_sheet(folder, sheet)
+    typer.echo(text if as_json else yaml.safe_dump(json.loads(text), sort_keys=False, width=160).rstrip())
+
+
 def main() -> None:
     """Entry point: a CanopyError is one line and exit 1, an interrupt is exit 130."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
@@ -233,15 +277,16 @@ def _bar() -> Iterator[Any]:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
-    """Progress of a prediction, with useful pixels per second and time left."""
+def _progress(noun: str = "tile", unit: str = "Mpx") -> Iterator[Any]:
+    """Progress by tiles or the like, with the work done per second and time left."""
     meter = _Meter()
+    scale = 1e6 if unit == "Mpx" else 1
     with _bar() as show:
 
         def report(now: "Progress") -> None:
             rate = meter.rate(now)
             minutes = (now.pixels - now.pixels_done) / rate / 60
-            state = f"tile {now.tiles_done}/{now.tiles}  {rate / 1e6:.2f} Mpx/s"
+            state = f"{noun} {now.tiles_done}/{now.tiles}  {rate / scale:.2f} {unit}/s"
             show(now.pixels_done, now.pixels, state, f"  {minutes:.0f} min left")
 
         yield report

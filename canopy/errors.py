@@ -7,6 +7,7 @@ __all__ = [
     "CanopyError",
     "ConfigError",
     "CoverageError",
+    "DatasetError",
     "EvaluationError",
     "ImageryError",
     "LidarError",
@@ -44,3 +45,7 @@ class TrainingError(CanopyError):
 
 class EvaluationError(CanopyError):
     """A map cannot be scored against a truth."""
+
+
+class DatasetError(CanopyError):
+    """A chip store or what it is built from is unusable."""

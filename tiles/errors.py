@@ -12,6 +12,7 @@
     ├── LidarError              point clouds cannot be read, placed or used          (canopy.errors)
     ├── ModelError              a bundle is missing, damaged or foreign              (canopy.errors)
     ├── ConfigError             a configuration does not hold                        (canopy.errors)
+    ├── DatasetError            a chip store or what it is built from is unusable     (canopy.errors)
     ├── TrainingError           training data or a training run is unusable          (canopy.errors)
     └── EvaluationError         a map cannot be scored against a truth               (canopy.errors)
 

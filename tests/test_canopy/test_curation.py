@@ -1,0 +1,110 @@
+"""Which chips are kept, and why the others are not."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from canopy.config import CurationConfig
+from canopy.curation import difference_hash, disagreement_m, height_figures, image_figures, near_duplicates, reasons
+
+GOOD: dict[str, Any] = {
+    "real_rows": 320, "real_cols": 320, "blank_share": 0.0, "white_share": 0.0, "building_share": 0.0,
+    "contrast": 30.0, "known_share": 1.0, "date_gap_years": 1.0, "disagreement_m": 2.0, "shift_applied": False,
+    "shift_confidence": 0.6, "shift_x_m": 3.0, "shift_y_m": 0.0,
+}  # fmt: skip
+STRICT = CurationConfig(max_date_gap_years=3, max_disagreement_m=10, max_unproven_m=2)
+
+
+def picture(seed: int) -> NDArray[np.uint8]:
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(3, 96, 96)), (0, 4, 4))
+    return np.clip(128 + 400 * noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"real_cols": 20}, "20 px wide, 32 wanted"),
+        ({"blank_share": 0.5}, "50% without image, 20% allowed"),
+        ({"white_share": 0.7}, "70% near white: cloud, snow or overexposed, 60% allowed"),
+        ({"building_share": 0.6}, "60% buildings, 50% allowed"),
+        ({"contrast": 0.5}, "blank: brightness varies by 0.5 of 255"),
+        ({"known_share": 0.1}, "heights known for 10%, 50% wanted"),
+        ({"date_gap_years": 7.0}, "image and heights 7.0 years apart, 3 allowed"),
+        ({"disagreement_m": 12.0}, "label and weak model 12.0 m apart, 10 allowed"),
+        ({"shift_confidence": 0.8}, "heights perhaps 3.0 m beside the image, not certain enough to move them"),
+    ],
+)
+def test_each_figure_out_of_bounds_gives_its_reason(change: dict[str, Any], reason: str) -> None:
+    assert list(reasons(GOOD, STRICT)) == []
+    assert list(reasons(GOOD | change, STRICT)) == [reason]
+
+
+def test_unknown_figures_drop_nothing() -> None:
+    unlabelled = {key: GOOD[key] for key in ("real_rows", "real_cols", "blank_share", "white_share", "contrast")}
+    assert list(reasons(unlabelled, STRICT)) == []
+
+
+def test_image_figures_equal_their_definitions() -> None:
+    image = picture(0)
+    image[:, :24] = 0
+    image[:, 24:36] = 250
+    seen = np.ones((96, 96), bool)
+    seen[:, :12] = False
+    made = image_figures(image, seen)
+    assert made["blank_share"] == pytest.approx((24 * 96 + 72 * 12) / 96**2)
+    assert made["white_share"] == pytest.approx(12 / 96 + (picture(0)[:, 36:] >= 235).all(axis=0).sum() / 96**2)
+    assert made["contrast"] == pytest.approx(image.mean(axis=0)[seen].std())
+
+
+def test_height_figures_count_known_cells_only() -> None:
+    heights = np.array([[0.5, 30.0, np.nan, 10.0]])
+    made = height_figures(heights, np.array([[True, False, False, False]]), floor_m=0)
+    assert made == {
+        "known_share": 0.75, "height_mean_m": 13.5, "height_max_m": 30.0, "short_share": pytest.approx(1 / 3),
+        "tall_share": pytest.approx(1 / 3), "building_share": 0.25,
+    }  # fmt: skip
+    assert height_figures(heights, np.zeros((1, 4), bool), floor_m=2)["short_share"] == 0
+
+
+def test_near_duplicates_are_found_through_noise_and_scale() -> None:
+    noise = np.random.default_rng(9).normal(0, 2, (3, 96, 96))
+    again = np.clip(picture(0) + noise, 0, 255).astype(np.uint8)
+    brighter = np.clip(picture(0) * 0.8 + 20, 0, 255).astype(np.uint8)
+    hashes = [difference_hash(image).tobytes().hex() for image in (picture(0), picture(1), again, brighter)]
+    assert near_duplicates(hashes, [None] * 4, bits=15) == {2: 0, 3: 0}
+
+
+def test_one_place_in_two_years_is_no_duplicate() -> None:
+    same = [difference_hash(picture(0)).tobytes().hex()] * 3
+    assert near_duplicates(same, ["2016", "2020", "2016"], bits=8) == {2: 0}
+    assert near_duplicates(same, ["2016", None, "2020"], bits=8) == {1: 0}
+
+
+def test_near_duplicates_equal_brute_force() -> None:
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 256, (40, 32), dtype=np.uint8)
+    for number in range(0, 40, 4):
+        codes[number + 1] = codes[number]
+        for bit in generator.choice(256, int(generator.integers(1, 20)), replace=False):
+            codes[number + 1, bit // 8] ^= 1 << (bit % 8)
+    found = near_duplicates([code.tobytes().hex() for code in codes], [None] * 40, bits=10)
+    apart = np.unpackbits(codes[:, None] ^ codes[None], axis=-1).sum(axis=-1)
+    expected = {n: int(np.flatnonzero(apart[n, :n] <= 10)[0]) for n in range(1, 40) if (apart[n, :n] <= 10).any()}
+    assert found == expected
+    assert expected
+
+
+def test_disagreement_is_the_mean_difference_over_known_cells() -> None:
+    import torch
+
+    from canopy.models.model import load_model
+
+    images = [picture(seed)[:, :64, :64] for seed in range(3)]
+    predicted = load_model(device="cpu").predict(torch.from_numpy(np.stack(images)).float().div(255)).numpy()
+    means = predicted.reshape(3, 32, 2, 32, 2).mean(axis=(2, 4))
+    labels = [means[0] + 3, np.full((32, 32), np.nan), np.where(np.arange(32) < 16, means[2] - 1, np.nan)]
+    made = disagreement_m(images, labels, "canopy-small", batch=2)
+    assert made == [pytest.approx(3, abs=1e-3), 0.0, pytest.approx(1, abs=1e-3)]
