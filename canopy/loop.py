@@ -21,6 +21,7 @@ from canopy.config import LoopConfig, StepConfig
 from canopy.errors import TrainingError
 
 Batch = TypeVar("Batch")
+Net = TypeVar("Net", bound=nn.Module)
 Sample = TypeVar("Sample", contravariant=True)
 KEEP_CHECKPOINTS = 2
 
@@ -191,9 +192,11 @@ def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
-def frozen_copy(net: nn.Module) -> nn.Module:
+def frozen_copy(net: Net) -> Net:
     """A copy in eval mode that no gradient reaches."""
-    return copy.deepcopy(net).eval().requires_grad_(False)
+    made = copy.deepcopy(net).eval()
+    made.requires_grad_(False)
+    return made
 
 
 @torch.no_grad()
