@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from canopy.config import LoopConfig, StepConfig
 from canopy.errors import TrainingError
+from canopy.ranks import over_ranks, rank, ranks, share, whole
 
 Batch = TypeVar("Batch")
 Net = TypeVar("Net", bound=nn.Module)
@@ -172,16 +173,16 @@ def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: S
     torch.manual_seed(config.seed * 1_000_003 + step)
     device = next(learner.net.parameters()).device
     learner.net.train()
-    total = 0.0
+    total = torch.zeros((), device=device)
     for _ in range(config.accumulate):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and computes_bf16(device)):
             value = learner.loss(next(stream), step) / config.accumulate
         value.backward()  # type: ignore[no-untyped-call]
-        total += float(value.detach())
+        total += value.detach()
     nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip_norm)
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
-    return total
+    return float(over_ranks(total)) / ranks()
 
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -220,11 +221,14 @@ def _ahead(batches: Callable[[int], Batch], start: int, stop: int) -> Iterator[B
             yield batch
 
 
-def _save(state: dict[str, Any], run: Path, step: int) -> None:
+def _save(parts: dict[str, Any], run: Path, step: int) -> None:
+    state = {"step": step, **{name: whole(part.state_dict()) for name, part in parts.items()}}
+    if rank() > 0:
+        return
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".writing.pt"
-    torch.save({"step": step, **{name: part.state_dict() for name, part in state.items()}}, temporary)
+    torch.save(state, temporary)
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.replace(folder / f"{step:08d}.pt")
@@ -236,30 +240,44 @@ def _last(run: Path) -> Path | None:
     return max((run / "checkpoints").glob("*[0-9].pt"), default=None)
 
 
-def _restore(state: dict[str, Any], run: Path) -> int:
+def _restore(parts: dict[str, Any], run: Path) -> int:
     path = _last(run)
     if path is None:
         return 0
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in state.items():
-            part.load_state_dict(saved[name])
+        for name, part in parts.items():
+            _load(part, saved[name])
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         raise TrainingError(f"cannot resume from {path}: {' '.join(str(error).split())[:200]}") from error
     return int(saved["step"])
 
 
+def _load(part: Any, saved: dict[str, Any]) -> None:
+    """Load whole tensors into a part, which may be sharded: an optimizer's state is sharded as its parameters are."""
+    if not isinstance(part, torch.optim.Optimizer):
+        part.load_state_dict(share(saved, part.state_dict()))
+        return
+    parameters = [p for group in part.param_groups for p in group["params"]]
+    like = {n: {"exp_avg": p, "exp_avg_sq": p} for n, p in enumerate(parameters)}
+    part.load_state_dict({**saved, "state": share(saved["state"], like)})
+
+
 class _Log:
-    """`log.jsonl`, cut back to the step that a run goes on from."""
+    """`log.jsonl` of rank 0, cut back to the step that a run goes on from."""
 
     def __init__(self, path: Path, start: int, report: Callable[[dict[str, Any]], None]) -> None:
+        self._path, self._report = path, report
+        if rank() > 0:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < start]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._path, self._report = path, report
 
     def write(self, **entry: Any) -> None:
+        if rank() > 0:
+            return
         with self._path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
         self._report(entry)

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from canopy.errors import TrainingError
+from canopy.ranks import rank, ranks
 from pretrain.augment import draw
 from pretrain.config import CropConfig, PretrainConfig, TilesConfig
 from pretrain.dinov2 import TileBatch
-from pretrain.losses import rank, ranks
 from pretrain.masking import draw_masks
 
 GOLDEN, WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1

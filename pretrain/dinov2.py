@@ -16,6 +16,7 @@ from pretrain.encoder import Encoder
 from pretrain.heads import Head
 from pretrain.losses import Centre, dino_loss, gram_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from pretrain.monitors import collapse_signs, warn_of
+from pretrain.scale import scale_encoder, spread
 from pretrain.schedules import Schedules
 
 
@@ -109,13 +110,14 @@ class SelfDistillation:
         images = config.batch * config.loop.accumulate
         self.schedules = Schedules(config.loop.steps, images, config.schedule, config.target)
         self.student = build_distiller(config).to(device)
+        scale_encoder(self.student.encoder, config.scale)
         self.teacher = frozen_copy(self.student)
         self.average: nn.Module = self.teacher
         self.anchor = frozen_copy(self.student.encoder) if config.terms.gram else None
         self.centres = nn.ModuleList(
             Centre(config.heads.prototypes, config.target.centre_momentum) for _ in range(2)
         ).to(device)
-        self.net: nn.Module = self.student
+        self.net = spread([self.student, self.teacher, *([self.anchor] if self.anchor else [])], config.scale.sharding)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             list(parameter_groups(self.student, config)), lr=1.0, betas=config.schedule.betas
         )

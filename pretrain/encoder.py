@@ -1,7 +1,8 @@
 """Encoders: timm's vision transformers with masked patches, and bundles of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import timm
@@ -121,7 +122,6 @@ def load_encoder(path: Path) -> tuple[Card, Encoder]:
     return card, encoder.eval().requires_grad_(False)
 
 
-def save_encoder(path: Path, card: Card, encoder: Encoder) -> None:
-    """Write an encoder as a bundle in half precision, under timm's own names."""
-    state = cast(dict[str, Tensor], encoder.vit.state_dict())
-    save_bundle(path, card, {name: tensor.detach().cpu().half().numpy() for name, tensor in state.items()})
+def save_encoder(path: Path, card: Card, weights: Mapping[str, Tensor]) -> None:
+    """Write an encoder's weights, under timm's own names, as a bundle in half precision."""
+    save_bundle(path, card, {name: tensor.detach().cpu().half().numpy() for name, tensor in weights.items()})

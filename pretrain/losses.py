@@ -4,10 +4,12 @@ Every loss of a rank is scaled so that the mean over ranks is the loss of the wh
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ReduceOp
 from torch.distributed.nn import functional as autograd_collectives
+
+from canopy.ranks import over_ranks, rank, ranks
 
 TINY = 1e-8
 
@@ -24,10 +26,10 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
         (n, K) float32; rows sum to 1, and over all ranks a column sums to N / K as far as the iterations went.
     """
     scaled = logits.float() / temperature
-    q = torch.exp(scaled - _over_ranks(_max(scaled), dist.ReduceOp.MAX))
-    total = _over_ranks(torch.tensor(float(len(q)), device=q.device))
+    q = torch.exp(scaled - over_ranks(_max(scaled), ReduceOp.MAX))
+    total = over_ranks(torch.tensor(float(len(q)), device=q.device))
     for _ in range(iterations):
-        q = q / (_over_ranks(q.sum(dim=0)) * q.shape[1] / total).clamp(min=TINY)
+        q = q / (over_ranks(q.sum(dim=0)) * q.shape[1] / total).clamp(min=TINY)
         q = q / q.sum(dim=1, keepdim=True).clamp(min=TINY)
     return q
 
@@ -53,7 +55,7 @@ class Centre(nn.Module):
         logits = logits.float()
         probabilities = ((logits - self.mean) / temperature).softmax(dim=1)
         if self.training:
-            total, count = _over_ranks(logits.sum(dim=0)), _over_ranks(logits.new_tensor(float(len(logits))))
+            total, count = over_ranks(logits.sum(dim=0)), over_ranks(logits.new_tensor(float(len(logits))))
             self.mean.lerp_(total / count.clamp(min=1), 1 - self.momentum)
         return probabilities
 
@@ -128,21 +130,5 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(autograd_collectives.all_gather(rows))  # type: ignore[no-untyped-call]
 
 
-def ranks() -> int:
-    """Processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """This process's number among them."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
 def _max(logits: Tensor) -> Tensor:
     return logits.amax() if len(logits) else logits.new_tensor(float("-inf"))
-
-
-def _over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    if ranks() > 1:
-        dist.all_reduce(value, operation)
-    return value

@@ -65,7 +65,8 @@ def probe(encoder: Path, pairs: Path, *, seed: int = 0) -> dict[str, Any]:
     card, trained = load_encoder(encoder)
     torch.manual_seed(seed)
     untrained = from_card(card).eval()
-    scenes = read_pairs(PairsConfig(root=pairs, groups={"": 1.0}, held_out=0)).train
+    groups = {path.parent.name: 1.0 for path in pairs.glob("*/rgb.tif")}
+    scenes = read_pairs(PairsConfig(root=pairs, groups=groups, held_out=0)).train
     kinds: dict[str, Features] = {
         "encoder": lambda image: encode(trained, image),
         "random": lambda image: encode(untrained, image),

@@ -4,13 +4,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from canopy import __version__
 from canopy.bundle import Architecture, Card
 from canopy.errors import ConfigError
 from canopy.loop import fit_learner
+from canopy.models.dpt import MULTIPLE_PX
+from canopy.ranks import rank, together, whole
 from canopy.training import claim_run, print_entry
 from pretrain.config import PretrainConfig
 from pretrain.data import Tiles, crops_at, draw_batch, read_tiles
@@ -33,33 +34,38 @@ def pretrain(config: PretrainConfig, run: Path, *, resume: bool = False) -> Path
         ConfigError: Crops that patches do not fill, or an encoder that timm does not make.
         TrainingError: Data or run are unusable.
     """
-    learner = SelfDistillation(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    patch_px = learner.student.encoder.patch_px
-    check_crops(config, patch_px)
-    claim_run(run, config, resume)
-    tiles = read_tiles(config.tiles)
-    fit_learner(
-        learner,
-        partial(draw_batch, tiles=tiles, config=config, patch_px=patch_px),
-        config.loop,
-        run,
-        resume=resume,
-        evaluate=_Export(run / "last.safetensors", config, tiles),
-        report=partial(print_entry, steps=config.loop.steps),
-    )
+    with together() as device:
+        learner = SelfDistillation(config, device)
+        patch_px = learner.student.encoder.patch_px
+        check_crops(config, patch_px)
+        if rank() == 0:
+            claim_run(run, config, resume)
+        tiles = read_tiles(config.tiles)
+        fit_learner(
+            learner,
+            partial(draw_batch, tiles=tiles, config=config, patch_px=patch_px),
+            config.loop,
+            run,
+            resume=resume,
+            evaluate=_Export(run / "last.safetensors", config, tiles),
+            report=partial(print_entry, steps=config.loop.steps),
+        )
     return run / "last.safetensors"
 
 
 def check_crops(config: PretrainConfig, patch_px: int) -> None:
-    """Refuse crops that are not whole patches.
+    """Refuse crops that are not whole patches, and global crops that no decoder could take up.
 
     Raises:
-        ConfigError: A crop's side is not a multiple of the patch.
+        ConfigError: A crop's side is not a multiple of what it should be.
     """
     for step in (0, config.loop.steps):
-        for crops in crops_at(step, config):
+        global_crops, local_crops = crops_at(step, config)
+        for crops in (global_crops, local_crops):
             if crops.px % patch_px:
                 raise ConfigError(f"crops of {crops.px} px: a multiple of the encoder's patch, {patch_px} px, expected")
+        if global_crops.px % MULTIPLE_PX:
+            raise ConfigError(f"global crops of {global_crops.px} px: a multiple of {MULTIPLE_PX} px expected")
 
 
 class _Export:
@@ -70,7 +76,9 @@ class _Export:
 
     def __call__(self, teacher: nn.Module, step: int) -> dict[str, Any]:
         encoder: Any = teacher.encoder
-        save_encoder(self._path, self._card(step), encoder)
+        weights = whole(encoder.vit.state_dict())
+        if rank() == 0:
+            save_encoder(self._path, self._card(step), weights)
         return {"exported": self._path.name}
 
     def _card(self, step: int) -> Card:
