@@ -30,11 +30,20 @@ KEEP_CHECKPOINTS = 2
 class Learner(Protocol[Sample]):
     """What is trained, and how one of its steps goes."""
 
-    net: nn.Module
-    """Receives the gradients."""
-    average: nn.Module
-    """What is evaluated and shipped."""
-    optimizer: torch.optim.Optimizer
+    @property
+    def net(self) -> nn.Module:
+        """Receives the gradients."""
+        ...
+
+    @property
+    def average(self) -> nn.Module:
+        """What is evaluated and shipped."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Takes the steps."""
+        ...
 
     def parts(self) -> dict[str, Any]:
         """All that a checkpoint holds, by name: modules, optimizers, anything with a state_dict."""
@@ -142,7 +151,9 @@ def fit_learner(
         rates = learner.schedule(step)
         value = _step(learner, stream, step, config)
         if not math.isfinite(value):
-            raise TrainingError(f"loss is {value} at step {step}; last good checkpoint: {_last(run) or 'none'}")
+            raise TrainingError(
+                f"loss is {value} at step {step}; last good checkpoint: {last_checkpoint(run) or 'none'}"
+            )
         notes = learner.update(step)
         log.write(step=step, loss=value, **rates, **notes, seconds=time.perf_counter() - began)
         done = step + 1
@@ -236,12 +247,13 @@ def _save(parts: dict[str, Any], run: Path, step: int) -> None:
         old.unlink()
 
 
-def _last(run: Path) -> Path | None:
+def last_checkpoint(run: Path) -> Path | None:
+    """The latest checkpoint of a run, if it has any."""
     return max((run / "checkpoints").glob("*[0-9].pt"), default=None)
 
 
 def _restore(parts: dict[str, Any], run: Path) -> int:
-    path = _last(run)
+    path = last_checkpoint(run)
     if path is None:
         return 0
     try:

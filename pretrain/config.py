@@ -199,3 +199,35 @@ class PretrainConfig(Config):
         if self.global_crops.count != 2:
             raise ValueError("global_crops.count must be 2: each is compared with the other")
         return self
+
+
+class DistillConfig(PretrainConfig):
+    """`canopy distill`: a small encoder from a large one, by the same losses."""
+
+    teacher: Path
+    """Folder of the large encoder's run: its `config.yaml` and last checkpoint."""
+
+
+class CurateConfig(Config):
+    """`canopy curate`: a balanced choice from a large pool of tiles."""
+
+    tiles: TilesConfig
+    encoder: Path
+    """Bundle whose class tokens tell tiles apart."""
+    clusters: tuple[int, ...] = Field(default=(1000, 100, 10), min_length=1)
+    """Of each level, from the finest."""
+    resamplings: int = Field(default=2, ge=0)
+    """Times that a level is clustered again on as many members of each cluster."""
+    resampled: int = Field(default=10, gt=0)
+    """Members nearest to its centre that each cluster lends to that."""
+    iterations: int = Field(default=20, gt=0)
+    choose: int = Field(gt=0)
+    """Tiles to choose."""
+    batch: int = Field(default=64, gt=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _coarser(self) -> "CurateConfig":
+        if list(self.clusters) != sorted(set(self.clusters), reverse=True) or self.clusters[-1] < 1:
+            raise ValueError("clusters must become fewer from level to level")
+        return self

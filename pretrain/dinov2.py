@@ -103,28 +103,30 @@ class SelfDistillation:
     Args:
         config: The recipe.
         device: Where it runs.
+        teacher: Gives the targets, frozen; without one, the student's moving average does.
     """
 
-    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, device: torch.device, teacher: Distiller | None = None) -> None:
         self.config = config
         images = config.batch * config.loop.accumulate
         self.schedules = Schedules(config.loop.steps, images, config.schedule, config.target)
         self.student = build_distiller(config).to(device)
-        scale_encoder(self.student.encoder, config.scale)
-        self.teacher = frozen_copy(self.student)
-        self.average: nn.Module = self.teacher
+        scale_encoder(self.student.encoder, config.scale, device)
+        self.average = frozen_copy(self.student)
+        self.teacher = self.average if teacher is None else frozen_copy(teacher).to(device)
         self.anchor = frozen_copy(self.student.encoder) if config.terms.gram else None
         self.centres = nn.ModuleList(
             Centre(config.heads.prototypes, config.target.centre_momentum) for _ in range(2)
         ).to(device)
-        self.net = spread([self.student, self.teacher, *([self.anchor] if self.anchor else [])], config.scale.sharding)
+        still = dict.fromkeys(net for net in (self.average, self.teacher, self.anchor) if net is not None)
+        self.net = spread([self.student, *still], config.scale.sharding)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             list(parameter_groups(self.student, config)), lr=1.0, betas=config.schedule.betas
         )
         self._notes: dict[str, Any] = {}
 
     def parts(self) -> dict[str, Any]:
-        """Student, teacher, centres, optimizer, and the Gram teacher where there is one."""
+        """Student, moving average, centres, optimizer, and the Gram teacher where there is one."""
         made = {"net": self.student, "average": self.average, "centres": self.centres, "optimizer": self.optimizer}
         return made if self.anchor is None else {**made, "anchor": self.anchor}
 
@@ -154,11 +156,11 @@ class SelfDistillation:
         return total
 
     def update(self, step: int) -> dict[str, Any]:
-        """Move the teacher, renew the anchor; return the terms, and what may be signs of collapse."""
+        """Move the average, renew the anchor; return the terms, and what may be signs of collapse."""
         momentum = self.schedules.momentum(step)
-        blend(self.teacher, self.student, momentum)
+        blend(self.average, self.student, momentum)
         if self.anchor is not None and self._renews_anchor(step + 1):
-            self.anchor.load_state_dict(self.teacher.encoder.state_dict())
+            self.anchor.load_state_dict(self.average.encoder.state_dict())
         notes, self._notes = {"momentum": momentum, **self._notes}, {}
         warning = warn_of(notes) if step >= self.config.schedule.warmup * self.config.loop.steps else None
         return notes if warning is None else {**notes, "warning": warning}

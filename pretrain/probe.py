@@ -14,6 +14,7 @@ from canopy.config import PairsConfig
 from canopy.errors import TrainingError
 from canopy.scenes import Scene, read_pairs
 from pretrain.encoder import Encoder, from_card, load_encoder
+from pretrain.picture import save_principal_colours
 
 Array = NDArray[np.float64]
 Features = Callable[[NDArray[np.uint8]], Array]
@@ -46,12 +47,13 @@ class Cells:
     block: NDArray[np.int64]
 
 
-def probe(encoder: Path, pairs: Path, *, seed: int = 0) -> dict[str, Any]:
+def probe(encoder: Path, pairs: Path, *, picture: Path | None = None, seed: int = 0) -> dict[str, Any]:
     """Compare an encoder with the same one untrained, and with colour statistics.
 
     Args:
         encoder: Bundle of an encoder or of a height model.
         pairs: Folder of scenes of image and lidar heights.
+        picture: PNG to write: patch features of the middle of the largest scene as colours.
         seed: Of the untrained encoder, the folds and the resampling.
 
     Returns:
@@ -67,6 +69,8 @@ def probe(encoder: Path, pairs: Path, *, seed: int = 0) -> dict[str, Any]:
     untrained = from_card(card).eval()
     groups = {path.parent.name: 1.0 for path in pairs.glob("*/rgb.tif")}
     scenes = read_pairs(PairsConfig(root=pairs, groups=groups, held_out=0)).train
+    if picture:
+        save_principal_colours(picture, trained, _middle(max(scenes, key=lambda scene: scene.height_m.size).image))
     kinds: dict[str, Features] = {
         "encoder": lambda image: encode(trained, image),
         "random": lambda image: encode(untrained, image),
@@ -232,8 +236,9 @@ def resample(block: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
 
 
 def r2(truth: Array, prediction: Array) -> float:
-    """Coefficient of determination."""
-    return float(1 - np.square(truth - prediction).sum() / np.square(truth - truth.mean()).sum())
+    """Coefficient of determination; NaN where the truth does not vary."""
+    total = np.square(truth - truth.mean()).sum()
+    return float(1 - np.square(truth - prediction).sum() / total) if total > 0 else float("nan")
 
 
 def format_table(made: dict[str, Any]) -> str:
@@ -249,5 +254,10 @@ def format_table(made: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _middle(image: NDArray[np.uint8], side_px: int = 528) -> NDArray[np.uint8]:
+    top, left = (max(0, (length - side_px) // 2) for length in image.shape[1:])
+    return image[:, top : top + side_px, left : left + side_px]
+
+
 def _interval(scores: Array) -> list[float]:
-    return [float(v) for v in np.percentile(scores, (2.5, 97.5))]
+    return [float(v) for v in np.nanpercentile(scores, (2.5, 97.5))]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -12,9 +13,13 @@ from pretrain.config import ScaleConfig
 from pretrain.encoder import Encoder
 
 
-def scale_encoder(encoder: Encoder, scale: ScaleConfig) -> None:
+def scale_encoder(encoder: Encoder, scale: ScaleConfig, device: torch.device) -> None:
     """Recompute activations in the backward pass and compile the blocks, as asked."""
     encoder.vit.set_grad_checkpointing(scale.checkpointing)
+    for block in encoder.vit.blocks:
+        if device.type == "cpu" and hasattr(block, "attn"):
+            # the fused kernel's backward pass over short sequences takes half of a step on a CPU (measured)
+            block.attn.fused_attn = False
     if scale.compile:
         for block in encoder.vit.blocks:
             block.compile()

@@ -15,17 +15,18 @@ from canopy.ranks import rank, together, whole
 from canopy.training import claim_run, print_entry
 from pretrain.config import PretrainConfig
 from pretrain.data import Tiles, crops_at, draw_batch, read_tiles
-from pretrain.dinov2 import SelfDistillation
+from pretrain.dinov2 import Distiller, SelfDistillation
 from pretrain.encoder import save_encoder
 
 
-def pretrain(config: PretrainConfig, run: Path, *, resume: bool = False) -> Path:
-    """Pretrain an encoder and write the teacher's as `last.safetensors`.
+def pretrain(config: PretrainConfig, run: Path, *, resume: bool = False, teacher: Distiller | None = None) -> Path:
+    """Pretrain an encoder and write its moving average as `last.safetensors`.
 
     Args:
         config: The recipe, and what it learns from.
         run: Folder of the run: the bundle, `log.jsonl`, `config.yaml`, `checkpoints/`.
         resume: Go on from the last checkpoint, if any.
+        teacher: Gives the targets, frozen; without one, the student's moving average does.
 
     Returns:
         Path of the bundle.
@@ -35,7 +36,7 @@ def pretrain(config: PretrainConfig, run: Path, *, resume: bool = False) -> Path
         TrainingError: Data or run are unusable.
     """
     with together() as device:
-        learner = SelfDistillation(config, device)
+        learner = SelfDistillation(config, device, teacher)
         patch_px = learner.student.encoder.patch_px
         check_crops(config, patch_px)
         if rank() == 0:
@@ -69,13 +70,13 @@ def check_crops(config: PretrainConfig, patch_px: int) -> None:
 
 
 class _Export:
-    """Writes the teacher's encoder with a card that says what it learnt from."""
+    """Writes the averaged encoder with a card that says what it learnt from."""
 
     def __init__(self, path: Path, config: PretrainConfig, tiles: Tiles) -> None:
         self._path, self._config, self._tiles = path, config, tiles
 
-    def __call__(self, teacher: nn.Module, step: int) -> dict[str, Any]:
-        encoder: Any = teacher.encoder
+    def __call__(self, average: nn.Module, step: int) -> dict[str, Any]:
+        encoder: Any = average.encoder
         weights = whole(encoder.vit.state_dict())
         if rank() == 0:
             save_encoder(self._path, self._card(step), weights)
