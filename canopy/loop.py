@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from canopy.config import LoopConfig, StepConfig
 from canopy.errors import TrainingError
-from canopy.ranks import over_ranks, rank, ranks, share, whole
+from canopy.ranks import over_ranks, rank, ranks, share, sync_gradients, whole
 
 Batch = TypeVar("Batch")
 Net = TypeVar("Net", bound=nn.Module)
@@ -185,7 +185,8 @@ def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: S
     device = next(learner.net.parameters()).device
     learner.net.train()
     total = torch.zeros((), device=device)
-    for _ in range(config.accumulate):
+    for part in range(config.accumulate):
+        sync_gradients(learner.net, now=part + 1 == config.accumulate)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and computes_bf16(device)):
             value = learner.loss(next(stream), step) / config.accumulate
         value.backward()  # type: ignore[no-untyped-call]

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 
 def ranks() -> int:
@@ -43,6 +45,14 @@ def over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp
     if ranks() > 1:
         dist.all_reduce(value, operation)
     return value
+
+
+def sync_gradients(net: nn.Module, *, now: bool) -> None:
+    """Whether the next backward pass exchanges gradients; of accumulated batches only the last needs to."""
+    if isinstance(net, DistributedDataParallel):
+        net.require_backward_grad_sync = now
+    elif isinstance(net, FSDPModule):
+        net.set_requires_gradient_sync(now)
 
 
 def whole(state: Any) -> Any:
