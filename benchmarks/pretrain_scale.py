@@ -1,4 +1,4 @@
-"""What self-distillation costs at any size: operations, memory and bytes a tile, counted on the graph without running it.
+"""What self-distillation costs at any size: operations, memory and bytes a tile, counted on the graph, not run.
 
 Run: python benchmarks/pretrain_scale.py
 
@@ -51,8 +51,8 @@ def main() -> None:
         rate = given.mfu * given.peak / counted[name]["flop"]
         hours = tiles * epochs / rate / 3600
         print(
-            f"\n{name}, {tiles / 1e6:.0f} M tiles x {epochs}: {rate:.0f} tiles/s and {rate * TILE_BYTES / 1e6:.0f} MB/s "
-            f"read a GPU, {hours:.0f} GPU hours at {given.mfu:.0%} of {given.peak / 1e12:.0f} TFLOP/s"
+            f"\n{name}, {tiles / 1e6:.0f} M tiles x {epochs}: a GPU takes {rate:.0f} tiles/s and reads "
+            f"{rate * TILE_BYTES / 1e6:.0f} MB/s, {hours:.0f} GPU hours at {given.mfu:.0%} of {given.peak / 1e12:.0f} TFLOP/s"
         )
 
 

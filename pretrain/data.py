@@ -1,9 +1,10 @@
 """Unlabelled tiles: where they come from, and in which order they are seen."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -62,6 +63,42 @@ class ArrayTiles:
     def gsd_m(self, number: int) -> float:
         """GSD of a tile, in true ground metres."""
         return float(self.gsds_m[number])
+
+
+class Store(Protocol):
+    """What is asked of a chip store's unlabelled part."""
+
+    attributes: Mapping[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def images(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+        """(n, 3, H, W) images of some chips."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredTiles:
+    """Tiles of a chip store, read one by one when they are due; needs no GDAL.
+
+    Attributes:
+        store: Opened, the unlabelled part.
+        sha256: Of its index.
+    """
+
+    store: Store
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, number: int) -> NDArray[np.uint8]:
+        tile: NDArray[np.uint8] = self.store.images([number])[0]
+        return tile
+
+    def gsd_m(self, number: int) -> float:
+        """GSD of a tile, in true ground metres."""
+        return float(self.store.attributes["gsd_m"])
 
 
 @dataclass(frozen=True)
