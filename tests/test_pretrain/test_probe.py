@@ -175,4 +175,4 @@ def test_principal_colours_tell_two_textures_apart(bundle: Path, tmp_path: Path)
     assert np.abs(left - right).max() > 30
     save_principal_colours(tmp_path / "p.png", encoder, image)
     with Image.open(tmp_path / "p.png") as picture:
-        assert picture.size == (1024, 512)
+        assert picture.size == (512, 256)

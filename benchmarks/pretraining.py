@@ -1,6 +1,6 @@
 """A step of self-distillation against its bare networks, and against the same step assembled from lightly's parts.
 
-Run: python benchmarks/pretrain.py [--config CONFIG.yaml] [--steps N]   (its last row needs lightly)
+Run: python benchmarks/pretraining.py [--config CONFIG.yaml] [--steps N]   (its last row needs lightly)
 
 The bare networks: student forward and backward and teacher forward on the same crops, with a sum for a loss.
 lightly's step: its transforms, masks, losses and momentum update around the same networks, in the same process.

@@ -1,6 +1,6 @@
 """What self-distillation costs at any size: operations, memory and bytes a tile, counted on the graph, not run.
 
-Run: python benchmarks/pretrain_scale.py
+Run: python benchmarks/pretraining_scale.py
 
 Networks live on the meta device, so a ViT-H is counted on a laptop. Operations are matrix products, forward and
 backward. Kept activations are what autograd saves in bf16, once per storage. The plan at the end assumes a share of the
@@ -50,9 +50,10 @@ def main() -> None:
     for name, tiles, epochs in (("ViT-H/16", 18e6, 30), ("ViT-L/16", 500e6, 4)):
         rate = given.mfu * given.peak / counted[name]["flop"]
         hours = tiles * epochs / rate / 3600
+        speed = f"{rate:.0f} tiles/s and reads {rate * TILE_BYTES / 1e6:.0f} MB/s"
+        assumed = f"{given.mfu:.0%} of {given.peak / 1e12:.0f} TFLOP/s"
         print(
-            f"\n{name}, {tiles / 1e6:.0f} M tiles x {epochs}: a GPU takes {rate:.0f} tiles/s and reads "
-            f"{rate * TILE_BYTES / 1e6:.0f} MB/s, {hours:.0f} GPU hours at {given.mfu:.0%} of {given.peak / 1e12:.0f} TFLOP/s"
+            f"\n{name}, {tiles / 1e6:.0f} M tiles x {epochs}: a GPU takes {speed}; {hours:.0f} hours at {assumed}"
         )
 
 
