@@ -52,9 +52,7 @@ def main() -> None:
         hours = tiles * epochs / rate / 3600
         speed = f"{rate:.0f} tiles/s and reads {rate * TILE_BYTES / 1e6:.0f} MB/s"
         assumed = f"{given.mfu:.0%} of {given.peak / 1e12:.0f} TFLOP/s"
-        print(
-            f"\n{name}, {tiles / 1e6:.0f} M tiles x {epochs}: a GPU takes {speed}; {hours:.0f} hours at {assumed}"
-        )
+        print(f"\n{name}, {tiles / 1e6:.0f} M tiles x {epochs}: a GPU takes {speed}; {hours:.0f} hours at {assumed}")
 
 
 def count(name: str, args: dict[str, Any]) -> dict[str, float]:

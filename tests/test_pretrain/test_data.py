@@ -1,6 +1,8 @@
 """Tiles from files, and the order in which they are seen."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pretraining import tiny_config, tiny_tiles
 from rasters import make_raster
 
 from canopy.errors import TrainingError
 from pretrain.config import TilesConfig
-from pretrain.data import choose, crops_at, draw_batch, read_tiles, shuffled
+from pretrain.data import StoredTiles, choose, crops_at, draw_batch, read_tiles, shuffled
 
 
 def tiles_config(**values: object) -> TilesConfig:
@@ -83,6 +86,30 @@ def test_the_last_phase_has_larger_crops() -> None:
     config = tiny_config(high_resolution={"start": 0.5, "global_px": 64, "local_px": 32})
     assert [tuple(c.px for c in crops_at(step, config)) for step in (9, 10)] == [(32, 16), (64, 32)]
     assert draw_batch(10, tiny_tiles(side=64), config, 8).masks.shape[2:] == (8, 8)
+
+
+class MemoryStore:
+    """The unlabelled part of a chip store, in memory; counts what is read."""
+
+    attributes: Mapping[str, Any] = {"gsd_m": 0.6}
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._images, self.read = images, list[int]()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def images(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+        self.read += rows
+        return self._images[list(rows)]
+
+
+def test_a_store_is_read_only_where_a_batch_needs_it() -> None:
+    store = MemoryStore(tiny_tiles().images)
+    made = draw_batch(1, StoredTiles(store, "0"), tiny_config(), 8)
+    assert made.gsd_m.tolist() == pytest.approx([0.6] * 4)
+    assert store.read == [shuffled(4 + row, 12, 0) for row in range(4)]
+    assert torch.equal(made.tiles, draw_batch(1, tiny_tiles(), tiny_config(), 8).tiles)
 
 
 def test_an_index_chooses_tiles_and_refuses_another_pool(tmp_path: Path) -> None:
