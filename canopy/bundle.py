@@ -51,7 +51,8 @@ class Card(_Frozen):
     """What a bundle says of itself: all that is needed to run it, and what is known of its quality."""
 
     name: str
-    family: Literal["dpt"] = "dpt"
+    family: Literal["dpt", "encoder"] = "dpt"
+    """A height model, or an encoder alone."""
     architecture: Architecture = Architecture()
     head: HeightHead = HeightHead()
     bands: tuple[str, ...] = ("red", "green", "blue")

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -219,6 +220,12 @@ def dataset_info(
     typer.echo(text if as_json else yaml.safe_dump(json.loads(text), sort_keys=False, width=160).rstrip())
 
 
+def mount(onto: typer.Typer) -> None:
+    """Add the commands that other packages offer in the entry-point group `canopy.commands`."""
+    for offered in sorted(entry_points(group="canopy.commands"), key=lambda point: point.name):
+        onto.command(offered.name)(offered.load())
+
+
 def main() -> None:
     """Entry point: a CanopyError is one line and exit 1, an interrupt is exit 130."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
@@ -226,6 +233,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
+        mount(app)
         app()
     except CanopyError as error:
         _say(f"canopy: {' '.join(str(error).split())}")

@@ -20,25 +20,30 @@ class Config(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-class LoopConfig(Config):
-    """How the training loop steps."""
+class StepConfig(Config):
+    """How any training loop steps."""
 
     steps: int = Field(gt=0)
-    lr: float = Field(default=5e-4, gt=0)
-    """Peak learning rate: linear warm-up, then a half cosine to zero."""
-    warmup_steps: int = 300
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.99)
     accumulate: int = Field(default=1, gt=0)
     """Batches whose gradients make one step."""
     clip_norm: float = 1.0
-    ema: float = Field(default=0.998, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is what gets shipped."""
     amp: bool = True
     """bf16 autocast, where the device computes bf16 natively; otherwise ignored."""
     checkpoint_every: int = Field(default=100, gt=0)
     evaluate_every: int = Field(default=500, gt=0)
     seed: int = 0
+
+
+class LoopConfig(StepConfig):
+    """How a network is trained against labels."""
+
+    lr: float = Field(default=5e-4, gt=0)
+    """Peak learning rate: linear warm-up, then a half cosine to zero."""
+    warmup_steps: int = 300
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is what gets shipped."""
 
 
 class PairsConfig(Config):

@@ -1,7 +1,7 @@
 """The one training loop: AMP, accumulation, schedule, moving average, atomic checkpoints, exact resume.
 
 A batch is a function of its number, and the generators are reseeded at every step from the seed and the step; so
-a resumed run sees what an uninterrupted one sees, and ends at the same bits.
+a resumed run sees what an uninterrupted one sees, and ends at the same bits. What is stepped is a `Learner`.
 """
 
 import copy
@@ -12,16 +12,91 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from canopy.config import LoopConfig
+from canopy.config import LoopConfig, StepConfig
 from canopy.errors import TrainingError
+from canopy.ranks import over_ranks, rank, ranks, share, sync_gradients, whole
 
 Batch = TypeVar("Batch")
+Net = TypeVar("Net", bound=nn.Module)
+Sample = TypeVar("Sample", contravariant=True)
 KEEP_CHECKPOINTS = 2
+
+
+class Learner(Protocol[Sample]):
+    """What is trained, and how one of its steps goes."""
+
+    @property
+    def net(self) -> nn.Module:
+        """Receives the gradients."""
+        ...
+
+    @property
+    def average(self) -> nn.Module:
+        """What is evaluated and shipped."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Takes the steps."""
+        ...
+
+    def parts(self) -> dict[str, Any]:
+        """All that a checkpoint holds, by name: modules, optimizers, anything with a state_dict."""
+        ...
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Set the optimizer's rates for a step; what is returned is logged."""
+        ...
+
+    def loss(self, batch: Sample, step: int) -> Tensor:
+        """Scalar loss of a batch."""
+        ...
+
+    def update(self, step: int) -> dict[str, Any]:
+        """Follow the step just taken (moving averages, monitors); what is returned is logged."""
+        ...
+
+
+class Supervised(Generic[Batch]):
+    """A network, its loss, AdamW and the moving average of its weights.
+
+    Args:
+        net: Trained in place.
+        loss: Scalar loss of the network on a batch.
+        config: Rates and decays.
+    """
+
+    def __init__(self, net: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], config: LoopConfig) -> None:
+        self.net, self.average = net, frozen_copy(net)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            _groups(net, config.weight_decay), lr=config.lr, betas=config.betas
+        )
+        self._loss, self._config = loss, config
+
+    def parts(self) -> dict[str, Any]:
+        """Network, average, optimizer."""
+        return {"net": self.net, "average": self.average, "optimizer": self.optimizer}
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Warm-up and cosine."""
+        rate = learning_rate(step, self._config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return {"lr": rate}
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        """The loss given."""
+        return self._loss(self.net, batch)
+
+    def update(self, step: int) -> dict[str, Any]:
+        """Blend the weights into their average, faster over the first steps."""
+        blend(self.average, self.net, min(self._config.ema, (1 + step) / (10 + step)))
+        return {}
 
 
 def fit(
@@ -53,26 +128,40 @@ def fit(
     Raises:
         TrainingError: The loss is not finite, or the checkpoint does not fit.
     """
-    average = _copy(net)
-    optimizer = torch.optim.AdamW(_groups(net, config.weight_decay), lr=config.lr, betas=config.betas)
-    state = {"net": net, "average": average, "optimizer": optimizer}
-    start = _restore(state, run) if resume else 0
+    learner = Supervised(net, loss, config)
+    return fit_learner(learner, batches, config, run, resume=resume, evaluate=evaluate, report=report)
+
+
+def fit_learner(
+    learner: Learner[Batch],
+    batches: Callable[[int], Batch],
+    config: StepConfig,
+    run: Path,
+    *,
+    resume: bool,
+    evaluate: Callable[[nn.Module, int], dict[str, Any]],
+    report: Callable[[dict[str, Any]], None],
+) -> nn.Module:
+    """Step a learner, as `fit` does a network; arguments, result and errors are as there."""
+    start = _restore(learner.parts(), run) if resume else 0
     log = _Log(run / "log.jsonl", start, report)
     stream = _ahead(batches, start * config.accumulate, config.steps * config.accumulate)
     for step in range(start, config.steps):
         began = time.perf_counter()
-        rate = learning_rate(step, config)
-        value = _step(net, loss, stream, optimizer, rate, step, config)
+        rates = learner.schedule(step)
+        value = _step(learner, stream, step, config)
         if not math.isfinite(value):
-            raise TrainingError(f"loss is {value} at step {step}; last good checkpoint: {_last(run) or 'none'}")
-        _blend(average, net, min(config.ema, (1 + step) / (10 + step)))
-        log.write(step=step, loss=value, lr=rate, seconds=time.perf_counter() - began)
+            raise TrainingError(
+                f"loss is {value} at step {step}; last good checkpoint: {last_checkpoint(run) or 'none'}"
+            )
+        notes = learner.update(step)
+        log.write(step=step, loss=value, **rates, **notes, seconds=time.perf_counter() - began)
         done = step + 1
         if done % config.evaluate_every == 0 or done == config.steps:
-            log.write(step=step, **evaluate(average, step))
+            log.write(step=step, **evaluate(learner.average, step))
         if done % config.checkpoint_every == 0 or done == config.steps:
-            _save(state, run, done)
-    return average
+            _save(learner.parts(), run, done)
+    return learner.average
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
@@ -91,30 +180,21 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _step(
-    net: nn.Module,
-    loss: Callable[[nn.Module, Batch], Tensor],
-    stream: Iterator[Batch],
-    optimizer: torch.optim.Optimizer,
-    rate: float,
-    step: int,
-    config: LoopConfig,
-) -> float:
+def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: StepConfig) -> float:
     torch.manual_seed(config.seed * 1_000_003 + step)
-    device = next(net.parameters()).device
-    net.train()
-    total = 0.0
-    for _ in range(config.accumulate):
+    device = next(learner.net.parameters()).device
+    learner.net.train()
+    total = torch.zeros((), device=device)
+    for part in range(config.accumulate):
+        sync_gradients(learner.net, now=part + 1 == config.accumulate)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and computes_bf16(device)):
-            value = loss(net, next(stream)) / config.accumulate
+            value = learner.loss(next(stream), step) / config.accumulate
         value.backward()  # type: ignore[no-untyped-call]
-        total += float(value.detach())
-    nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total
+        total += value.detach()
+    nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip_norm)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    return float(over_ranks(total)) / ranks()
 
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -125,12 +205,16 @@ def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
-def _copy(net: nn.Module) -> nn.Module:
-    return copy.deepcopy(net).eval().requires_grad_(False)
+def frozen_copy(net: Net) -> Net:
+    """A copy in eval mode that no gradient reaches."""
+    made = copy.deepcopy(net).eval()
+    made.requires_grad_(False)
+    return made
 
 
 @torch.no_grad()
-def _blend(average: nn.Module, net: nn.Module, decay: float) -> None:
+def blend(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """Move an average towards a network: `decay` of the old, the rest of the new; integers are copied."""
     for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
         if mine.is_floating_point():
             mine.lerp_(theirs, 1 - decay)
@@ -149,11 +233,14 @@ def _ahead(batches: Callable[[int], Batch], start: int, stop: int) -> Iterator[B
             yield batch
 
 
-def _save(state: dict[str, Any], run: Path, step: int) -> None:
+def _save(parts: dict[str, Any], run: Path, step: int) -> None:
+    state = {"step": step, **{name: whole(part.state_dict()) for name, part in parts.items()}}
+    if rank() > 0:
+        return
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".writing.pt"
-    torch.save({"step": step, **{name: part.state_dict() for name, part in state.items()}}, temporary)
+    torch.save(state, temporary)
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.replace(folder / f"{step:08d}.pt")
@@ -161,34 +248,49 @@ def _save(state: dict[str, Any], run: Path, step: int) -> None:
         old.unlink()
 
 
-def _last(run: Path) -> Path | None:
+def last_checkpoint(run: Path) -> Path | None:
+    """The latest checkpoint of a run, if it has any."""
     return max((run / "checkpoints").glob("*[0-9].pt"), default=None)
 
 
-def _restore(state: dict[str, Any], run: Path) -> int:
-    path = _last(run)
+def _restore(parts: dict[str, Any], run: Path) -> int:
+    path = last_checkpoint(run)
     if path is None:
         return 0
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in state.items():
-            part.load_state_dict(saved[name])
+        for name, part in parts.items():
+            _load(part, saved[name])
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         raise TrainingError(f"cannot resume from {path}: {' '.join(str(error).split())[:200]}") from error
     return int(saved["step"])
 
 
+def _load(part: Any, saved: dict[str, Any]) -> None:
+    """Load whole tensors into a part, which may be sharded: an optimizer's state is sharded as its parameters are."""
+    if not isinstance(part, torch.optim.Optimizer):
+        part.load_state_dict(share(saved, part.state_dict()))
+        return
+    parameters = [p for group in part.param_groups for p in group["params"]]
+    like = {n: {"exp_avg": p, "exp_avg_sq": p} for n, p in enumerate(parameters)}
+    part.load_state_dict({**saved, "state": share(saved["state"], like)})
+
+
 class _Log:
-    """`log.jsonl`, cut back to the step that a run goes on from."""
+    """`log.jsonl` of rank 0, cut back to the step that a run goes on from."""
 
     def __init__(self, path: Path, start: int, report: Callable[[dict[str, Any]], None]) -> None:
+        self._path, self._report = path, report
+        if rank() > 0:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < start]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._path, self._report = path, report
 
     def write(self, **entry: Any) -> None:
+        if rank() > 0:
+            return
         with self._path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
         self._report(entry)

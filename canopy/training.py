@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from canopy import __version__
 from canopy.bundle import Card, read_bundle, read_card, save_bundle
-from canopy.config import LossWeights, PairsConfig, TrainConfig, dump_config, load_config
+from canopy.config import Config, LossWeights, PairsConfig, TrainConfig, dump_config, load_config
 from canopy.errors import TrainingError
 from canopy.evaluation import Heights, height_metrics
 from canopy.loop import fit
@@ -86,12 +86,12 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     return run / "best.safetensors"
 
 
-def claim_run(run: Path, config: TrainConfig, resume: bool) -> None:
+def claim_run(run: Path, config: Config, resume: bool) -> None:
     """Make the folder of a run, or take up the one there, whose configuration must be the same."""
     record = run / "config.yaml"
     if record.is_file() and not resume:
         raise TrainingError(f"{run} holds a run: pass --resume to go on with it, or name another folder with --out")
-    if record.is_file() and load_config(record, TrainConfig) != config:
+    if record.is_file() and load_config(record, type(config)) != config:
         raise TrainingError(f"{record} differs from the configuration given: resume with that, or name another --out")
     run.mkdir(parents=True, exist_ok=True)
     dump_config(config, record)
@@ -252,11 +252,13 @@ def _half(tensor: Tensor) -> np.ndarray:
 
 
 def print_entry(entry: dict[str, Any], steps: int) -> None:
-    """Print a line of the log where a person wants one: scores, and every twentieth step."""
+    """Print a line of the log where a person wants one: warnings, scores, and every twentieth step."""
     done = entry["step"] + 1
+    if "warning" in entry:
+        print(f"step {done}/{steps}  {entry['warning']}", file=sys.stderr, flush=True)
     if "metrics" in entry:
         scores = {group: f"{m['mae_m']:.2f}" for group, m in entry["metrics"].items()}
         print(f"step {done}/{steps}  held-out MAE [m] {scores}", file=sys.stderr, flush=True)
-    elif done % 20 == 0:
+    elif "loss" in entry and done % 20 == 0:
         left = (steps - done) * entry["seconds"] / 60
         print(f"step {done}/{steps}  loss {entry['loss']:.3f}  {left:.0f} min left", file=sys.stderr, flush=True)

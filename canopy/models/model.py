@@ -68,6 +68,8 @@ def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto") -> Canop
     """
     path = find_bundle(model)
     card, weights, sha256 = read_bundle(path)
+    if card.family == "encoder":
+        raise ModelError(f"{path} holds an encoder alone: a height model, made from one by canopy train, is expected")
     net = DPTHeights(card)
     load_weights(net, weights, path)
     return CanopyModel(card, net, sha256, pick_device(device))

@@ -1,0 +1,57 @@
+"""Commands of the self-supervised stage; `canopy` finds them through the entry points `canopy.commands`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.")]
+RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<config stem>).")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+
+
+def pretrain(config: ConfigFile, out: RunFolder = None, set_: Settings = None, resume: Resume = False) -> None:
+    """Pretrain an encoder on unlabelled imagery."""
+    from canopy.config import load_config
+    from pretrain.config import PretrainConfig
+    from pretrain.training import pretrain as run
+
+    settings = load_config(config, PretrainConfig, tuple(set_ or ()))
+    typer.echo(run(settings, out or Path("runs") / config.stem, resume=resume))
+
+
+def distill(config: ConfigFile, out: RunFolder = None, set_: Settings = None, resume: Resume = False) -> None:
+    """Distil a small encoder from the run of a large one."""
+    from canopy.config import load_config
+    from pretrain.config import DistillConfig
+    from pretrain.distill import distill as run
+
+    settings = load_config(config, DistillConfig, tuple(set_ or ()))
+    typer.echo(run(settings, out or Path("runs") / config.stem, resume=resume))
+
+
+def curate(config: ConfigFile, out: RunFolder = None, set_: Settings = None) -> None:
+    """Choose a balanced share of a large pool of tiles."""
+    from canopy.config import load_config
+    from pretrain.config import CurateConfig
+    from pretrain.curate import curate as run
+
+    settings = load_config(config, CurateConfig, tuple(set_ or ()))
+    typer.echo(run(settings, out or Path("runs") / config.stem))
+
+
+def probe(
+    encoder: Annotated[Path, typer.Argument(help="Bundle of an encoder or of a height model.")],
+    pairs: Annotated[Path, typer.Option(help="Folder of scenes: rgb.tif and chm_cm.tif in a folder each.")],
+    picture: Annotated[Path | None, typer.Option(help="PNG of the patch features of the largest scene.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the untrained encoder and of the resampling.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Regress canopy height and cover on frozen features, against an untrained encoder and colour."""
+    from pretrain.probe import format_table
+    from pretrain.probe import probe as run
+
+    made = run(encoder, pairs, picture=picture, seed=seed)
+    typer.echo(json.dumps(made) if as_json else format_table(made))

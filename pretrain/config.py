@@ -1,0 +1,233 @@
+"""Configurations of the self-supervised stage."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from canopy.config import Config, StepConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class SourceConfig(Config):
+    """One collection of unlabelled imagery."""
+
+    path: Path
+    """A GeoTIFF, or a folder of them."""
+    pattern: str = "*.tif"
+    """Which files of the folder; ``**/rgb.tif`` reads the images of training pairs."""
+    gsd_m: Positive | None = None
+    """GSD in true ground metres; read from the file where its CRS is in metres."""
+
+
+class TilesConfig(Config):
+    """Which unlabelled imagery is learnt from."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    tile_px: int = Field(default=256, gt=0)
+    """Side of the tiles that images are cut into; smaller images are mirrored up to it."""
+    empty: Share = 0.2
+    """Tiles with more unknown pixels than this are left out."""
+    index: Path | None = None
+    """Parquet file of `canopy curate`: which tiles are drawn, and how often."""
+    licences: tuple[str, ...] = ()
+
+
+class CropConfig(Config):
+    """Crops of one kind."""
+
+    count: int = Field(ge=0)
+    px: int = Field(gt=0)
+    gsd: tuple[Positive, Annotated[float, Field(gt=0, le=2)]] = (0.75, 1.5)
+    """Range of the crop's GSD over the nominal GSD; beyond 2, bilinear sampling would alias."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "CropConfig":
+        if self.gsd[0] > self.gsd[1]:
+            raise ValueError("the first GSD factor must not exceed the second")
+        return self
+
+
+class ColourConfig(Config):
+    """Strengths of the colour augmentations; 0 switches one off."""
+
+    brightness: Share = 0.2
+    contrast: Share = 0.2
+    saturation: Share = 0.2
+    hue: Share = 0.02
+    """In turns."""
+    tint: Share = 0.1
+    """Of each channel on its own."""
+    gamma: float = Field(default=0.2, ge=0, le=1)
+    """Range of the logarithm of the exponent."""
+    grey: Share = 0.0
+    """Share of crops without colour."""
+    haze: Share = 0.3
+    haze_share: Share = 0.2
+    blur_px: float = Field(default=1.0, ge=0, le=2)
+    blur_share: Share = 0.3
+
+
+class MaskConfig(Config):
+    """Masks over global crops."""
+
+    share: Share = 0.5
+    """Share of the crops that are masked."""
+    ratio: tuple[Share, Share] = (0.1, 0.5)
+
+
+class HeadConfig(Config):
+    """Projection heads."""
+
+    layers: int = Field(default=3, gt=0)
+    hidden: int = Field(default=2048, gt=0)
+    bottleneck: int = Field(default=256, gt=0)
+    prototypes: int = Field(default=65536, gt=1)
+    untied: bool = True
+    """A head of its own for patches; otherwise class tokens and patches share one."""
+
+
+class TermsConfig(Config):
+    """Weights of the loss terms; 0 switches one off."""
+
+    dino: float = Field(default=1.0, ge=0)
+    ibot: float = Field(default=1.0, ge=0)
+    koleo: float = Field(default=0.1, ge=0)
+    gram: float = Field(default=0.0, ge=0)
+
+
+class TargetConfig(Config):
+    """How the teacher's logits become targets."""
+
+    kind: Literal["sinkhorn", "centre", "none"] = "sinkhorn"
+    student_temperature: Positive = 0.1
+    temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    """Of the teacher, at first and after the warm-up."""
+    temperature_warmup: Share = 0.25
+    """Share of the steps over which it rises."""
+    iterations: int = Field(default=3, gt=0)
+    """Of Sinkhorn-Knopp."""
+    centre_momentum: Share = 0.9
+
+
+class ScheduleConfig(Config):
+    """Rates as functions of the step."""
+
+    kind: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine to the end, or constant."""
+    lr: Positive = 4e-3
+    """Peak, for 1024 images a step; scaled by the square root of the images over 1024."""
+    lr_end: float = Field(default=1e-6, ge=0)
+    warmup: Share = 0.1
+    """Share of the steps over which the rate rises."""
+    weight_decay: tuple[float, float] = (0.04, 0.2)
+    momentum: tuple[Share, Share] = (0.994, 1.0)
+    """Of the teacher, at first and at the end."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    patch_embed: Positive = 0.2
+    """Factor on the rate of the patch embedding."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the rate from a block to the one before."""
+    freeze_last: Share = 0.01
+    """Share of the steps during which prototypes stay as they were drawn."""
+
+
+class HighResolution(Config):
+    """A last phase with larger crops."""
+
+    start: Share
+    """Share of the steps after which it begins."""
+    global_px: int = Field(gt=0)
+    local_px: int = Field(gt=0)
+
+
+class GramConfig(Config):
+    """Gram anchoring."""
+
+    start: Share = 0.5
+    """Share of the steps after which the teacher becomes the anchor."""
+    refresh_steps: int = Field(default=10_000, gt=0)
+    """Steps after which the anchor is taken anew."""
+
+
+class ScaleConfig(Config):
+    """How the work is spread."""
+
+    checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    compile: bool = False
+    """torch.compile of the blocks."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: whole copies of the weights, or shares of them."""
+
+
+class PretrainConfig(Config):
+    """`canopy pretrain`: an encoder from unlabelled imagery."""
+
+    name: str
+    licence: str = "Apache-2.0"
+    notes: str = ""
+    tiles: TilesConfig
+    loop: StepConfig
+    batch: int = Field(gt=1)
+    """Tiles a step over all ranks, for each of `loop.accumulate` parts."""
+    gsd_m: Positive = 0.5
+    encoder: str = "vit_tiny_patch16_224"
+    encoder_args: dict[str, float | int | bool | str] = Field(default_factory=dict)
+    """Arguments over timm's own: reg_tokens, init_values (LayerScale), mlp_layer: swiglu, ..."""
+    drop_path: Share = 0.1
+    global_crops: CropConfig = CropConfig(count=2, px=224)
+    local_crops: CropConfig = CropConfig(count=8, px=96, gsd=(0.5, 1.0))
+    colour: ColourConfig = ColourConfig()
+    masks: MaskConfig = MaskConfig()
+    heads: HeadConfig = HeadConfig()
+    terms: TermsConfig = TermsConfig()
+    target: TargetConfig = TargetConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    high_resolution: HighResolution | None = None
+    gram: GramConfig = GramConfig()
+    scale: ScaleConfig = ScaleConfig()
+    monitor_every: int = Field(default=10, gt=0)
+    """Steps between two looks for collapse."""
+    mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
+    std: tuple[float, float, float] = (0.20, 0.19, 0.17)
+
+    @model_validator(mode="after")
+    def _two_global_crops(self) -> "PretrainConfig":
+        if self.global_crops.count != 2:
+            raise ValueError("global_crops.count must be 2: each is compared with the other")
+        return self
+
+
+class DistillConfig(PretrainConfig):
+    """`canopy distill`: a small encoder from a large one, by the same losses."""
+
+    teacher: Path
+    """Folder of the large encoder's run: its `config.yaml` and last checkpoint."""
+
+
+class CurateConfig(Config):
+    """`canopy curate`: a balanced choice from a large pool of tiles."""
+
+    tiles: TilesConfig
+    encoder: Path
+    """Bundle whose class tokens tell tiles apart."""
+    clusters: tuple[int, ...] = Field(default=(1000, 100, 10), min_length=1)
+    """Of each level, from the finest."""
+    resamplings: int = Field(default=2, ge=0)
+    """Times that a level is clustered again on as many members of each cluster."""
+    resampled: int = Field(default=10, gt=0)
+    """Members nearest to its centre that each cluster lends to that."""
+    iterations: int = Field(default=20, gt=0)
+    choose: int = Field(gt=0)
+    """Tiles to choose."""
+    batch: int = Field(default=64, gt=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _coarser(self) -> "CurateConfig":
+        if list(self.clusters) != sorted(set(self.clusters), reverse=True) or self.clusters[-1] < 1:
+            raise ValueError("clusters must become fewer from level to level")
+        return self

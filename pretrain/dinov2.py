@@ -1,0 +1,245 @@
+"""Self-distillation with no labels: student, teacher and losses of DINOv2 (Oquab et al. 2024, sections 4 and 5)."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from canopy.loop import blend, frozen_copy
+from pretrain.augment import Draws, crop
+from pretrain.config import HeadConfig, PretrainConfig
+from pretrain.encoder import Encoder
+from pretrain.heads import Head
+from pretrain.losses import Centre, dino_loss, gram_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from pretrain.monitors import collapse_signs, warn_of
+from pretrain.scale import scale_encoder, spread
+from pretrain.schedules import Schedules
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """A rank's share of a batch, and all that chance decides about it.
+
+    Attributes:
+        tiles: (B, 3, H, W) uint8.
+        gsd_m: (B,) GSD of each tile.
+        global_draws: Parameters of the global crops.
+        local_draws: Parameters of the local crops.
+        masks: (C, B, rows, cols) bool, over the global crops.
+        global_px: Side of the global crops.
+        local_px: Side of the local crops.
+        masked_images: Masked crops of the whole batch over the number of ranks.
+    """
+
+    tiles: Tensor
+    gsd_m: Tensor
+    global_draws: Draws
+    local_draws: Draws
+    masks: Tensor
+    global_px: int
+    local_px: int
+    masked_images: float
+
+
+class Tokens(NamedTuple):
+    """What a network says of a batch's crops; C global crops, S crops in all, M masked patches.
+
+    Attributes:
+        cls_logits: (S, B, K) of the class tokens, global crops first.
+        patch_logits: (M, K) of the masked patches.
+        cls: (C, B, D) class tokens of the global crops.
+        patches: (C B, P, D) patches of the global crops.
+    """
+
+    cls_logits: Tensor
+    patch_logits: Tensor
+    cls: Tensor
+    patches: Tensor
+
+
+class Distiller(nn.Module):
+    """An encoder with its projection heads.
+
+    Args:
+        encoder: Turns crops into tokens.
+        heads: Shape of the heads.
+        ibot: Whether patches need logits at all.
+    """
+
+    def __init__(self, encoder: Encoder, heads: HeadConfig, *, ibot: bool) -> None:
+        super().__init__()
+        shape = (encoder.width, heads.hidden, heads.bottleneck, heads.prototypes, heads.layers)
+        self.encoder, self.cls_head = encoder, Head(*shape)
+        self.own_patch_head = Head(*shape) if heads.untied and ibot else None
+
+    def forward(self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, *, blind: bool) -> Tokens:
+        """Tokens and logits of crops.
+
+        Args:
+            global_crops: (C, B, 3, H, W).
+            local_crops: (L, B, 3, h, w), or None for none.
+            masks: (C, B, rows, cols) bool.
+            blind: Whether masked patches are hidden from the encoder.
+        """
+        crops, batch = global_crops.shape[:2]
+        where = masks.flatten(0, 1)
+        cls, patches = self.encoder(global_crops.flatten(0, 1), where if blind else None)
+        all_cls = cls.view(crops, batch, -1)
+        if local_crops is not None and len(local_crops):
+            local_cls = self.encoder(local_crops.flatten(0, 1))[0]
+            all_cls = torch.cat([all_cls, local_cls.view(len(local_crops), batch, -1)])
+        patch_head = self.own_patch_head or self.cls_head
+        masked = patches[where.flatten(1)]
+        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches)
+
+
+class SelfDistillation:
+    """Student and teacher as the training loop steps them.
+
+    Args:
+        config: The recipe.
+        device: Where it runs.
+        teacher: Gives the targets, frozen; without one, the student's moving average does.
+    """
+
+    def __init__(self, config: PretrainConfig, device: torch.device, teacher: Distiller | None = None) -> None:
+        self.config = config
+        images = config.batch * config.loop.accumulate
+        self.schedules = Schedules(config.loop.steps, images, config.schedule, config.target)
+        self.student = build_distiller(config).to(device)
+        scale_encoder(self.student.encoder, config.scale, device)
+        self.average = frozen_copy(self.student)
+        self.teacher = self.average if teacher is None else frozen_copy(teacher).to(device)
+        self.anchor = frozen_copy(self.student.encoder) if config.terms.gram else None
+        self.centres = nn.ModuleList(
+            Centre(config.heads.prototypes, config.target.centre_momentum) for _ in range(2)
+        ).to(device)
+        still = dict.fromkeys(net for net in (self.average, self.teacher, self.anchor) if net is not None)
+        self.net = spread([self.student, *still], config.scale.sharding)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            list(parameter_groups(self.student, config)), lr=1.0, betas=config.schedule.betas
+        )
+        self._notes: dict[str, Any] = {}
+
+    def parts(self) -> dict[str, Any]:
+        """Student, moving average, centres, optimizer, and the Gram teacher where there is one."""
+        made = {"net": self.student, "average": self.average, "centres": self.centres, "optimizer": self.optimizer}
+        return made if self.anchor is None else {**made, "anchor": self.anchor}
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Set rate and decay of every group; prototypes stand still at first."""
+        rate, decay = self.schedules.learning_rate(step), self.schedules.weight_decay(step)
+        frozen = self.schedules.freezes_prototypes(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0 if frozen and group["prototypes"] else rate * group["scale"]
+            group["weight_decay"] = decay if group["decays"] else 0.0
+        return {"lr": rate, "weight_decay": decay}
+
+    def loss(self, batch: TileBatch, step: int) -> Tensor:
+        """Weighted sum of the terms on a batch of tiles."""
+        global_crops, local_crops, masks = self._views(batch)
+        with torch.no_grad():
+            theirs = self.teacher(global_crops, None, masks, blind=False)
+        mine = self.net(global_crops, local_crops, masks, blind=True)
+        with torch.autocast(global_crops.device.type, enabled=False):
+            terms = self._terms(mine, theirs, global_crops, masks, batch.masked_images, step)
+            if step % self.config.monitor_every == 0:
+                self._notes = collapse_signs(theirs.cls_logits, theirs.cls, self.schedules.temperature(step))
+        weights = self.config.terms
+        total = sum(getattr(weights, name) * value for name, value in terms.items())
+        self._notes |= {name: float(value.detach()) for name, value in terms.items()}
+        assert isinstance(total, Tensor)
+        return total
+
+    def update(self, step: int) -> dict[str, Any]:
+        """Move the average, renew the anchor; return the terms, and what may be signs of collapse."""
+        momentum = self.schedules.momentum(step)
+        blend(self.average, self.student, momentum)
+        if self.anchor is not None and self._renews_anchor(step + 1):
+            self.anchor.load_state_dict(self.average.encoder.state_dict())
+        notes, self._notes = {"momentum": momentum, **self._notes}, {}
+        warning = warn_of(notes) if step >= self.config.schedule.warmup * self.config.loop.steps else None
+        return notes if warning is None else {**notes, "warning": warning}
+
+    def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
+        device = next(self.student.parameters()).device
+        tiles, gsd_m = batch.tiles.to(device, non_blocking=True), batch.gsd_m.to(device, non_blocking=True)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            global_crops = crop(tiles, gsd_m, batch.global_draws, batch.global_px, self.config.gsd_m)
+            local_crops = crop(tiles, gsd_m, batch.local_draws, batch.local_px, self.config.gsd_m)
+        return global_crops, local_crops, batch.masks.to(device)
+
+    def _terms(
+        self, mine: Tokens, theirs: Tokens, global_crops: Tensor, masks: Tensor, masked_images: float, step: int
+    ) -> dict[str, Tensor]:
+        weights, target = self.config.terms, self.config.target
+        cls_target = self._target(theirs.cls_logits.flatten(0, 1), step, 0).view_as(theirs.cls_logits)
+        terms = {"dino": dino_loss(mine.cls_logits, cls_target, target.student_temperature)}
+        if weights.ibot:
+            patch_target = self._target(theirs.patch_logits, step, 1)
+            share = patch_weights(masks.flatten(0, 1))
+            terms["ibot"] = ibot_loss(mine.patch_logits, patch_target, share, masked_images, target.student_temperature)
+        if weights.koleo:
+            terms["koleo"] = torch.stack([koleo_loss(crop) for crop in mine.cls]).mean()
+        if self.anchor is not None and step >= self._gram_start():
+            terms["gram"] = gram_loss(mine.patches, self.anchor(global_crops.flatten(0, 1))[1])
+        return terms
+
+    @torch.no_grad()
+    def _target(self, logits: Tensor, step: int, centre: int) -> Tensor:
+        temperature = self.schedules.temperature(step)
+        if self.config.target.kind == "sinkhorn":
+            return sinkhorn_knopp(logits, temperature, self.config.target.iterations)
+        if self.config.target.kind == "centre":
+            made: Tensor = self.centres[centre](logits, temperature)
+            return made
+        return (logits.float() / temperature).softmax(dim=-1)
+
+    def _gram_start(self) -> int:
+        return math.ceil(self.config.gram.start * self.config.loop.steps)
+
+    def _renews_anchor(self, step: int) -> bool:
+        since = step - self._gram_start()
+        return since >= 0 and since % self.config.gram.refresh_steps == 0
+
+
+def build_distiller(config: PretrainConfig) -> Distiller:
+    """The untrained student; weights come from the global generator, seeded here."""
+    torch.manual_seed(config.loop.seed)
+    px = config.high_resolution.global_px if config.high_resolution else config.global_crops.px
+    encoder = Encoder(config.encoder, dict(config.encoder_args), px, config.mean, config.std, config.drop_path)
+    return Distiller(encoder, config.heads, ibot=config.terms.ibot > 0)
+
+
+def patch_weights(masks: Tensor) -> Tensor:
+    """(n, rows, cols) masks to (M,): for each masked patch one over the masked patches of its image."""
+    flat = masks.flatten(1)
+    return (1 / flat.sum(dim=1).clamp(min=1)).repeat_interleave(flat.sum(dim=1))
+
+
+def parameter_groups(student: Distiller, config: PretrainConfig) -> Iterator[dict[str, Any]]:
+    """Groups of one rate factor each: by depth, patch embedding, decay, prototypes.
+
+    The factor of a block is `layer_decay` to the power of the layers above it (Clark et al. 2020, ELECTRA, appendix A).
+    """
+    blocks = len(student.encoder.vit.blocks)
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        scale = config.schedule.layer_decay ** (blocks + 1 - _layer(name, blocks))
+        if "patch_embed" in name:
+            scale *= config.schedule.patch_embed
+        decays = parameter.ndim >= 2 and not re.search(r"pos_embed|cls_token|reg_token", name)
+        groups.setdefault((scale, decays, "prototypes" in name), []).append(parameter)
+    for (scale, decays, prototypes), members in groups.items():
+        yield {"params": members, "scale": scale, "decays": decays, "prototypes": prototypes}
+
+
+def _layer(name: str, blocks: int) -> int:
+    """0 for the embeddings, n + 1 for block n, and the last for norm and heads."""
+    if block := re.search(r"encoder\.vit\.blocks\.(\d+)\.", name):
+        return int(block[1]) + 1
+    return 0 if re.search(r"patch_embed|pos_embed|_token|reg_token|norm_pre", name) else blocks + 1

@@ -1,0 +1,46 @@
+"""Distillation: a small encoder learns the prototypes of a large frozen one (Oquab et al. 2024, section 5)."""
+
+from pathlib import Path
+
+import torch
+
+from canopy.config import load_config
+from canopy.errors import ConfigError, TrainingError
+from canopy.loop import last_checkpoint
+from pretrain.config import DistillConfig, PretrainConfig
+from pretrain.dinov2 import Distiller, build_distiller
+from pretrain.training import pretrain
+
+
+def distill(config: DistillConfig, run: Path, *, resume: bool = False) -> Path:
+    """Distil an encoder and write its moving average as `last.safetensors`.
+
+    Args:
+        config: The recipe, with the teacher's run.
+        run: Folder of the run, as of `pretrain`.
+        resume: Go on from the last checkpoint, if any.
+
+    Raises:
+        ConfigError: Student and teacher differ in prototypes or patches.
+        TrainingError: The teacher's run holds no checkpoint, or data or run are unusable.
+    """
+    return pretrain(config, run, resume=resume, teacher=load_teacher(config))
+
+
+def load_teacher(config: DistillConfig) -> Distiller:
+    """Read the averaged network of the teacher's run, heads and all.
+
+    Raises:
+        ConfigError: Student and teacher differ in prototypes or patches.
+        TrainingError: No checkpoint.
+    """
+    recipe, path = load_config(config.teacher / "config.yaml", PretrainConfig), last_checkpoint(config.teacher)
+    if path is None:
+        raise TrainingError(f"no checkpoint under {config.teacher}: a finished run of canopy pretrain expected")
+    teacher, student = build_distiller(recipe), build_distiller(config)
+    asked = (config.heads.prototypes, config.heads.untied, student.encoder.patch_px)
+    found = (recipe.heads.prototypes, recipe.heads.untied, teacher.encoder.patch_px)
+    if asked != found:
+        raise ConfigError(f"(prototypes, untied, patch px) are {asked}, those of the teacher {found}: make them alike")
+    teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
+    return teacher

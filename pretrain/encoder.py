@@ -1,0 +1,127 @@
+"""Encoders: timm's vision transformers with masked patches, and bundles of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.layers.mlp import SwiGLUPacked
+from torch import Tensor, nn
+
+from canopy.bundle import Card, read_bundle, save_bundle
+from canopy.errors import ConfigError, ModelError
+from canopy.models.model import load_weights
+
+MLP_LAYERS = {"swiglu": SwiGLUPacked}
+DPT_PREFIX = "dpt.encoder.model."
+
+
+class Encoder(nn.Module):
+    """A timm vision transformer that takes RGB in [0, 1] of any size and may be blind to some patches.
+
+    Args:
+        name: timm name of a model with a class token.
+        args: Arguments over timm's own; ``mlp_layer`` may be ``swiglu``.
+        image_px: Side of the images whose position embeddings are learnt; other sizes are interpolated.
+        mean: Of the channels, for normalisation.
+        std: Of the channels.
+        drop_path: Stochastic depth rate.
+
+    Raises:
+        ConfigError: timm knows no such model or argument, or it has no class token.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        args: dict[str, Any],
+        image_px: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.vit = _create(name, args, image_px, drop_path)
+        self.width = int(self.vit.num_features)
+        self.mask_token = nn.Parameter(torch.zeros(self.width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        for key, values in (("mean", mean), ("std", std)):
+            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self._mask: Tensor | None = None
+        self.vit.patch_embed.register_forward_hook(self._hide)
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch."""
+        return int(self.vit.patch_embed.patch_size[0])
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features after the last norm.
+
+        Args:
+            image: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of the patch.
+            mask: (B, rows, cols) bool, True where a patch is replaced by the mask token.
+
+        Returns:
+            Class token (B, D) and patches (B, rows cols, D).
+        """
+        self._mask = mask
+        tokens = self.vit.forward_features((image - self.mean) / self.std)
+        self._mask = None
+        return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
+
+    def _hide(self, module: nn.Module, args: tuple[Tensor, ...], patches: Tensor) -> Tensor:
+        """Swap masked patches for the mask token, right after the embedding of any timm model."""
+        if self._mask is None:
+            return patches
+        mask = self._mask.reshape(*patches.shape[:-1], 1)
+        return torch.where(mask, self.mask_token.to(patches.dtype), patches)
+
+
+def _create(name: str, args: dict[str, Any], image_px: int, drop_path: float) -> Any:
+    try:
+        given = {**args, "mlp_layer": MLP_LAYERS[str(args["mlp_layer"])]} if "mlp_layer" in args else args
+        vit = timm.create_model(
+            name, num_classes=0, img_size=image_px, dynamic_img_size=True, drop_path_rate=drop_path, **given
+        )
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:
+        raise ConfigError(f"timm makes no encoder {name!r} of {args}: {' '.join(str(error).split())[:200]}") from error
+    if getattr(vit, "cls_token", None) is None:
+        raise ConfigError(f"encoder {name!r} has no class token; a vision transformer with one is expected")
+    return vit
+
+
+def from_card(card: Card, drop_path: float = 0.0) -> Encoder:
+    """The untrained encoder that a card describes."""
+    arch = card.architecture
+    return Encoder(arch.encoder, dict(arch.encoder_args), card.chip_px, card.mean, card.std, drop_path)
+
+
+def load_encoder(path: Path) -> tuple[Card, Encoder]:
+    """Read the encoder of a bundle, be it an encoder's or a height model's; in eval mode.
+
+    Raises:
+        ModelError: Not a bundle, or weights that do not fit its card.
+    """
+    card, weights, _ = read_bundle(path)
+    if card.family == "dpt":
+        start = len(DPT_PREFIX)
+        weights = {name[start:]: array for name, array in weights.items() if name.startswith(DPT_PREFIX)}
+        if not weights:
+            raise ModelError(f"{path}: no weights under {DPT_PREFIX!r}, where a height model's encoder is expected")
+    encoder = from_card(card)
+    missing = set(encoder.vit.state_dict()) - set(weights)
+    # smp drops the last norm, which feeds no tap; the untrained one only scales
+    fill = {name: encoder.vit.state_dict()[name].numpy() for name in missing if name.startswith("norm.")}
+    load_weights(encoder.vit, {name: array.astype(np.float32) for name, array in (weights | fill).items()}, path)
+    return card, encoder.eval().requires_grad_(False)
+
+
+def save_encoder(path: Path, card: Card, weights: Mapping[str, Tensor]) -> None:
+    """Write an encoder's weights, under timm's own names, as a bundle in half precision."""
+    save_bundle(path, card, {name: tensor.detach().cpu().half().numpy() for name, tensor in weights.items()})

@@ -1,0 +1,66 @@
+"""Tiles cut from plain GeoTIFFs; the only place of the stage that needs GDAL."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+
+from canopy.errors import TrainingError
+from pretrain.config import SourceConfig, TilesConfig
+
+
+def cut_files(source: SourceConfig, config: TilesConfig) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    """Tiles (3, tile_px, tile_px) of a source with their GSD in metres, file by file in the order of names.
+
+    Raises:
+        TrainingError: No files, a damaged file, or one that is not RGB uint8 on a known GSD.
+    """
+    for path in _files(source):
+        image, known, gsd_m = _read(path, source.gsd_m)
+        for rows, cols in _windows(image.shape[1:], config.tile_px):
+            if known[rows, cols].mean() >= 1 - config.empty:
+                yield _pad(image[:, rows, cols], config.tile_px), gsd_m
+
+
+def _files(source: SourceConfig) -> list[Path]:
+    files = [source.path] if source.path.is_file() else sorted(source.path.glob(source.pattern))
+    if not files:
+        raise TrainingError(f"no imagery at {source.path}: a GeoTIFF, or a folder with {source.pattern}, expected")
+    return files
+
+
+def _read(path: Path, gsd_m: float | None) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:
+    """Image (3, H, W), where it is known (H, W), and its GSD."""
+    try:
+        with rasterio.open(path) as opened:
+            if opened.count < 3 or opened.dtypes[0] != "uint8":
+                raise TrainingError(f"{path}: {opened.count} bands of {opened.dtypes[0]}; RGB uint8 expected")
+            return opened.read((1, 2, 3)), opened.dataset_mask() > 0, gsd_m or _gsd_m(opened)
+    except rasterio.RasterioIOError as error:
+        raise TrainingError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _gsd_m(opened: rasterio.DatasetReader) -> float:
+    if opened.crs is None or not opened.crs.is_projected or opened.crs.to_epsg() == 3857:
+        raise TrainingError(f"{opened.name}: no CRS in true metres to read the GSD from; give gsd_m of its source")
+    return math.sqrt(abs(opened.transform.determinant)) * float(opened.crs.linear_units_factor[1])
+
+
+def _windows(shape: tuple[int, ...], tile_px: int) -> Iterator[tuple[slice, slice]]:
+    """Tiles side by side; the last of a row or column is pushed back inside."""
+    for row in _starts(shape[0], tile_px):
+        for col in _starts(shape[1], tile_px):
+            yield slice(row, row + tile_px), slice(col, col + tile_px)
+
+
+def _starts(length: int, tile_px: int) -> list[int]:
+    return sorted({*range(0, length - tile_px + 1, tile_px), max(0, length - tile_px)})
+
+
+def _pad(tile: NDArray[np.uint8], tile_px: int) -> NDArray[np.uint8]:
+    """Mirror a small image up to the tile's side."""
+    gaps = [(0, tile_px - length) for length in tile.shape[1:]]
+    return np.pad(tile, [(0, 0), *gaps], mode="symmetric")

@@ -1,0 +1,43 @@
+"""Projection head: from tokens to logits over prototypes."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Head(nn.Module):
+    """MLP, unit sphere, cosine similarity to unit prototypes (Caron et al. 2021, DINO, appendix C).
+
+    Unit prototypes stand for DINO's weight normalisation with its gain fixed at 1.
+
+    Args:
+        width: Of the tokens.
+        hidden: Width of the hidden layers.
+        bottleneck: Dimensions of the sphere.
+        prototypes: K.
+        layers: Linear layers before the sphere.
+    """
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int, layers: int = 3) -> None:
+        super().__init__()
+        widths = [width, *[hidden] * (layers - 1), bottleneck]
+        steps: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            steps += [nn.Linear(before, after), nn.GELU()]
+        self.mlp = nn.Sequential(*steps[:-1])
+        self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
+        self.apply(_initialise)
+        nn.init.trunc_normal_(self.prototypes, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., width) tokens to (..., K) cosine similarities."""
+        sphere = F.normalize(self.mlp(tokens), dim=-1, eps=1e-6)
+        return F.linear(sphere, F.normalize(self.prototypes, dim=-1, eps=1e-6))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,134 @@
+"""Losses of self-distillation: they know tensors only, and hide how ranks share their statistics.
+
+Every loss of a rank is scaled so that the mean over ranks is the loss of the whole batch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import ReduceOp
+from torch.distributed.nn import functional as autograd_collectives
+
+from canopy.ranks import over_ranks, rank, ranks
+
+TINY = 1e-8
+
+
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Assign samples to prototypes so that all prototypes are used alike (Caron et al. 2020, SwAV, section 3.1).
+
+    Args:
+        logits: (n, K) teacher's logits; n may differ between ranks, and be 0 on some.
+        temperature: Sharpness of the assignment.
+        iterations: Alternations between prototypes and samples.
+
+    Returns:
+        (n, K) float32; rows sum to 1, and over all ranks a column sums to N / K as far as the iterations went.
+    """
+    scaled = logits.float() / temperature
+    q = torch.exp(scaled - over_ranks(_max(scaled), ReduceOp.MAX))
+    total = over_ranks(torch.tensor(float(len(q)), device=q.device))
+    for _ in range(iterations):
+        q = q / (over_ranks(q.sum(dim=0)) * q.shape[1] / total).clamp(min=TINY)
+        q = q / q.sum(dim=1, keepdim=True).clamp(min=TINY)
+    return q
+
+
+class Centre(nn.Module):
+    """Centring and sharpening of teacher logits (Caron et al. 2021, DINO, section 3.1).
+
+    Args:
+        prototypes: K.
+        momentum: Of the running mean that is subtracted.
+    """
+
+    mean: Tensor
+
+    def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(prototypes))
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
+        """(n, K) logits to (n, K) float32 probabilities; in train mode the running mean then takes them in."""
+        logits = logits.float()
+        probabilities = ((logits - self.mean) / temperature).softmax(dim=1)
+        if self.training:
+            total, count = over_ranks(logits.sum(dim=0)), over_ranks(logits.new_tensor(float(len(logits))))
+            self.mean.lerp_(total / count.clamp(min=1), 1 - self.momentum)
+        return probabilities
+
+
+def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy between the class tokens of different crops (Caron et al. 2021, DINO, equation 3).
+
+    Args:
+        student: (S, B, K) logits of all crops, the global ones first.
+        teacher: (T, B, K) probabilities of the global crops, in the same order.
+        temperature: Of the student.
+
+    Returns:
+        Mean over the pairs of a teacher's and a student's crop; a crop is not compared with itself.
+    """
+    logs = (student.float() / temperature).log_softmax(dim=-1)
+    pairs = -torch.einsum("tbk,sbk->ts", teacher.float(), logs) / student.shape[1]
+    different = ~torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
+    return pairs[different].mean()
+
+
+def ibot_loss(student: Tensor, teacher: Tensor, weight: Tensor, images: float, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy at masked patches (Zhou et al. 2022, iBOT, equation 2).
+
+    Args:
+        student: (M, K) logits of the masked patches.
+        teacher: (M, K) probabilities of the same patches, which the teacher saw.
+        weight: (M,) one over the number of masked patches of the patch's image.
+        images: Masked images that the loss is a mean over: those of all ranks, divided by the number of ranks.
+        temperature: Of the student.
+    """
+    logs = (student.float() / temperature).log_softmax(dim=-1)
+    return -((teacher.float() * logs).sum(dim=-1) * weight).sum() / max(images, 1)
+
+
+def koleo_loss(features: Tensor) -> Tensor:
+    """Spreads features over the sphere (Sablayrolles et al. 2019, equation 5).
+
+    Args:
+        features: (B, D) of one crop of every image; they are normalised here.
+
+    Returns:
+        Mean over the images of minus the logarithm of the distance to the nearest other image, over all ranks.
+    """
+    own = F.normalize(features.float(), dim=-1, eps=TINY)
+    everyone = gather(own)
+    similarity = own @ everyone.T
+    first = rank() * len(own)
+    similarity[:, first : first + len(own)].fill_diagonal_(-1)
+    nearest = everyone[similarity.argmax(dim=1)]
+    return -torch.log((own - nearest).norm(dim=-1) + TINY).mean()
+
+
+def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Keeps the similarities between patches where an earlier teacher had them (DINOv3, section 4.2).
+
+    Args:
+        student: (B, P, D) patch features.
+        teacher: (B, P, D') patch features of the Gram teacher.
+
+    Returns:
+        Mean squared difference of the cosine similarities of all pairs of patches of an image.
+    """
+    mine, theirs = (F.normalize(x.float(), dim=-1) for x in (student, teacher))
+    return F.mse_loss(mine @ mine.mT, theirs @ theirs.mT)
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows of all ranks, (n, D) to (ranks n, D), with gradients to all of them."""
+    if ranks() == 1:
+        return rows
+    return torch.cat(autograd_collectives.all_gather(rows))  # type: ignore[no-untyped-call]
+
+
+def _max(logits: Tensor) -> Tensor:
+    return logits.amax() if len(logits) else logits.new_tensor(float("-inf"))

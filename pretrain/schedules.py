@@ -1,0 +1,54 @@
+"""Rates of self-distillation as functions of the step."""
+
+import math
+from dataclasses import dataclass
+
+from pretrain.config import ScheduleConfig, TargetConfig
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """All rates of a run.
+
+    Attributes:
+        steps: Of the run.
+        images: Images a step, over ranks and accumulated batches.
+        rates: Learning rate, weight decay, momentum.
+        target: Temperatures.
+    """
+
+    steps: int
+    images: int
+    rates: ScheduleConfig
+    target: TargetConfig
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up to the peak, then constant or half a cosine; the peak grows with the root of the batch."""
+        peak = self.rates.lr * math.sqrt(self.images / 1024)
+        warmup = round(self.rates.warmup * self.steps)
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        return self._towards(peak, self.rates.lr_end, (step - warmup) / max(1, self.steps - warmup))
+
+    def weight_decay(self, step: int) -> float:
+        """From its first to its last value."""
+        return self._towards(*self.rates.weight_decay, step / self.steps)
+
+    def momentum(self, step: int) -> float:
+        """Of the teacher, from its first to its last value."""
+        return self._towards(*self.rates.momentum, step / self.steps)
+
+    def temperature(self, step: int) -> float:
+        """Of the teacher: linear over its warm-up, then constant."""
+        low, high = self.target.temperature
+        warmup = self.target.temperature_warmup * self.steps
+        return high if step >= warmup else low + (high - low) * step / warmup
+
+    def freezes_prototypes(self, step: int) -> bool:
+        """Whether prototypes stay as they were drawn."""
+        return step < self.rates.freeze_last * self.steps
+
+    def _towards(self, first: float, last: float, done: float) -> float:
+        if self.rates.kind == "constant":
+            return first
+        return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,109 @@
+"""Self-supervised stage: an encoder learnt from unlabelled tiles, written as a bundle."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from canopy import __version__
+from canopy.bundle import Architecture, Card
+from canopy.errors import ConfigError
+from canopy.loop import fit_learner
+from canopy.models.dpt import MULTIPLE_PX
+from canopy.ranks import rank, together, whole
+from canopy.training import claim_run, print_entry
+from pretrain.config import PretrainConfig
+from pretrain.data import Tiles, crops_at, draw_batch, read_tiles
+from pretrain.dinov2 import Distiller, SelfDistillation
+from pretrain.encoder import save_encoder
+
+
+def pretrain(config: PretrainConfig, run: Path, *, resume: bool = False, teacher: Distiller | None = None) -> Path:
+    """Pretrain an encoder and write its moving average as `last.safetensors`.
+
+    Args:
+        config: The recipe, and what it learns from.
+        run: Folder of the run: the bundle, `log.jsonl`, `config.yaml`, `checkpoints/`.
+        resume: Go on from the last checkpoint, if any.
+        teacher: Gives the targets, frozen; without one, the student's moving average does.
+
+    Returns:
+        Path of the bundle.
+
+    Raises:
+        ConfigError: Crops that patches do not fill, or an encoder that timm does not make.
+        TrainingError: Data or run are unusable.
+    """
+    with together() as device:
+        learner = SelfDistillation(config, device, teacher)
+        patch_px = learner.student.encoder.patch_px
+        check_crops(config, patch_px)
+        if rank() == 0:
+            claim_run(run, config, resume)
+        tiles = read_tiles(config.tiles)
+        fit_learner(
+            learner,
+            partial(draw_batch, tiles=tiles, config=config, patch_px=patch_px),
+            config.loop,
+            run,
+            resume=resume,
+            evaluate=_Export(run / "last.safetensors", config, tiles),
+            report=partial(print_entry, steps=config.loop.steps),
+        )
+    return run / "last.safetensors"
+
+
+def check_crops(config: PretrainConfig, patch_px: int) -> None:
+    """Refuse crops that are not whole patches, and global crops that no decoder could take up.
+
+    Raises:
+        ConfigError: A crop's side is not a multiple of what it should be.
+    """
+    for step in (0, config.loop.steps):
+        global_crops, local_crops = crops_at(step, config)
+        for crops in (global_crops, local_crops):
+            if crops.px % patch_px:
+                raise ConfigError(f"crops of {crops.px} px: a multiple of the encoder's patch, {patch_px} px, expected")
+        if global_crops.px % MULTIPLE_PX:
+            raise ConfigError(f"global crops of {global_crops.px} px: a multiple of {MULTIPLE_PX} px expected")
+
+
+class _Export:
+    """Writes the averaged encoder with a card that says what it learnt from."""
+
+    def __init__(self, path: Path, config: PretrainConfig, tiles: Tiles) -> None:
+        self._path, self._config, self._tiles = path, config, tiles
+
+    def __call__(self, average: nn.Module, step: int) -> dict[str, Any]:
+        encoder: Any = average.encoder
+        weights = whole(encoder.vit.state_dict())
+        if rank() == 0:
+            save_encoder(self._path, self._card(step), weights)
+        return {"exported": self._path.name}
+
+    def _card(self, step: int) -> Card:
+        config = self._config
+        images = config.batch * config.loop.accumulate
+        training = {
+            "recipe": config.model_dump(mode="json", exclude={"tiles", "name", "notes"}),
+            "data_sha256": self._tiles.sha256,
+            "data_licences": list(config.tiles.licences),
+            "tiles": len(self._tiles),
+            "steps": step + 1,
+            "images_seen": (step + 1) * images,
+        }
+        return Card(
+            name=config.name,
+            family="encoder",
+            architecture=Architecture(encoder=config.encoder, encoder_args=config.encoder_args),
+            gsd_m=config.gsd_m,
+            chip_px=crops_at(config.loop.steps, config)[0].px,
+            mean=config.mean,
+            std=config.std,
+            canopy_version=__version__,
+            licence=config.licence,
+            provisional=True,
+            notes=config.notes,
+            training=training,
+        )
