@@ -11,7 +11,7 @@ from PIL import Image
 
 from canopy.chips import PARTS, ChipStore, read_index
 from canopy.errors import DatasetError
-from canopy.evaluation import HEIGHT_CLASSES_M
+from canopy.evaluation.metrics import HEIGHT_CLASSES_M
 
 _SHEET_CHIPS = 48
 _SHEET_COLS = 8

@@ -44,7 +44,7 @@ class Ground:
     def blocks(self, axis: int, start: int, stop: int) -> NDArray[np.int64]:
         """Block number of the rows (axis 0) or columns (axis 1) `start` to `stop`, by their centres."""
         centres_m = self.corner_m[axis] + (np.arange(start, stop) + 0.5) * self.cell_m[axis]
-        return np.floor(centres_m / BLOCK_M).astype(np.int64)
+        return np.asarray(np.floor(centres_m / BLOCK_M), np.int64)
 
     @property
     def cluster_blocks(self) -> int:
@@ -192,7 +192,8 @@ def array_totals(pred: Heights, truth: Heights, resolution_m: float) -> Totals:
     if pred.shape != truth.shape:
         raise ValueError(f"prediction {pred.shape} and truth {truth.shape} differ in shape")
     sums = HeightSums(Ground((pred.shape[0], pred.shape[1]), (resolution_m, resolution_m)))
-    sums.add(*(np.pad(heights, 1, constant_values=np.nan) for heights in (pred, truth)), 0, 0)
+    wide_pred, wide_truth = (np.pad(heights, 1, constant_values=np.nan) for heights in (pred, truth))
+    sums.add(wide_pred, wide_truth, 0, 0)
     return sums.totals()
 
 

@@ -33,8 +33,8 @@ class Pictures:
         """Add a window (h, w) whose first cell is (row0, col0); NaN where not scored."""
         known = ~(np.isnan(pred) | np.isnan(truth))
         p, t = pred[known].astype(np.float64), truth[known].astype(np.float64)
-        steps = (np.clip(heights / HEIGHT_STEP_M, 0, HEIGHTS - 1).astype(np.int64) for heights in (t, p))
-        self.joint += _count(*steps, self.joint.shape)
+        t_step, p_step = (np.clip(heights / HEIGHT_STEP_M, 0, HEIGHTS - 1).astype(np.int64) for heights in (t, p))
+        self.joint += _count(t_step, p_step, self.joint.shape)
         rank = np.searchsorted(HEIGHT_CLASSES_M, t, side="right") - 1
         error = np.clip((p - t) / ERROR_STEP_M + ERRORS / 2, 0, ERRORS - 1).astype(np.int64)
         self.errors += _count(rank, error, self.errors.shape)
@@ -62,7 +62,7 @@ class Pictures:
         """(truth_m, median of the predictions_m) for the steps of truth with enough cells."""
         held = np.flatnonzero(self.joint.sum(axis=1) >= fewest)
         medians = [_quantiles(self.joint[step], (0.5,), HEIGHT_STEP_M, 0.0)[0] for step in held]
-        return (held + 0.5) * HEIGHT_STEP_M, np.array(medians)
+        return np.asarray((held + 0.5) * HEIGHT_STEP_M, np.float64), np.array(medians, np.float64)
 
 
 def class_bounds() -> list[tuple[float, float]]:
@@ -85,4 +85,4 @@ def _quantiles(counts: NDArray[np.int64], shares: tuple[float, ...], step: float
         return np.full(len(shares), np.nan)
     cumulative = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
     edges = first + np.arange(len(counts) + 1) * step
-    return np.interp(shares, cumulative, edges)
+    return np.asarray(np.interp(shares, cumulative, edges), np.float64)

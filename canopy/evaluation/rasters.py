@@ -232,7 +232,7 @@ def _height_band(path: Path, dataset: DatasetReader) -> int:
     if dataset.count == 1:
         return 1
     if "canopy_height" in dataset.descriptions:
-        return dataset.descriptions.index("canopy_height") + 1
+        return int(dataset.descriptions.index("canopy_height")) + 1
     raise EvaluationError(f"{path} has {dataset.count} bands: one band of heights expected, or one named canopy_height")
 
 

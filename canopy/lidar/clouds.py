@@ -148,7 +148,9 @@ def placed_bounds(cloud: Cloud, target: pyproj.CRS) -> tuple[float, float, float
 def union(bounds: Sequence[tuple[float, float, float, float]], crs: pyproj.CRS) -> BoundingBox:
     """The box around boxes."""
     table = np.array(bounds)
-    return BoundingBox(*table[:, :2].min(axis=0), *table[:, 2:].max(axis=0), crs=crs.to_wkt())
+    west, south = table[:, :2].min(axis=0)
+    east, north = table[:, 2:].max(axis=0)
+    return BoundingBox(west, south, east, north, crs=crs.to_wkt())
 
 
 def read_returns(cloud: Cloud, target: pyproj.CRS) -> Iterator[Returns]:
