@@ -113,7 +113,7 @@ def write_laz(
     las = laspy.LasData(header)
     las.x, las.y, las.z = x / unit_m, y / unit_m, z / unit_m
     las.classification = code if classified else np.ones_like(code)
-    las.gps_time = np.linspace(0, 60, len(x)) + (FLOWN - _GPS_DAY_ZERO).days * 86400.0 - 1e9
+    las.gps_time = np.linspace(0, 60, len(x)) + (FLOWN - _GPS_DAY_ZERO).days * 86400.0 + 43200 - 1e9
     path.parent.mkdir(parents=True, exist_ok=True)
     las.write(path)
     return path
