@@ -36,7 +36,7 @@ class Architecture(_Frozen):
     fusion_channels: int = 64
     detail: str = ""
     """timm name of the convolutional network that hands the head detail finer than a patch, if any."""
-    detail_channels: int = Field(default=48, gt=0)
+    detail_channels: int = Field(default=48, ge=0)
 
 
 class HeightHead(_Frozen):
