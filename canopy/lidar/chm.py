@@ -22,6 +22,7 @@ from canopy.lidar.surface import Columns, canopy_surface
 from tiles.cog import BANDS, assemble, read_every_block, validate, write_tile
 from tiles.grid import Lattice, PixelWindow
 
+_Core = tuple[slice, slice]
 Report = Callable[[int, int], None]
 """Called with points read so far and points to read, over both passes."""
 METHODS = ("auto", "classified", "smrf")
@@ -60,18 +61,24 @@ class _Ground:
     lowest_mm: NDArray[np.float64]
     ground_sum_mm: NDArray[np.float64]
     ground_count: NDArray[np.int32]
+    east_sum_mm: NDArray[np.int32]
+    """How far the ground returns lie east of the cell's centre, as `south_sum_mm` south of it."""
+    south_sum_mm: NDArray[np.int32]
     flown: list[dt.date] = field(default_factory=list)
 
     @classmethod
     def empty(cls, cells: int) -> "_Ground":
-        return cls(np.zeros(cells, np.int32), np.full(cells, np.inf), np.zeros(cells), np.zeros(cells, np.int32))
+        count, found, east, south = (np.zeros(cells, np.int32) for _ in range(4))
+        return cls(count, np.full(cells, np.inf), np.zeros(cells), found, east, south)
 
-    def add(self, cell: NDArray[np.int64], returns: Returns) -> None:
+    def add(self, cell: NDArray[np.int64], returns: Returns, cell_m: float) -> None:
         np.add.at(self.count, cell, 1)
         np.minimum.at(self.lowest_mm, cell, returns.z_mm)
         ground = np.isin(returns.code, GROUND_CODES)
         np.add.at(self.ground_sum_mm, cell[ground], returns.z_mm[ground])
         np.add.at(self.ground_count, cell[ground], 1)
+        np.add.at(self.east_sum_mm, cell[ground], _off_centre_mm(returns.x[ground], cell_m))
+        np.add.at(self.south_sum_mm, cell[ground], _off_centre_mm(-returns.y[ground], cell_m))
         self.flown.extend(returns.flown or ())
 
 
@@ -125,7 +132,7 @@ def build_chm(
     window = _window(opened, target, lattice)
     lows = _Ground.empty(window.height * window.width)
     for returns, cell in _cells(opened, target, lattice, window):
-        lows.add(cell, returns)
+        lows.add(cell, returns, resolution_m)
         tell(returns.read_count)
     terrain = _terrain(lows, window, resolution_m, ground)
     columns = _columns(opened, target, lattice, terrain, tell)
@@ -201,11 +208,14 @@ def _cells(
             yield returns, row * window.width + col
 
 
+def _off_centre_mm(at_m: NDArray[np.float64], cell_m: float) -> NDArray[np.int32]:
+    """Whole millimetres, whose sums do not depend on their order, beyond the centre of the cell."""
+    return np.rint(1000 * (at_m - (np.floor(at_m / cell_m) + 0.5) * cell_m)).astype(np.int32)
+
+
 def _terrain(lows: _Ground, window: PixelWindow, cell_m: float, ground: str) -> _Terrain:
     """Terrain under the smallest window that holds all returns."""
-    count, lowest, total, found = (
-        table.reshape(window.shape) for table in (lows.count, lows.lowest_mm, lows.ground_sum_mm, lows.ground_count)
-    )
+    count = lows.count.reshape(window.shape)
     if not count.any():
         raise LidarError("the clouds hold nothing but noise: found no return of another class")
     rows, cols = np.flatnonzero(count.any(axis=1)), np.flatnonzero(count.any(axis=0))
@@ -213,15 +223,12 @@ def _terrain(lows: _Ground, window: PixelWindow, cell_m: float, ground: str) -> 
     trimmed = PixelWindow(
         window.row0 + int(rows[0]), window.col0 + int(cols[0]), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1
     )
-    classified = ground == "classified" or (ground == "auto" and found.sum() > CLASSIFIED_SHARE * count.sum())
-    if classified:
-        known, method = found[core] > 0, "classified"
-        elevation_m = np.where(known, total[core] / np.maximum(found[core], 1) / 1000, np.nan)
-    else:
-        method = "smrf"
-        lowest_m = np.where(np.isinf(lowest[core]), np.nan, lowest[core] / 1000)
-        known = find_ground(lowest_m, cell_m)
-        elevation_m = np.where(known, lowest_m, np.nan)
+    classified = ground == "classified" or (
+        ground == "auto" and lows.ground_count.sum() > CLASSIFIED_SHARE * lows.count.sum()
+    )
+    method = "classified" if classified else "smrf"
+    elevation_m = (_classified if classified else _filtered)(lows, window, core, cell_m)
+    known = ~np.isnan(elevation_m)
     if not known.any():
         raise LidarError("found no ground returns: try --ground smrf")
     if (np.abs(elevation_m[known]) <= _NORMALISED_M).mean() >= _NORMALISED_SHARE:
@@ -229,19 +236,52 @@ def _terrain(lows: _Ground, window: PixelWindow, cell_m: float, ground: str) -> 
     return _Terrain(trimmed, fill_gaps(elevation_m), distance_to(known, cell_m), method)
 
 
+def _classified(lows: _Ground, window: PixelWindow, core: _Core, cell_m: float) -> NDArray[np.float64]:
+    """Elevation of the centres of the cells that hold ground returns, NaN elsewhere.
+
+    The mean of a cell's returns is the elevation of their mean place; the slope leads from there to the centre.
+    """
+    tables = lows.ground_count, lows.ground_sum_mm, lows.east_sum_mm, lows.south_sum_mm
+    count, total, east, south = (table.reshape(window.shape)[core] for table in tables)
+    if not count.any():
+        return np.full(count.shape, np.nan)
+    with np.errstate(invalid="ignore"):
+        elevation_m, east_m, south_m = total / count / 1000, east / count / 1000, south / count / 1000
+    if min(count.shape) < 2:
+        return np.asarray(elevation_m)
+    southward, eastward = np.gradient(fill_gaps(elevation_m), cell_m)
+    return np.asarray(elevation_m - eastward * east_m - southward * south_m)
+
+
+def _filtered(lows: _Ground, window: PixelWindow, core: _Core, cell_m: float) -> NDArray[np.float64]:
+    """Lowest return of the cells where a ground filter finds it to be ground, NaN elsewhere."""
+    lowest_mm = lows.lowest_mm.reshape(window.shape)[core]
+    lowest_m = np.where(np.isinf(lowest_mm), np.nan, lowest_mm / 1000)
+    return np.where(find_ground(lowest_m, cell_m), lowest_m, np.nan)
+
+
 def _columns(
     opened: Sequence[Cloud], target: pyproj.CRS, lattice: Lattice, terrain: _Terrain, tell: Callable[[int], None]
 ) -> Columns:
     window = terrain.window
     columns = Columns.empty(window.height * window.width)
+    # Half of each border cell lies outside the outermost centres: the slope goes on there.
+    wide_m = _extrapolated(terrain.elevation_m)
     for returns, cell in _cells(opened, target, lattice, window):
-        at = [-returns.y / lattice.resolution - window.row0 - 0.5, returns.x / lattice.resolution - window.col0 - 0.5]
-        elevation_m = ndimage.map_coordinates(terrain.elevation_m, at, order=1, mode="nearest")
+        at = [-returns.y / lattice.resolution - window.row0 + 0.5, returns.x / lattice.resolution - window.col0 + 0.5]
+        elevation_m = ndimage.map_coordinates(wide_m, at, order=1, mode="nearest")
         height_mm = np.rint(returns.z_mm - 1000 * elevation_m)
         height_mm[np.isin(returns.code, BARE_CODES)] = 0
         columns.add(cell, height_mm.astype(np.int32))
         tell(returns.read_count)
     return columns
+
+
+def _extrapolated(elevation_m: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Elevation with a cell more on every side."""
+    if min(elevation_m.shape) < 2:
+        return np.pad(elevation_m, 1, mode="edge")
+    return np.pad(elevation_m, 1, mode="reflect", reflect_type="odd")
 
 
 def _summary(

@@ -13,8 +13,8 @@ WINDOW_M = 25.0
 THRESHOLD_M = 0.5
 SLOPE_SCALING = 1.25
 
-_OUTLIER_BLOCK_M = 10.0
-_OUTLIER_M = 4.0
+_PIT_M, _OUTLIER_M = 5.0, 4.0
+_COMPANY_M, _COMPANY_SHARE = 40.0, 0.008
 _SWEEPS = 12
 
 
@@ -47,19 +47,25 @@ def find_ground(lowest_m: Cells, cell_m: float) -> Mask:
 
 
 def low_outliers(lowest_m: Cells, cell_m: float) -> Mask:
-    """Lone cells far below the ground around them, as multiple reflections leave.
+    """Lone cells far below what is around them, as multiple reflections leave.
 
-    Ground seen through a gap in the canopy is a lone low cell too, so the comparison is with the lowest returns of
-    the blocks around, which reached the ground as well.
+    Pingel et al. (2013) drop cells that a closing lifts much. Ground seen through gaps in a dense canopy is lifted
+    too, but it is seen again and again: a cell stays where 0.8 % of the cells within 40 m reach as low.
+
+    Args:
+        lowest_m: (H, W) elevation of the lowest return in each cell, metres, NaN without one.
+        cell_m: Cell size.
     """
-    size = max(1, round(_OUTLIER_BLOCK_M / cell_m))
-    block_low = _block_minimum(lowest_m, size)
-    usual = ndimage.generic_filter(block_low, np.nanmedian, size=3, mode="nearest")
-    floor = np.repeat(np.repeat(usual - _OUTLIER_M, size, axis=0), size, axis=1)
-    floor = floor[: lowest_m.shape[0], : lowest_m.shape[1]]
-    deep = lowest_m < floor
-    company = ndimage.uniform_filter(deep.astype(np.float64), size=5, mode="constant") * 25
-    return np.asarray(deep & (company < 3.5))
+    size = 2 * max(1, round(_PIT_M / cell_m / 2)) + 1
+    high = ndimage.maximum_filter(np.where(np.isnan(lowest_m), -np.inf, lowest_m), size=size, mode="nearest")
+    lifted = ndimage.minimum_filter(np.where(np.isinf(high), np.inf, high), size=size, mode="nearest")
+    outliers = lifted - lowest_m > _OUTLIER_M
+    reach = round(_COMPANY_M / cell_m)
+    for row, col in np.argwhere(outliers):
+        around = lowest_m[max(row - reach, 0) : row + reach + 1, max(col - reach, 0) : col + reach + 1]
+        as_low = np.count_nonzero(around <= lowest_m[row, col] + _OUTLIER_M)
+        outliers[row, col] = as_low < _COMPANY_SHARE * np.count_nonzero(~np.isnan(around))
+    return np.asarray(outliers)
 
 
 def fill_gaps(values: Cells) -> Cells:
@@ -91,18 +97,10 @@ def distance_to(known: Mask, cell_m: float) -> Cells:
 
 
 def _opened(surface: Cells, radius: int) -> Cells:
-    """Opening with a disk, as nearly as two squares, upright and along the diagonals, make one."""
+    """Opening with a square: it costs the same whatever its size, unlike a disk."""
     size = 2 * radius + 1
     low = ndimage.minimum_filter(surface, size=size, mode="nearest")
     return np.asarray(ndimage.maximum_filter(low, size=size, mode="nearest"))
-
-
-def _block_minimum(values: Cells, size: int) -> Cells:
-    height, width = (-(-side // size) * size for side in values.shape)
-    wide = np.full((height, width), np.inf)
-    wide[: values.shape[0], : values.shape[1]] = np.where(np.isnan(values), np.inf, values)
-    low = wide.reshape(height // size, size, width // size, size).min(axis=(1, 3))
-    return fill_gaps(np.where(np.isinf(low), np.nan, low))
 
 
 def _halved(values: Cells) -> Cells:

@@ -84,20 +84,52 @@ def lone_returns(layers: NDArray[np.uint64], cell_m: float) -> Mask:
 
 
 def strings(layers: NDArray[np.uint64], cell_m: float) -> Mask:
-    """Cells of wires: returns above 8 m with nothing between them and the ground, in strips narrow and long."""
+    """Cells of wires: returns above 8 m with nothing between them and the ground, in strips narrow and long.
+
+    Beside a crown a wire is no strip of its own: there it goes on along the line of what was found of it.
+    """
     highest = _highest_bit(layers)
-    # Bits of the layers from 2 m up to 4 m below the highest return.
-    under = ((highest >> np.uint64(2)) - np.uint64(1)) & ~np.uint64(1)
-    afloat = (highest >= np.uint64(1 << 4)) & (_around(layers, 1, itself=True) & under == 0)
+    afloat = (highest >= np.uint64(1 << 4)) & (_around(layers, 1, itself=True) & _under(highest) == 0)
     # The rim of a crown overhangs open ground too, but a broad canopy adjoins it.
     side = max(2, round(_STRING_WIDTH_M / cell_m))
     broad = ndimage.binary_erosion(layers >= np.uint64(1 << 3), np.ones((side, side)), border_value=1)
     broad = ndimage.binary_dilation(broad, np.ones((side + 4, side + 4)))
     narrow = afloat & ~broad
     parts, _ = ndimage.label(ndimage.binary_dilation(narrow, np.ones((3, 3))), np.ones((3, 3)))
-    spans = ndimage.find_objects(parts)
-    long = [max(s.stop - s.start for s in span) * cell_m >= _STRING_LENGTH_M for span in spans]
-    return np.asarray(narrow & np.array([False, *long])[parts])
+    level = np.where(highest == 0, -1, np.log2(np.maximum(highest, np.uint64(1)))).astype(np.int64)
+    lone = (highest >= np.uint64(1 << 4)) & (layers & _under(highest) == 0)
+    found = np.zeros(layers.shape, bool)
+    for number, span in enumerate(ndimage.find_objects(parts), start=1):
+        if max(s.stop - s.start for s in span) * cell_m < _STRING_LENGTH_M:
+            continue
+        wire = narrow[span] & (parts[span] == number)
+        found[span] |= wire
+        _draw_on(found, np.argwhere(wire) + [s.start for s in span], level, lone, cell_m)
+    return found
+
+
+def _draw_on(found: Mask, cells: NDArray[np.int64], level: NDArray[np.int64], lone: Mask, cell_m: float) -> None:
+    """Add to `found` the lone returns on the straight line of a wire's cells, to 10 m beyond its ends."""
+    along = np.linalg.svd(cells - cells.mean(axis=0), full_matrices=False)[2][0]
+    lateral = np.array([-along[1], along[0]])
+    middle = lateral * (cells @ lateral).mean() + along * ((cells @ along).min() + (cells @ along).max()) / 2
+    spread, levels = np.abs((cells - middle) @ lateral).max(), level[cells[:, 0], cells[:, 1]]
+    if spread * cell_m > _STRING_WIDTH_M / 2:
+        return
+    reach = np.ptp(cells @ along) / 2 + _STRING_LENGTH_M / cell_m
+    first = np.maximum(np.floor(middle - reach * np.abs(along) - spread - 1), 0).astype(int)
+    last = np.ceil(middle + reach * np.abs(along) + spread + 2).astype(int)
+    near = np.argwhere(lone[first[0] : last[0], first[1] : last[1]]) + first
+    at = level[near[:, 0], near[:, 1]]
+    chosen = near[
+        (np.abs((near - middle) @ lateral) <= spread + 0.5) & (at >= levels.min() - 1) & (at <= levels.max() + 1)
+    ]
+    found[chosen[:, 0], chosen[:, 1]] = True
+
+
+def _under(highest: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Bits of the layers from 2 m up to 4 m below the highest return."""
+    return ((highest >> np.uint64(2)) - np.uint64(1)) & ~np.uint64(1)
 
 
 def fill_holes(heights: NDArray[np.float64]) -> NDArray[np.float64]:
