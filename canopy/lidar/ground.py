@@ -1,5 +1,7 @@
 """Terrain: which of the lowest returns are ground, and what lies between them."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -56,16 +58,34 @@ def low_outliers(lowest_m: Cells, cell_m: float) -> Mask:
         lowest_m: (H, W) elevation of the lowest return in each cell, metres, NaN without one.
         cell_m: Cell size.
     """
+    size = max(1, round(1 / cell_m))
+    low = _block_minimum(lowest_m, size)
+    floor = np.where(_lone_pits(low, cell_m * size), low + _OUTLIER_M, -np.inf)
+    return np.asarray(lowest_m <= _repeated(floor, size, lowest_m.shape))
+
+
+def _lone_pits(low: Cells, cell_m: float) -> Mask:
     size = 2 * max(1, round(_PIT_M / cell_m / 2)) + 1
-    high = ndimage.maximum_filter(np.where(np.isnan(lowest_m), -np.inf, lowest_m), size=size, mode="nearest")
+    high = ndimage.maximum_filter(np.where(np.isnan(low), -np.inf, low), size=size, mode="nearest")
     lifted = ndimage.minimum_filter(np.where(np.isinf(high), np.inf, high), size=size, mode="nearest")
-    outliers = lifted - lowest_m > _OUTLIER_M
     reach = round(_COMPANY_M / cell_m)
-    for row, col in np.argwhere(outliers):
-        around = lowest_m[max(row - reach, 0) : row + reach + 1, max(col - reach, 0) : col + reach + 1]
-        as_low = np.count_nonzero(around <= lowest_m[row, col] + _OUTLIER_M)
-        outliers[row, col] = as_low < _COMPANY_SHARE * np.count_nonzero(~np.isnan(around))
-    return np.asarray(outliers)
+    pits = (lifted - low > _OUTLIER_M) & ~(low + _OUTLIER_M >= _company_floor(low, reach))
+    for row, col in np.argwhere(pits):
+        around = low[max(row - reach, 0) : row + reach + 1, max(col - reach, 0) : col + reach + 1]
+        as_low = np.count_nonzero(around <= low[row, col] + _OUTLIER_M)
+        pits[row, col] = as_low < _COMPANY_SHARE * np.count_nonzero(~np.isnan(around))
+    return np.asarray(pits)
+
+
+def _company_floor(low: Cells, reach: int) -> Cells:
+    """Elevation that enough blocks around reach to settle the matter without counting cells: most often they do."""
+    size = max(1, reach // 8)
+    blocks = np.nan_to_num(_block_minimum(low, size), nan=np.inf)
+    wide, enough = 2 * (reach // size - 1) + 1, math.ceil(_COMPANY_SHARE * (2 * reach + 1) ** 2)
+    if enough > wide**2:
+        return np.full(low.shape, np.inf)
+    floor = ndimage.rank_filter(blocks, enough - 1, size=wide, mode="constant", cval=np.inf)
+    return _repeated(floor, size, low.shape)
 
 
 def fill_gaps(values: Cells) -> Cells:
@@ -101,6 +121,19 @@ def _opened(surface: Cells, radius: int) -> Cells:
     size = 2 * radius + 1
     low = ndimage.minimum_filter(surface, size=size, mode="nearest")
     return np.asarray(ndimage.maximum_filter(low, size=size, mode="nearest"))
+
+
+def _block_minimum(values: Cells, size: int) -> Cells:
+    """Lowest known value in blocks of `size` cells, NaN without one."""
+    height, width = (-(-side // size) * size for side in values.shape)
+    wide = np.full((height, width), np.inf)
+    wide[: values.shape[0], : values.shape[1]] = np.where(np.isnan(values), np.inf, values)
+    low = wide.reshape(height // size, size, width // size, size).min(axis=(1, 3))
+    return np.where(np.isinf(low), np.nan, low)
+
+
+def _repeated(blocks: Cells, size: int, shape: tuple[int, ...]) -> Cells:
+    return np.repeat(np.repeat(blocks, size, axis=0), size, axis=1)[: shape[0], : shape[1]]
 
 
 def _halved(values: Cells) -> Cells:

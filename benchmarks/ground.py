@@ -1,0 +1,163 @@
+"""Ground filters against the ground that publishers classified: ours and cloth simulation (Zhang et al. 2016).
+
+    pip install cloth-simulation-filter
+    python benchmarks/ground.py                          # the clouds of ../shared/data
+    python benchmarks/ground.py cloud.laz --crs EPSG:32617
+
+Both filters see all returns but noise, without their classes, in metres, from memory: seconds are the filter's and
+the terrain's, without reading. Terrain is the mean of the ground in cells of 1 m, gaps filled in the same way for
+both. A class-2 return is found if it lies within 0.5 m of that terrain; the error is terrain less class-2 return.
+"Others" is the share of the returns of other classes that lie as near to it. A cloud without class 2 gives seconds
+and the difference of the two terrains only.
+"""
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from canopy.lidar.clouds import open_cloud, output_crs, read_returns
+from canopy.lidar.ground import fill_gaps, find_ground
+
+CELL_M = 1.0
+NEAR_M = 0.5
+CLOTH_M, CLASS_THRESHOLD_M = 0.5, 0.5
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "lidar"
+DEFAULT = {
+    "neon_osbs_1ha_rgb.laz": "EPSG:32617",
+    "foxisland_3dep.laz": None,
+    "neon_teak_043.laz": "EPSG:32611",
+    "neon_teak_052.laz": "EPSG:32611",
+    "autzen_west_feet.laz": None,
+}
+
+
+@dataclass(frozen=True)
+class Points:
+    """Returns of a cloud: x, y from the upper left corner, z and class."""
+
+    east_m: NDArray[np.float64]
+    south_m: NDArray[np.float64]
+    z_m: NDArray[np.float64]
+    code: NDArray[np.uint8]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the raster that holds them."""
+        return int(self.south_m.max() // CELL_M) + 1, int(self.east_m.max() // CELL_M) + 1
+
+    @property
+    def cell(self) -> NDArray[np.int64]:
+        """Index of each return's cell."""
+        return (self.south_m // CELL_M).astype(np.int64) * self.shape[1] + (self.east_m // CELL_M).astype(np.int64)
+
+
+def main() -> None:
+    """Print a row for each cloud and filter."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cloud", type=Path, nargs="*", help=f"default: the clouds of {DATA}")
+    parser.add_argument("--crs", help="of clouds that carry none")
+    parser.add_argument("--rigidness", type=int, nargs="+", default=[2], help="of the cloth, 1 to 3")
+    chosen = parser.parse_args()
+    clouds = dict.fromkeys(chosen.cloud, chosen.crs) or dict(present())
+    filters: dict[str, Callable[[Points], NDArray[np.float64]]] = {"smrf (ours)": morphological}
+    try:
+        import CSF  # noqa: F401
+
+        filters |= {f"cloth, rigidness {n}": lambda points, n=n: cloth(points, n) for n in chosen.rigidness}
+    except ImportError:
+        print("skipped cloth simulation: pip install cloth-simulation-filter")
+    print(
+        f"{'cloud':22s} {'filter':19s} {'returns':>9s} {'found':>7s} {'others':>7s} {'median m':>9s} {'95 % m':>7s} s"
+    )
+    for path, crs in clouds.items():
+        points, ours = load(path, crs), None
+        for name, terrain_of in filters.items():
+            began = time.perf_counter()
+            terrain = terrain_of(points)
+            seconds = time.perf_counter() - began
+            ours = terrain if ours is None else ours
+            print(f"{path.name:22s} {name:19s} {len(points.z_m):9,} {scores(points, terrain, ours)} {seconds:.2f}")
+
+
+def present() -> Iterator[tuple[Path, str | None]]:
+    """The default clouds that are there; the others are named."""
+    for name, crs in DEFAULT.items():
+        if (DATA / name).is_file():
+            yield DATA / name, crs
+        else:
+            print(f"skipped {name}: no such file in {DATA}")
+
+
+def load(path: Path, crs: str | None) -> Points:
+    """All returns of a cloud, noise left out."""
+    cloud = open_cloud(path, crs)
+    chunks = list(read_returns(cloud, output_crs([cloud], crs)))
+    x, y, z_mm, code = (np.concatenate([getattr(part, name) for part in chunks]) for name in ("x", "y", "z_mm", "code"))
+    return Points(x - np.floor(x.min()), np.ceil(y.max()) - y, z_mm / 1000, code)
+
+
+def morphological(points: Points) -> NDArray[np.float64]:
+    """Terrain from the lowest returns that our filter takes for ground."""
+    lowest = np.full(points.shape, np.inf)
+    np.minimum.at(lowest.reshape(-1), points.cell, points.z_m)
+    lowest[np.isinf(lowest)] = np.nan
+    return fill_gaps(np.where(find_ground(lowest, CELL_M), lowest, np.nan))
+
+
+def cloth(points: Points, rigidness: int) -> NDArray[np.float64]:
+    """Terrain from the returns that the cloth lies on."""
+    import CSF
+
+    simulation = CSF.CSF()
+    simulation.params.bSloopSmooth = rigidness < 3
+    simulation.params.cloth_resolution = CLOTH_M
+    simulation.params.class_threshold = CLASS_THRESHOLD_M
+    simulation.params.rigidness = rigidness
+    simulation.setPointCloud(np.column_stack([points.east_m, points.south_m, points.z_m]))
+    ground, others = CSF.VecInt(), CSF.VecInt()
+    with quiet():
+        simulation.do_filtering(ground, others, False)
+    chosen = np.array(ground)
+    cells = int(np.prod(points.shape))
+    count = np.bincount(points.cell[chosen], minlength=cells)
+    total = np.bincount(points.cell[chosen], points.z_m[chosen], minlength=cells)
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return fill_gaps(mean.reshape(points.shape))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The library prints its steps to the process's standard output."""
+    kept = os.dup(1)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def scores(points: Points, terrain: NDArray[np.float64], ours: NDArray[np.float64]) -> str:
+    """Columns of the table."""
+    at = [points.south_m / CELL_M - 0.5, points.east_m / CELL_M - 0.5]
+    above = points.z_m - ndimage.map_coordinates(terrain, at, order=1, mode="nearest")
+    ground = points.code == 2
+    if not ground.any():
+        apart = np.abs(terrain - ours)
+        return f"{'-':>7s} {'-':>7s} {np.median(apart):8.2f}* {np.quantile(apart, 0.95):6.2f}*"
+    near, error = np.abs(above) <= NEAR_M, np.abs(above[ground])
+    found, others, worst = near[ground].mean(), near[~ground].mean(), np.quantile(error, 0.95)
+    return f"{found:7.1%} {others:7.1%} {np.median(error):9.3f} {worst:7.2f}"
+
+
+if __name__ == "__main__":
+    main()
