@@ -14,7 +14,9 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
 
 from canopy.chips import UNKNOWN_CM
 from canopy.config import DatasetConfig, SourceConfig
@@ -37,6 +39,8 @@ class SceneFiles:
         image: Raster.
         heights: Canopy height model, None for unlabelled imagery.
         exclude: Mask on the heights' grid.
+        clouds: Point clouds that the heights are made of.
+        height_date: When the clouds were flown, where they tell.
         placed: Transform and CRS of an image that carries none: a map tile.
     """
 
@@ -46,6 +50,7 @@ class SceneFiles:
     heights: Path | None = None
     exclude: Path | None = None
     clouds: tuple[Path, ...] = ()
+    height_date: str | None = None
     placed: tuple[tuple[float, ...], str] | None = None
 
     def files(self) -> tuple[Path, ...]:
@@ -149,7 +154,9 @@ def _read_heights(scene: SceneFiles, source: SourceConfig, config: DatasetConfig
     except RasterioError as error:
         raise DatasetError(f"{scene.heights} cannot be read ({' '.join(str(error).split())}); copy it again") from error
     _check_grid(scene, geobox, config.height_cell_m)
-    height_m = np.where(known & np.isfinite(stored), stored * source.height_unit_m, np.nan)
+    # The source's unit is that of stored heights; what is made of clouds is in metres.
+    unit_m = 1.0 if scene.clouds else source.height_unit_m
+    height_m = np.where(known & np.isfinite(stored), stored * unit_m, np.nan)
     if not np.isfinite(height_m).any():
         raise DatasetError(f"{scene.heights}: all heights are unknown")
     if (highest := np.nanmax(height_m)) > HIGHEST_M:
@@ -181,12 +188,19 @@ def _read_mask(scene: SceneFiles, geobox: GeoBox) -> NDArray[np.uint8]:
         return np.zeros(geobox.shape, np.uint8)
     try:
         with rasterio.open(scene.exclude) as opened:
-            mask: NDArray[np.uint8] = opened.read(1)
+            mask: NDArray[np.uint8] = _regridded(opened, geobox) if scene.clouds else opened.read(1)
     except RasterioError as error:
         raise DatasetError(f"{scene.exclude} cannot be read ({' '.join(str(error).split())})") from error
     if mask.shape != tuple(geobox.shape):
         raise DatasetError(f"{scene.exclude}: {mask.shape} cells over heights of {tuple(geobox.shape)}")
     return mask
+
+
+def _regridded(opened: Any, geobox: GeoBox) -> NDArray[np.uint8]:
+    """A mask on the grid of heights made of clouds, whose extent is that of the returns; 0 beyond the mask."""
+    placed = {"crs": str(geobox.crs), "transform": geobox.affine, "height": geobox.shape[0], "width": geobox.shape[1]}
+    with WarpedVRT(opened, resampling=Resampling.nearest, src_nodata=None, nodata=0, **placed) as warped:
+        return np.asarray(warped.read(1), np.uint8)
 
 
 def _read_unlabelled(scene: SceneFiles) -> _Pair:
@@ -252,7 +266,8 @@ def _identity(
 ) -> dict[str, Any]:
     row, col, rows, cols = window
     x, y = pair.geobox.affine @ (col, row)
-    image_date, height_date = (_date(text, scene.image) for text in (source.image_date, source.height_date))
+    dates = source.image_date, source.height_date or scene.height_date
+    image_date, height_date = (_date(text, scene.image) for text in dates)
     gap = abs(_years(image_date) - _years(height_date)) if image_date and height_date else None
     crs = pair.geobox.crs
     return {

@@ -57,7 +57,7 @@ def height_figures(height_m: NDArray[np.floating], building: NDArray[np.bool_], 
 
 
 def reasons(row: Mapping[str, Any], config: CurationConfig) -> Iterator[str]:
-    """Why a candidate is dropped; nothing where it is kept. Figures that are unknown (None) drop nothing."""
+    """Why a candidate is dropped whatever its split; nothing where it is kept. Unknown figures (None) drop nothing."""
     side = min(row["real_rows"], row["real_cols"])
     if side < config.min_real_px:
         yield f"{side} px wide, {config.min_real_px} wanted"
@@ -76,13 +76,18 @@ def reasons(row: Mapping[str, Any], config: CurationConfig) -> Iterator[str]:
     yield from _label_reasons(row, config)
 
 
+def disagreement_reason(row: Mapping[str, Any], config: CurationConfig) -> str:
+    """Why a candidate is dropped because a weak model disputes its label; empty where it is kept."""
+    error, worst = row.get("disagreement_m"), config.max_disagreement_m
+    if error is None or worst is None or error <= worst:
+        return ""
+    return f"label and weak model {error:.1f} m apart, {worst:g} allowed"
+
+
 def _label_reasons(row: Mapping[str, Any], config: CurationConfig) -> Iterator[str]:
     gap, most = row.get("date_gap_years"), config.max_date_gap_years
     if gap is not None and most is not None and gap > most:
         yield f"image and heights {gap:.1f} years apart, {most:g} allowed"
-    error, worst = row.get("disagreement_m"), config.max_disagreement_m
-    if error is not None and worst is not None and error > worst:
-        yield f"label and weak model {error:.1f} m apart, {worst:g} allowed"
     if config.max_unproven_m is None or row.get("shift_applied") is not False or row["shift_confidence"] <= 0.75:
         return
     away = float(np.hypot(row["shift_x_m"], row["shift_y_m"]))

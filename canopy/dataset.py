@@ -26,10 +26,11 @@ import zarr
 
 from canopy import __version__
 from canopy.candidates import Candidate, SceneFiles, cut_scene
-from canopy.chips import FORMAT, INDEX, PARTS, STORE, PartWriter
-from canopy.config import Config, DatasetConfig, SourceConfig, dump_config
-from canopy.curation import near_duplicates
+from canopy.chips import FORMAT, INDEX, PARTS, STORE, PartWriter, read_index
+from canopy.config import DatasetConfig, SourceConfig, dump_config
+from canopy.curation import disagreement_reason, near_duplicates
 from canopy.errors import CanopyError, DatasetError, OutputBusyError, OutputError
+from canopy.progress import Progress
 from canopy.splits import Ground, assign_splits
 from canopy.tile_trees import place_tile
 
@@ -37,16 +38,6 @@ _WORK, _DRAFT, _CONFIG = ".work", ".draft", "config.yaml"
 _SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".vrt"}
 _FILES_A_TASK = 32
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a build is: tasks done of all, and files."""
-
-    tiles_done: int
-    tiles: int
-    pixels_done: int
-    pixels: int
 
 
 @dataclass(frozen=True)
@@ -72,14 +63,13 @@ class _Task:
     source: SourceConfig
     config: DatasetConfig
     folder: Path
+    digest: str
+    """Of all that its candidates depend on."""
 
     @property
     def path(self) -> Path:
-        """Where its candidates are kept: named by all that they depend on."""
-        stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for s in self.scenes for path in s.files()]
-        settings = self.config.model_dump(mode="json", exclude={"name", "splits", "sources", "root"})
-        digest = _digest((stamps, settings, self.source.model_dump(mode="json"), __version__))
-        return self.folder / f"{digest[:32]}.json"
+        """Where its candidates are kept."""
+        return self.folder / f"{self.digest[:32]}.json"
 
 
 def build(
@@ -119,8 +109,6 @@ def build(
 
 
 def _summary(out: Path) -> Summary:
-    from canopy.chips import read_index
-
     rows = read_index(out).select(["decision", "damaged", "source", "scene", "reason"]).to_pylist()
     counts = Counter(row["decision"] for row in rows)
     damaged = tuple(f"{row['source']}/{row['scene']}: {row['reason']}" for row in rows if row["damaged"])
@@ -132,8 +120,26 @@ def _plan(config: DatasetConfig, work: Path) -> list[_Task]:
     for name, source in config.sources.items():
         scenes = _scenes(name, source, config.root)
         size = 1 if source.heights or source.clouds else _FILES_A_TASK
-        tasks += [_Task(tuple(scenes[at : at + size]), source, config, work) for at in range(0, len(scenes), size)]
+        for at in range(0, len(scenes), size):
+            part = tuple(scenes[at : at + size])
+            tasks.append(_Task(part, source, config, work, _task_digest(part, source, config)))
     return tasks
+
+
+def _task_digest(scenes: Sequence[SceneFiles], source: SourceConfig, config: DatasetConfig) -> str:
+    """Follows what the files hold, not where they lie or when they were written: a copy of the data is the same."""
+    contents = [(scene.source, scene.name, [_content(path) for path in scene.files()]) for scene in scenes]
+    settings = config.model_dump(mode="json", exclude={"name", "splits", "sources", "root"})
+    return _digest((contents, settings, source.model_dump(mode="json"), __version__))
+
+
+def _content(path: Path) -> tuple[str, str]:
+    """Name and sha256; the name may hold the date."""
+    try:
+        with path.open("rb") as file:
+            return path.name, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): check the file") from error
 
 
 def _scenes(name: str, source: SourceConfig, root: Path) -> list[SceneFiles]:
@@ -230,8 +236,10 @@ def _with_heights(scene: SceneFiles, task: _Task) -> SceneFiles:
     from canopy.lidar import build_chm
 
     made = task.folder / f"{scene.source}_{scene.name}_chm.tif"
-    build_chm(scene.clouds, made, resolution_m=task.config.height_cell_m, crs=task.source.cloud_crs, overwrite=True)
-    return replace(scene, heights=made)
+    chm = build_chm(
+        scene.clouds, made, resolution_m=task.config.height_cell_m, crs=task.source.cloud_crs, overwrite=True
+    )
+    return replace(scene, heights=made, height_date=chm.acquisition[0].isoformat() if chm.acquisition else None)
 
 
 def _rows(task: _Task) -> list[Row]:
@@ -243,7 +251,7 @@ def _decide(rows: list[Row], config: DatasetConfig) -> list[Row]:
     """Index rows with decision, split, block, weight and place in the store."""
     rows = sorted(rows, key=lambda row: PARTS.index(row["part"]))
     rows = _drop_duplicates(rows, config.curation.duplicate_bits)
-    rows = _split(rows, config)
+    rows = _drop_disagreeing(_split(rows, config), config)
     shares = Counter((row["part"], row.get("block")) for row in rows if not row["reason"])
     counts: Counter[str] = Counter()
     made = []
@@ -267,6 +275,18 @@ def _drop_duplicates(rows: list[Row], bits: int) -> list[Row]:
         row | {"reason": f"near-duplicate of {rows[repeats[n]]['chip']}"} if n in repeats else row
         for n, row in enumerate(rows)
     ]
+
+
+def _drop_disagreeing(rows: list[Row], config: DatasetConfig) -> list[Row]:
+    """Drop training chips whose labels a weak model disputes.
+
+    Ground that is held out keeps all of its chips: without those that a model finds hard, the test would be easier.
+    """
+    made = []
+    for row in rows:
+        reason = disagreement_reason(row, config.curation) if row["split"] == "train" else ""
+        made.append(row | {"reason": reason, "split": None} if reason else row)
+    return made
 
 
 def _split(rows: list[Row], config: DatasetConfig) -> list[Row]:
@@ -395,5 +415,4 @@ def _renamed(path: Path) -> Iterator[Path]:
 
 
 def _digest(value: Any) -> str:
-    plain = value.model_dump(mode="json") if isinstance(value, Config) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ import lazrs
 import numpy as np
 import pyproj
 from numpy.typing import NDArray
-from odc.geo.geom import BoundingBox
+from odc.geo.geom import BoundingBox, box
 from pyproj.exceptions import CRSError
 
 from canopy.errors import LidarError
@@ -233,8 +233,6 @@ def _same_crs(one: pyproj.CRS, other: pyproj.CRS) -> bool:
 
 
 def _box(bounds: tuple[float, float, float, float], crs: pyproj.CRS) -> Any:
-    from odc.geo.geom import box
-
     return box(*bounds, crs.to_wkt())
 
 
