@@ -4,20 +4,22 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from chip_stores import forest_config, write_forests
-from forest import make_forest, write_pair
+from forest import FLOWN, make_forest, write_laz, write_pair
 from PIL import Image
 from rasters import make_raster
 from typer.testing import CliRunner
 
-from canopy import dataset
-from canopy.chips import INDEX, ChipStore, read_index
+from canopy import candidates, dataset
+from canopy.chips import INDEX, ChipStore, HeightChips, read_index
 from canopy.cli import app
 from canopy.config import DatasetConfig, load_config
 from canopy.dataset import build
@@ -274,6 +276,114 @@ def test_the_commands_build_describe_and_draw(tmp_path: Path) -> None:
 def test_the_sheet_of_no_store_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="canopy dataset build"):
         contact_sheet(tmp_path, tmp_path / "sheet.png")
+
+
+def cloud_config(root: Path, **source: Any) -> DatasetConfig:
+    common = {"images": "pairs/*/rgb.tif", "clouds": "lidar/{scene}_*.laz", "site": "a", "licence": "CC0-1.0"}
+    return DatasetConfig(name="clouds", root=root, sources={"a": {**common, **source}}, chip_px=64, stride_px=64)
+
+
+def test_point_clouds_take_the_place_of_heights(tmp_path: Path) -> None:
+    """Two files make one scene; the unit of stored heights and the grid of the mask are not those of the clouds."""
+    forest = make_forest(64, seed=7, buildings=0, trees_per_ha=250)
+    root = tmp_path / "data"
+    write_pair(forest, root / "pairs" / "s")
+    for number in (1, 2):
+        write_laz(forest, root / "lidar" / f"s_{number}.laz", density=4, seed=number)
+    mask = np.zeros((1, 20, 20), np.uint8)
+    mask[0, :10] = 2
+    make_raster(root / "pairs/s/mask.tif", values=mask, dtype="uint8", crs=forest.crs, resolution=1.0, nodata=None,
+                origin=(forest.transform.c + 5, forest.transform.f - 5))  # fmt: skip
+    made = build(cloud_config(root, height_unit_m=0.01, exclude="mask.tif"), tmp_path / "store")
+    assert (made.kept, made.damaged) == (4, ())
+    rows = ChipStore.open(tmp_path / "store").index.to_pylist()
+    assert {row["height_date"] for row in rows} == {FLOWN.isoformat()}
+    heights = ChipStore.open(tmp_path / "store").heights_m(range(4))
+    found = np.block([[heights[0], heights[1]], [heights[2], heights[3]]])
+    unknown = np.zeros((64, 64), bool)
+    unknown[5:15, 5:25] = True
+    np.testing.assert_array_equal(np.isnan(found), unknown)
+    error = np.abs(found - forest.chm_m)[~unknown]
+    assert np.quantile(error, 0.95) < 0.05
+    assert np.median(error[forest.chm_m[~unknown] > 2]) < 0.02
+
+
+def test_a_scene_without_its_clouds_is_an_error_and_a_broken_cloud_is_recorded(tmp_path: Path) -> None:
+    write_pair(make_forest(64, seed=7), tmp_path / "pairs" / "s")
+    with pytest.raises(DatasetError, match=r"no point cloud at .* for scene s"):
+        build(cloud_config(tmp_path), tmp_path / "store")
+    cloud = write_laz(make_forest(64, seed=7), tmp_path / "lidar" / "s_1.laz")
+    cloud.write_bytes(cloud.read_bytes()[:5000])
+    with pytest.raises(DatasetError, match=r"none of 1 candidates is kept.*s_1\.laz"):
+        build(cloud_config(tmp_path), tmp_path / "store")
+
+
+def test_a_real_cloud_makes_the_chips_that_its_height_model_makes(shared_data: Path, tmp_path: Path) -> None:
+    source = {
+        "images": "pairs/neon_osbs_1ha/rgb.tif", "site": "osbs", "licence": "CC0-1.0", "cloud_crs": "EPSG:32617",
+    }  # fmt: skip
+    kinds = {
+        "clouds": {"clouds": "lidar/neon_osbs_1ha_rgb.laz"}, "rasters": {"heights": "chm_cm.tif", "height_unit_m": 0.01}
+    }  # fmt: skip
+    heights = {}
+    for name, kind in kinds.items():
+        config = DatasetConfig(name=name, root=shared_data, sources={"osbs": {**source, **kind}}, chip_px=200)
+        build(config, tmp_path / name)
+        heights[name] = ChipStore.open(tmp_path / name).heights_m([0])
+    assert heights["clouds"].shape == (1, 100, 100)
+    assert np.nanmean(np.abs(heights["clouds"] - heights["rasters"])) < 0.3
+    assert np.nanmax(heights["clouds"]) > 20
+
+
+def test_a_build_is_named_by_what_its_files_hold(tmp_path: Path) -> None:
+    """A copy elsewhere, written later, is the same data; other bytes of the same size and time are not."""
+    root = write_forests(tmp_path / "data")
+    build(forest_config(root), tmp_path / "store")
+    before = digests(tmp_path / "store")
+    copy = shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    build(forest_config(copy), tmp_path / "store")
+    assert digests(tmp_path / "store") == before
+    image = copy / "pairs" / "b_1" / "rgb.tif"
+    stamp, raw = image.stat(), bytearray(image.read_bytes())
+    raw[-100] ^= 1
+    image.write_bytes(raw)
+    os.utime(image, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(DatasetError, match="other inputs"):
+        build(forest_config(copy), tmp_path / "store")
+
+
+def test_a_weak_model_drops_training_chips_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the chips that a model finds hard, the test would be easier than the ground."""
+    root = write_forests(tmp_path / "data")
+    splits = {"test_sites": ["b"], "block_m": 100, "test_share": 0.2, "val_share": 0.2}
+    plain = build(forest_config(root, splits=splits), tmp_path / "plain")
+    monkeypatch.setattr(candidates, "disagreement_m", lambda images, *_: [99.0] * len(images))
+    strict = {"weak_model": "any", "max_disagreement_m": 15}
+    build(forest_config(root, splits=splits, curation=strict), tmp_path / "strict")
+    kept = [row for row in read_index(tmp_path / "plain").to_pylist() if row["decision"] == "keep"]
+    rows = read_index(tmp_path / "strict").to_pylist()
+    held = {row["chip"]: row["split"] for row in kept if row["split"] != "train"}
+    assert {row["chip"]: row["split"] for row in rows if row["decision"] == "keep"} == held
+    assert set(held.values()) == {"val", "test"}
+    disputed = [row for row in rows if row["reason"] == "label and weak model 99.0 m apart, 15 allowed"]
+    assert len(disputed) == plain.kept - len(held) > 0
+    assert all(row["split"] is None and row["row"] == -1 for row in disputed)
+
+
+def test_validation_blocks_lie_beside_training_and_test(tmp_path: Path) -> None:
+    splits = {"test_sites": ["b"], "block_m": 100, "test_share": 0.2, "val_share": 0.2}
+    build(forest_config(write_forests(tmp_path / "data"), splits=splits), tmp_path / "store")
+    rows = read_index(tmp_path / "store").to_pylist()
+    kept = [row for row in rows if row["decision"] == "keep"]
+    ground = {
+        split: shapely.unary_union([shapely.from_wkb(row["geometry"]) for row in kept if row["split"] == split])
+        for split in ("train", "val", "test")
+    }
+    # One chip is 32 m: about 0.00029 degrees of latitude, and more of longitude.
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        assert ground[one].area > 0 and ground[one].distance(ground[other]) > 0.00028
+    store = ChipStore.open(tmp_path / "store")
+    assert len(HeightChips(store, "val")) == sum(row["split"] == "val" for row in kept)
 
 
 @pytest.mark.slow
