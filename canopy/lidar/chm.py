@@ -32,6 +32,7 @@ MAX_GROUND_GAP_M = 50.0
 CLASSIFIED_SHARE = 0.01
 """A cloud with fewer ground returns than this is not a classified one."""
 _NORMALISED_M, _NORMALISED_SHARE = 0.1, 0.98
+_QUALITY_BANDS = {"return_density": "1/m2", "ground_gap": "m"}
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,10 @@ def build_chm(
     lattice = Lattice(CRS(target.to_wkt()), resolution_m)
     tell = _counting(report, 2 * sum(cloud.point_count for cloud in opened))
     window = _window(opened, target, lattice)
-    lows = _Ground.empty(window.height * window.width)
-    for returns, cell in _cells(opened, target, lattice, window):
-        lows.add(cell, returns, resolution_m)
-        tell(returns.read_count)
+    lows = _lows(opened, target, lattice, window, tell)
     terrain = _terrain(lows, window, resolution_m, ground)
     columns = _columns(opened, target, lattice, terrain, tell)
-    core = terrain.window.slices_in(window)
-    density = lows.count.reshape(window.shape)[core] / resolution_m**2
+    density = lows.count.reshape(window.shape)[terrain.window.slices_in(window)] / resolution_m**2
     heights = canopy_surface(columns, terrain.window.shape, resolution_m)
     heights[terrain.gap_m > MAX_GROUND_GAP_M] = np.nan
     made = _summary(out, opened, lows, density, terrain.method, heights)
@@ -146,8 +143,7 @@ def build_chm(
         elevation = np.where(terrain.gap_m > MAX_GROUND_GAP_M, np.nan, terrain.elevation_m)
         _write(ground_out, [elevation], geobox, {"ground_elevation": "m"}, tags)
     if quality:
-        bands = {"return_density": "1/m2", "ground_gap": "m"}
-        _write(_quality_path(out), [density, terrain.gap_m], geobox, bands, tags)
+        _write(_quality_path(out), [density, terrain.gap_m], geobox, _QUALITY_BANDS, tags)
     _write(out, [heights], geobox, {BANDS[0]: "m"}, tags)
     return made
 
@@ -161,6 +157,8 @@ def _check(clouds: Sequence[Path], outputs: Sequence[Path], resolution_m: float,
         raise LidarError(f"--ground {ground}: one of {', '.join(METHODS)} expected")
     if not RESOLUTIONS_M[0] <= resolution_m <= RESOLUTIONS_M[1]:
         raise LidarError(f"--resolution {resolution_m:g}: {RESOLUTIONS_M[0]:g} to {RESOLUTIONS_M[1]:g} m expected")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise OutputError(f"{outputs[0]} is named for two outputs: name another for each")
     for path in outputs:
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists: name another output or pass --overwrite")
@@ -258,6 +256,16 @@ def _filtered(lows: _Ground, window: PixelWindow, core: _Core, cell_m: float) ->
     lowest_mm = lows.lowest_mm.reshape(window.shape)[core]
     lowest_m = np.where(np.isinf(lowest_mm), np.nan, lowest_mm / 1000)
     return np.where(find_ground(lowest_m, cell_m), lowest_m, np.nan)
+
+
+def _lows(
+    opened: Sequence[Cloud], target: pyproj.CRS, lattice: Lattice, window: PixelWindow, tell: Callable[[int], None]
+) -> _Ground:
+    lows = _Ground.empty(window.height * window.width)
+    for returns, cell in _cells(opened, target, lattice, window):
+        lows.add(cell, returns, lattice.resolution)
+        tell(returns.read_count)
+    return lows
 
 
 def _columns(

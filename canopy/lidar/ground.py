@@ -16,6 +16,7 @@ THRESHOLD_M = 0.5
 SLOPE_SCALING = 1.25
 
 _PIT_M, _OUTLIER_M = 5.0, 4.0
+_TREND_M = 10.0
 _COMPANY_M, _COMPANY_SHARE = 40.0, 0.008
 _SWEEPS = 12
 
@@ -52,7 +53,8 @@ def low_outliers(lowest_m: Cells, cell_m: float) -> Mask:
     """Lone cells far below what is around them, as multiple reflections leave.
 
     Pingel et al. (2013) drop cells that a closing lifts much. Ground seen through gaps in a dense canopy is lifted
-    too, but it is seen again and again: a cell stays where 0.8 % of the cells within 40 m reach as low.
+    too, but it is seen again and again: a cell stays where 0.8 % of the cells within 40 m reach as low, the slope
+    of the land taken away.
 
     Args:
         lowest_m: (H, W) elevation of the lowest return in each cell, metres, NaN without one.
@@ -60,8 +62,33 @@ def low_outliers(lowest_m: Cells, cell_m: float) -> Mask:
     """
     size = max(1, round(1 / cell_m))
     low = _block_minimum(lowest_m, size)
-    floor = np.where(_lone_pits(low, cell_m * size), low + _OUTLIER_M, -np.inf)
+    lone = _lone_pits(low - _trend(low, cell_m * size), cell_m * size)
+    floor = np.where(lone, low + _OUTLIER_M, -np.inf)
     return np.asarray(lowest_m <= _repeated(floor, size, lowest_m.shape))
+
+
+def _trend(low: Cells, cell_m: float) -> Cells:
+    """The slope of the land: in blocks of 10 m, planes fitted to the means of the blocks within 40 m.
+
+    Canopy and ground are one here; what matters is that noise weighs little.
+    """
+    size, reach = max(1, round(_TREND_M / cell_m)), round(_COMPANY_M / _TREND_M)
+    mean = _block_mean(low, size)
+    known, offsets = (~np.isnan(mean)).astype(np.float64), np.arange(-reach, reach + 1.0)
+
+    def moment(values: Cells, row: int, col: int) -> Cells:
+        down = ndimage.correlate1d(values, offsets**row, axis=0, mode="constant")
+        return np.asarray(ndimage.correlate1d(down, offsets**col, axis=1, mode="constant"))
+
+    powers = ((0, 0), (1, 0), (0, 1))
+    normal = np.stack([np.stack([moment(known, a + c, b + d) for c, d in powers], -1) for a, b in powers], -2)
+    right = np.stack([moment(np.nan_to_num(mean), a, b) for a, b in powers], -1)
+    # A plane through too few blocks is level.
+    planes = np.linalg.solve(normal + np.diag([1e-9, 1e-6, 1e-6]), right[..., None])[..., 0]
+    level, south, east = np.moveaxis(planes, -1, 0)
+    rows, cols = (((np.arange(side) % size + 0.5) / size - 0.5) for side in low.shape)
+    parts = (_repeated(part, size, low.shape) for part in (level, south, east))
+    return np.asarray(next(parts) + next(parts) * rows[:, None] + next(parts) * cols)
 
 
 def _lone_pits(low: Cells, cell_m: float) -> Mask:
@@ -99,7 +126,7 @@ def fill_gaps(values: Cells) -> Cells:
         return values
     if max(values.shape) <= 2:
         return np.where(unknown, np.nanmean(values), values)
-    coarse = fill_gaps(_halved(values))
+    coarse = fill_gaps(_block_mean(values, 2))
     filled = np.where(unknown, _doubled(coarse, values.shape), values)
     rows, cols = np.nonzero(unknown)
     north, south = np.maximum(rows - 1, 0), np.minimum(rows + 1, values.shape[0] - 1)
@@ -136,12 +163,12 @@ def _repeated(blocks: Cells, size: int, shape: tuple[int, ...]) -> Cells:
     return np.repeat(np.repeat(blocks, size, axis=0), size, axis=1)[: shape[0], : shape[1]]
 
 
-def _halved(values: Cells) -> Cells:
-    """Means of the known cells in blocks of 2 x 2."""
-    height, width = (side + side % 2 for side in values.shape)
+def _block_mean(values: Cells, size: int) -> Cells:
+    """Mean of the known values in blocks of `size` cells, NaN without one."""
+    height, width = (-(-side // size) * size for side in values.shape)
     wide = np.full((height, width), np.nan)
     wide[: values.shape[0], : values.shape[1]] = values
-    blocks = wide.reshape(height // 2, 2, width // 2, 2)
+    blocks = wide.reshape(height // size, size, width // size, size)
     known = ~np.isnan(blocks)
     count = known.sum(axis=(1, 3))
     total = np.where(known, blocks, 0).sum(axis=(1, 3))

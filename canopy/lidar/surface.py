@@ -100,17 +100,31 @@ def strings(layers: NDArray[np.uint64], cell_m: float) -> Mask:
     lone = (highest >= np.uint64(1 << 4)) & (layers & _under(highest) == 0)
     found = np.zeros(layers.shape, bool)
     for number, span in enumerate(ndimage.find_objects(parts), start=1):
-        if max(s.stop - s.start for s in span) * cell_m < _STRING_LENGTH_M:
+        # The parts are wider than their cells by one on each side.
+        if np.hypot(*(s.stop - s.start for s in span)) * cell_m < _STRING_LENGTH_M:
             continue
-        wire = narrow[span] & (parts[span] == number)
-        found[span] |= wire
-        _draw_on(found, np.argwhere(wire) + [s.start for s in span], level, lone, cell_m)
+        cells = np.argwhere(narrow[span] & (parts[span] == number)) + [s.start for s in span]
+        along = _direction(cells)
+        if (np.ptp(cells @ along) + 3) * cell_m >= _STRING_LENGTH_M:
+            found[cells[:, 0], cells[:, 1]] = True
+            _draw_on(found, cells, along, level, lone, cell_m)
     return found
 
 
-def _draw_on(found: Mask, cells: NDArray[np.int64], level: NDArray[np.int64], lone: Mask, cell_m: float) -> None:
+def _direction(cells: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Unit vector (2,) along which cells (n, 2) extend most."""
+    return np.asarray(np.linalg.eigh(np.cov(cells.T, bias=True))[1][:, -1])
+
+
+def _draw_on(
+    found: Mask,
+    cells: NDArray[np.int64],
+    along: NDArray[np.float64],
+    level: NDArray[np.int64],
+    lone: Mask,
+    cell_m: float,
+) -> None:
     """Add to `found` the lone returns on the straight line of a wire's cells, to 10 m beyond its ends."""
-    along = np.linalg.svd(cells - cells.mean(axis=0), full_matrices=False)[2][0]
     lateral = np.array([-along[1], along[0]])
     middle = lateral * (cells @ lateral).mean() + along * ((cells @ along).min() + (cells @ along).max()) / 2
     spread, levels = np.abs((cells - middle) @ lateral).max(), level[cells[:, 0], cells[:, 1]]
@@ -121,9 +135,8 @@ def _draw_on(found: Mask, cells: NDArray[np.int64], level: NDArray[np.int64], lo
     last = np.ceil(middle + reach * np.abs(along) + spread + 2).astype(int)
     near = np.argwhere(lone[first[0] : last[0], first[1] : last[1]]) + first
     at = level[near[:, 0], near[:, 1]]
-    chosen = near[
-        (np.abs((near - middle) @ lateral) <= spread + 0.5) & (at >= levels.min() - 1) & (at <= levels.max() + 1)
-    ]
+    on_line = (np.abs((near - middle) @ lateral) <= spread + 0.5) & (np.abs((near - middle) @ along) <= reach)
+    chosen = near[on_line & (at >= levels.min() - 1) & (at <= levels.max() + 1)]
     found[chosen[:, 0], chosen[:, 1]] = True
 
 

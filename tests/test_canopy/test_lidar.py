@@ -380,6 +380,8 @@ def test_outputs_are_never_lost(cloud: Path, tmp_path: Path) -> None:
     assert kept.read_text() == "mine"
     with pytest.raises(OutputError, match="no folder"):
         build_chm([cloud], tmp_path / "nowhere" / "chm.tif")
+    with pytest.raises(OutputError, match="two outputs"):
+        build_chm([cloud], tmp_path / "new.tif", ground_out=tmp_path / "new.tif")
     for options in ({"ground": "best"}, {"resolution_m": 0.01}, {"crs": "EPSG:0"}):
         with pytest.raises(CanopyError):
             build_chm([cloud], tmp_path / "new.tif", **options)
@@ -463,6 +465,40 @@ def test_low_noise_is_told_from_ground_seen_through_a_gap() -> None:
     lowest[::9, ::9] = 100.0
     lowest[31, 31] = 80.0
     assert np.argwhere(low_outliers(lowest, 1.0)).tolist() == [[31, 31]]
+
+
+@pytest.mark.parametrize("cell_m", [0.5, 1.0, 2.0])
+def test_low_noise_is_found_at_borders_and_at_every_resolution(cell_m: float) -> None:
+    """On a steep slope with a ditch, a third of the cells without returns."""
+    rng, side = np.random.default_rng(2), round(120 / cell_m)
+    rows, cols = np.indices((side, side)) * cell_m
+    lowest = 300 + 0.8 * cols - 0.3 * rows
+    lowest[np.abs(rows - cols - 30) < 3] -= 6
+    lowest[rng.random(lowest.shape) < 0.3] = np.nan
+    noise = np.zeros(lowest.shape, bool)
+    at = np.array([[3, 3], [13, 4], [60, 70], [100, 20], [40, 118]])
+    noise[tuple((at / cell_m).astype(int).T)] = True
+    lowest[noise] = (300 + 0.8 * cols - 0.3 * rows)[noise] - 25
+    np.testing.assert_array_equal(low_outliers(lowest, cell_m), noise)
+
+
+@pytest.mark.parametrize("turn", [0, 20, 45])
+def test_a_wire_is_followed_past_a_crown(turn: int) -> None:
+    """40 m of wire at 12 m, touching a crown 14 m high and 10 m wide half way; the crown stays."""
+    columns, shape = Columns.empty(80 * 80), (80, 80)
+    rows, cols = np.indices(shape)
+    ground = np.zeros(80 * 80, np.int32)
+    columns.add(np.arange(80 * 80), ground)
+    crown = np.hypot(rows - 46, cols - 40) < 5.5
+    for height_mm in (4000, 8000, 14000):
+        columns.add(np.flatnonzero(crown), np.full(crown.sum(), height_mm, np.int32))
+    along = np.arange(-20, 20, 0.4)
+    wire_row = np.rint(40 + along * np.sin(np.radians(turn))).astype(int)
+    wire_col = np.rint(40 + along * np.cos(np.radians(turn))).astype(int)
+    columns.add(wire_row * 80 + wire_col, np.full(along.size, 12_000, np.int32))
+    made = canopy_surface(columns, shape, 1.0)
+    assert (made[crown] == 14).all()
+    assert made[~crown].max() == 0
 
 
 def test_columns_do_not_depend_on_the_order_of_returns() -> None:
