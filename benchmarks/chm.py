@@ -3,7 +3,7 @@
     python benchmarks/chm.py                             # autzen_west_feet.laz of ../shared/data
     python benchmarks/chm.py cloud.laz
 
-Each run is a process of its own. On a shared machine CPU time is the one to compare: wall time holds other people's work. The grown cloud is the same one four times, side by side, in one file.
+Each run is a process of its own. On a shared machine CPU time is the one to compare: wall time holds the work of others. The grown cloud is the same one four times, side by side, in one file.
 """
 
 import argparse
@@ -47,18 +47,17 @@ def main() -> None:
         one = measure(cloud, Path(folder))
         four = measure(tile_four(cloud, Path(folder) / "four.laz"), Path(folder))
     for name, run in (("once", one), ("four times", four)):
-        rate, cpu_rate = (run["points"] / run[name] / count for name, count in (("wall_s", cores), ("cpu_s", 1)))
         print(
             f"{name:10s}  {run['points']:>11,.0f} points  {run['wall_s']:6.1f} s wall  {run['cpu_s']:6.1f} s CPU  "
-            f"{rate:>9,.0f} points/s and core of {cores}  {cpu_rate:>9,.0f} points/s of CPU  peak {run['peak_gb']:.2f} GB"
+            f"{run['points'] / run['wall_s'] / cores:>9,.0f} points/s and core of {cores}  peak {run['peak_gb']:.2f} GB"
         )
-    ratio = four["wall_s"] / one["wall_s"]
-    print(f"ratio       {ratio:.2f} wall  {four['cpu_s'] / one['cpu_s']:.2f} CPU")
-    fast, small = one["points"] / one["wall_s"] / cores >= RATE, max(one["peak_gb"], four["peak_gb"]) < PEAK_GB
+    wall, cpu = (four[clock] / one[clock] for clock in ("wall_s", "cpu_s"))
+    print(f"ratio       {wall:.2f} wall  {cpu:.2f} CPU")
     for held, target in (
-        (fast, f"{RATE:,} points/s and core"),
-        (small, f"under {PEAK_GB:g} GB"),
-        (ratio <= RATIO, f"at most {RATIO} times as long"),
+        (one["points"] / one["wall_s"] / cores >= RATE, f"{RATE:,} points/s and core"),
+        (max(one["peak_gb"], four["peak_gb"]) < PEAK_GB, f"under {PEAK_GB:g} GB"),
+        (cpu <= RATIO, f"at most {RATIO} times as much CPU"),
+        (wall <= RATIO, f"at most {RATIO} times as long (only on a machine of one's own)"),
     ):
         print(f"{'holds ' if held else 'MISSED'}      {target}")
 

@@ -13,6 +13,7 @@ and the difference of the two terrains only.
 
 import argparse
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ def main() -> None:
     try:
         import CSF  # noqa: F401
 
-        filters |= {f"cloth, rigidness {n}": lambda points, n=n: cloth(points, n) for n in chosen.rigidness}
+        filters |= {f"cloth, rigidness {n}": functools.partial(cloth, rigidness=n) for n in chosen.rigidness}
     except ImportError:
         print("skipped cloth simulation: pip install cloth-simulation-filter")
     print(

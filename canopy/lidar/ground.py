@@ -92,7 +92,7 @@ def _trend(low: Cells, cell_m: float) -> Cells:
 
 
 def _lone_pits(low: Cells, cell_m: float) -> Mask:
-    size = 2 * max(1, round(_PIT_M / cell_m / 2)) + 1
+    size = 2 * max(2, round(_PIT_M / cell_m / 2)) + 1
     high = ndimage.maximum_filter(np.where(np.isnan(low), -np.inf, low), size=size, mode="nearest")
     lifted = ndimage.minimum_filter(np.where(np.isinf(high), np.inf, high), size=size, mode="nearest")
     reach = round(_COMPANY_M / cell_m)
