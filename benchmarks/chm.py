@@ -3,7 +3,8 @@
     python benchmarks/chm.py                             # autzen_west_feet.laz of ../shared/data
     python benchmarks/chm.py cloud.laz
 
-Each run is a process of its own. On a shared machine CPU time is the one to compare: wall time holds the work of others. The grown cloud is the same one four times, side by side, in one file.
+Each run is a process of its own. The grown cloud is the same one four times, side by side, in one file. On a shared
+machine CPU time is the one to compare: wall time holds the work of others.
 """
 
 import argparse
