@@ -165,7 +165,9 @@ def _scene(name: str, source: SourceConfig, root: Path, base: Path, image: Path)
     if source.clouds:
         clouds = tuple(sorted(root.glob(source.clouds.replace("{scene}", scene))))
         if not clouds:
-            raise DatasetError(f"source {name}: no point cloud at {root / source.clouds} for scene {scene}")
+            raise DatasetError(
+                f"source {name}: no point cloud at {root / source.clouds.replace('{scene}', scene)} for scene {scene}"
+            )
         return SceneFiles(name, scene, image, exclude=exclude, clouds=clouds)
     heights = image.parent / str(source.heights)
     if not heights.is_file():
