@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from canopy.errors import ModelError
+from tiles.files import replacing
 
 CARD_KEY = "canopy.card"
 BUNDLED = Path(__file__).parent / "weights"
@@ -36,7 +36,7 @@ class Architecture(_Frozen):
     fusion_channels: int = 64
     detail: str = ""
     """timm name of the convolutional network that hands the head detail finer than a patch, if any."""
-    detail_channels: int = Field(default=48, ge=0)
+    detail_channels: int = Field(default=48, gt=0)
 
 
 class HeightHead(_Frozen):
@@ -79,12 +79,8 @@ def save_bundle(path: Path, card: Card, weights: Mapping[str, np.ndarray]) -> No
         card: The model's card, into the header.
         weights: Arrays by parameter name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(dict(weights), temporary, metadata={CARD_KEY: card.model_dump_json()})
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(path)
+    with replacing(path) as draft:
+        save_file(dict(weights), draft, metadata={CARD_KEY: card.model_dump_json()})
 
 
 def read_card(path: Path) -> Card:

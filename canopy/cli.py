@@ -159,8 +159,8 @@ def evaluate(
         typer.echo(json.dumps(made.results if len(pred) > 1 else made.results[str(pred[0])]))
     else:
         print_table(made)
-        if page is not None:
-            typer.echo(str(page))
+    if page is not None:
+        typer.echo(str(page), err=as_json)
 
 
 @app.command()

@@ -67,12 +67,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     claim_run(run, config, resume)
     split = read_pairs(config.pairs)
     card = _card(config, split)
-    torch.manual_seed(config.loop.seed)
-    net = DPTHeights(card, drop_path=config.drop_path)
-    if config.detail_weights and net.detail is not None:
-        net.detail.load_features(config.detail_weights)
-    if config.start:
-        load_weights(net, read_bundle(config.start)[1], config.start)
+    net = _start(config, card)
     fit(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
         partial(height_loss, weights=config.loss),
@@ -84,6 +79,19 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         report=partial(print_entry, steps=config.loop.steps),
     )
     return run / "best.safetensors"
+
+
+def _start(config: TrainConfig, card: Card) -> DPTHeights:
+    """The network with the weights that training starts from."""
+    torch.manual_seed(config.loop.seed)
+    net = DPTHeights(card, drop_path=config.drop_path)
+    if config.detail_weights:
+        if net.detail is None:
+            raise TrainingError("detail_weights are given, but architecture.detail names no detail network")
+        net.detail.load_features(config.detail_weights)
+    if config.start:
+        load_weights(net, read_bundle(config.start)[1], config.start)
+    return net
 
 
 def claim_run(run: Path, config: Config, resume: bool) -> None:
@@ -210,6 +218,7 @@ def _card(config: TrainConfig, split: Split) -> Card:
         "pseudo_ha": _hectares(pseudo),
         "held_out_scenes": [scene.name for scene in split.test],
         "held_out_ha": _hectares(split.test),
+        "steps": read_card(config.start).training.get("steps", 0) if config.start else 0,
         "chips_per_step": config.batch * config.loop.accumulate,
         "seed": config.loop.seed,
     }
@@ -235,7 +244,7 @@ class _Evaluation:
     def __call__(self, net: nn.Module, step: int) -> dict[str, Any]:
         assert isinstance(net, DPTHeights)
         metrics = score(net, self._test) if self._test else {}
-        training = {**self._card.training, "steps": step + 1}
+        training = {**self._card.training, "steps": self._card.training["steps"] + step + 1}
         card = self._card.model_copy(update={"metrics": metrics, "training": training})
         weights = {name: _half(tensor) for name, tensor in net.state_dict().items()}
         save_bundle(self._run / "last.safetensors", card, weights)

@@ -66,11 +66,12 @@ def render(generator: np.random.Generator, ground: list[Array]) -> tuple[NDArray
         _real_ground(generator, ground) if ground and generator.random() < 0.4 else _noise_ground(generator)
     )
     colour, surface_m = _add_shrubs(generator, colour, surface_m)
-    trees = _plant(generator)
+    trees = _plant(generator, colour.mean(axis=(1, 2)))
     colour, surface_m = _add_crowns(generator, trees, colour, surface_m)
     light = _illuminate(generator, surface_m)
     lit = colour * light
     lit *= generator.uniform(0.25, 0.65) / np.quantile(lit, 0.85)
+    lit += generator.uniform(0, 0.08) * np.array([0.4, 0.7, 1.0], np.float32)[:, None, None]
     if generator.random() < 0.7:
         lit = _add_logs(generator, lit)
     fine = np.clip(lit + generator.normal(0, 0.01, lit.shape), 0, 1).astype(np.float32)
@@ -132,8 +133,8 @@ def _add_shrubs(generator: np.random.Generator, colour: Array, surface_m: Array)
     return mixed.astype(np.float32), surface_m + (cover * generator.uniform(0.2, 1.2)).astype(np.float32)
 
 
-def _plant(generator: np.random.Generator) -> Trees:
-    """Trees where a smooth field is high: from lone trees on a meadow to a closed stand."""
+def _plant(generator: np.random.Generator, ground: Array) -> Trees:
+    """Trees where a smooth field is high: from lone trees to a closed stand, some as green as the ground."""
     per_m2 = np.exp(generator.uniform(np.log(0.001), np.log(0.08)))
     field = _noise(generator, generator.uniform(30, 200)) + 0.8 * _noise(generator, generator.uniform(10, 40))
     chance = 1 / (1 + np.exp(-4 * (field - generator.uniform(-0.5, 1.5))))
@@ -150,6 +151,8 @@ def _plant(generator: np.random.Generator) -> Trees:
         [[0.12, 0.17, 0.09], [0.22, 0.25, 0.12], [0.30, 0.29, 0.16], [0.17, 0.24, 0.08], [0.25, 0.30, 0.18]]
     )
     base = palette[generator.integers(len(palette))] * generator.uniform(0.8, 1.4)
+    if generator.random() < 0.4:
+        base = ground * np.array([1, 1, 0.8]) * generator.uniform(0.5, 1.0)
     colour = base * np.exp(generator.normal(0, 0.12, (row.size, 1)) + generator.normal(0, 0.05, (row.size, 3)))
     dead = generator.random(row.size) < 0.03
     colour[dead] = (0.45, 0.43, 0.42)
@@ -185,7 +188,7 @@ def _add_crowns(generator: np.random.Generator, trees: Trees, colour: Array, sur
 
 
 def _illuminate(generator: np.random.Generator, surface_m: Array) -> Array:
-    """Light (3, n, n) on the surface: Lambert's sun, skylight, and shadows cast along the ground."""
+    """Light (3, n, n) on the surface: Lambert's sun, the blue of the sky, and shadows cast along the ground."""
     azimuth, elevation = generator.uniform(0, 2 * np.pi), np.deg2rad(generator.uniform(25, 70))
     toward = np.array([-np.cos(azimuth), np.sin(azimuth)])
     smooth = ndimage.gaussian_filter(surface_m, 1.2)
@@ -194,7 +197,8 @@ def _illuminate(generator: np.random.Generator, surface_m: Array) -> Array:
     facing = (np.sin(elevation) - np.cos(elevation) * (toward[0] * slope_row + toward[1] * slope_col)) / norm
     sun = np.clip(facing, 0, None) / np.sin(elevation)
     sunny = ndimage.gaussian_filter((~_shaded(surface_m, toward, np.tan(elevation))).astype(np.float32), 0.8)
-    sky = generator.uniform(0.10, 0.35) * np.array([0.85, 1.0, 1.3])
+    blue = generator.uniform(0.2, 1)
+    sky = generator.uniform(0.10, 0.35) * np.array([1 - 0.45 * blue, 1.0, 1 + 1.5 * blue])
     diffuse = 1 if generator.random() > 0.1 else 0.15
     return (sky[:, None, None] + diffuse * np.minimum(sun, 1.6) * sunny + (1 - diffuse) * 0.8).astype(np.float32)
 

@@ -140,5 +140,5 @@ def _plain(axes: Axes) -> None:
 
 def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=DPI, facecolor="white", bbox_inches="tight", metadata={"Software": None})
     return file.getvalue()

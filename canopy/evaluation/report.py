@@ -24,6 +24,7 @@ from canopy.evaluation.comparison import Comparison
 from canopy.evaluation.rasters import opened, readable
 from canopy.evaluation.table import COLUMNS, cell, class_cell
 from tiles.cog import file_sha256
+from tiles.files import replacing
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
@@ -193,9 +194,8 @@ def _section(number: int, name: str, figures: dict[str, bytes]) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_bytes(content)
-    draft.replace(path)
+    with replacing(path) as draft:
+        draft.write_bytes(content)
 
 
 def _text(value: object) -> str:

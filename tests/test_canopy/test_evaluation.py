@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import logging
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from rasterio import Affine
 from rasters import make_raster
 from scipy import ndimage
 
-from canopy.cli import main
 from canopy.errors import CanopyError, EvaluationError, RasterError
 from canopy.evaluation import height_metrics
 from canopy.evaluation.comparison import evaluate
@@ -335,27 +332,6 @@ def test_a_fault_is_one_line(tmp_path: Path, fault: str, reason: str) -> None:
         evaluate(**bad(tmp_path, fault))
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, EvaluationError | RasterError)
-
-
-@pytest.fixture
-def canopy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run the command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-        monkeypatch.setattr(sys, "argv", ["canopy", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-                signal.signal(number, handler)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def test_json_is_one_document(canopy, pair: tuple[Path, Path], tmp_path: Path) -> None:
