@@ -47,6 +47,17 @@ class HeightHead(_Frozen):
     spacing: Literal["sqrt"] = "sqrt"
 
 
+class HeightIntervals(_Frozen):
+    """How far the quantiles of the bins must be moved to hold nine heights of ten: conformal, by predicted height."""
+
+    height_m: tuple[float, ...]
+    """Predicted heights, rising, between which the offsets are linear."""
+    lower_m: tuple[float, ...]
+    """Taken off the 5th percentile at these heights."""
+    upper_m: tuple[float, ...]
+    """Added to the 95th."""
+
+
 class Card(_Frozen):
     """What a bundle says of itself: all that is needed to run it, and what is known of its quality."""
 
@@ -65,6 +76,8 @@ class Card(_Frozen):
     licence: str
     provisional: bool
     notes: str = ""
+    intervals: HeightIntervals | None = None
+    """Calibration of the 90 % interval, where it was fitted."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Data (sites, hectares, hash, licences), steps, seed, configuration."""
     metrics: dict[str, Any] = Field(default_factory=dict)

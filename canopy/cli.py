@@ -52,6 +52,8 @@ def predict(
         float | None, typer.Option(help="Cell size in units of the CRS (default: the model's GSD).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Add the 5th and 95th percentile.")] = False,
+    calibration: Annotated[Path | None, typer.Option(help="Calibration (JSON of canopy calibrate).")] = None,
     bands: Annotated[str | None, typer.Option(help="Red, green, blue bands, from 1: 3,2,1.")] = None,
     scale: Annotated[str | None, typer.Option(help="Values that mean 0 and 1: 0,2047.")] = None,
     imagery_datetime: Annotated[str | None, typer.Option(help="Acquisition date, or start/end.")] = None,
@@ -65,7 +67,8 @@ def predict(
     with _progress() as report:
         made = prediction.predict(
             aoi, imagery, model, out, crs=crs,
-            resolution=resolution, device=device, bands=_numbers("--bands", bands, int),
+            resolution=resolution, device=device, uncertainty=uncertainty, calibration=calibration,
+            bands=_numbers("--bands", bands, int),
             scale=_numbers("--scale", scale, float), imagery_datetime=imagery_datetime, overwrite=overwrite,
             force=force, report=report,
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """Dense prediction transformer: a timm ViT, the DPT decoder of segmentation-models-pytorch, a bin head."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,12 +79,29 @@ class DPTHeights(nn.Module):
 
     def height_m(self, image: Tensor) -> Tensor:
         """Heights: (B, 3, H, W) image in [0, 1] to (B, H, W) float32 metres; any H and W (padding is cropped)."""
+        return self.decoded(image, lambda logits: self.bins.height_m(logits)[:, None])[:, 0]
+
+    def decoded(self, image: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is decoded from the logits: (B, 3, H, W) image in [0, 1] to (B, K, H, W); any H and W.
+
+        Args:
+            image: Padded to whole patches; the padding is cropped.
+            decode: (B, bins, H / 2, W / 2) logits to (B, K, H / 2, W / 2).
+        """
         height, width = image.shape[-2:]
-        pad = (0, -width % MULTIPLE_PX, 0, -height % MULTIPLE_PX)
-        padded = F.pad(image, pad, mode="replicate") if any(pad) else image
-        half = self.bins.height_m(self(padded))
-        full = F.interpolate(half[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
-        return full[:, :height, :width]
+        full = F.interpolate(decode(self(_whole(image))), scale_factor=2, mode="bilinear", align_corners=False)
+        return full[..., :height, :width]
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """The encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
+        features, _ = self.dpt.encoder((_whole(image) - self.mean) / self.std)
+        return cast(Tensor, features[-1])
+
+
+def _whole(image: Tensor) -> Tensor:
+    """An image padded to whole patches."""
+    pad = (0, -image.shape[-1] % MULTIPLE_PX, 0, -image.shape[-2] % MULTIPLE_PX)
+    return F.pad(image, pad, mode="replicate") if any(pad) else image
 
 
 class Detail(nn.Module):
