@@ -78,6 +78,8 @@ class Card(_Frozen):
     notes: str = ""
     intervals: HeightIntervals | None = None
     """Calibration of the 90 % interval, where it was fitted."""
+    coverage: dict[str, Any] = Field(default_factory=dict)
+    """Share of held-out heights inside the interval and its width, by class of true height."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Data (sites, hectares, hash, licences), steps, seed, configuration."""
     metrics: dict[str, Any] = Field(default_factory=dict)

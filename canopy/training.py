@@ -15,7 +15,7 @@ from canopy.bundle import Card, HeightIntervals, read_bundle, read_card, save_bu
 from canopy.config import Config, LossWeights, PairsConfig, TrainConfig, dump_config, load_config
 from canopy.errors import TrainingError
 from canopy.evaluation import Heights, height_metrics
-from canopy.intervals import coverage, fit_intervals, raw_interval_m, widened
+from canopy.intervals import FEWEST_CELLS, coverage, fit_intervals, raw_interval_m, widened
 from canopy.loop import fit
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
@@ -154,12 +154,12 @@ def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
             where = np.s_[row // 2 : (row + chip_px) // 2, col // 2 : (col + chip_px) // 2]
             total[:, *where] += chip_m
             count[where] += 1
-    mean: Heights = total / count
+    mean: Heights = np.asarray(total / count, np.float32)
     return mean[:, : rows // 2, : cols // 2]
 
 
-def held_out_intervals(predictions: Predicted) -> tuple[HeightIntervals, dict[str, Any]]:
-    """The interval's calibration on all held-out ground, and its coverage.
+def held_out_intervals(predictions: Predicted) -> tuple[HeightIntervals | None, dict[str, Any]]:
+    """The interval's calibration on all held-out ground, and its coverage; None where that ground is too small.
 
     For the coverage, half of the ground, in squares of 64 m like those of a chessboard, tests what the other half
     calibrated, and the reverse.
@@ -167,9 +167,12 @@ def held_out_intervals(predictions: Predicted) -> tuple[HeightIntervals, dict[st
     raw = np.concatenate([made.reshape(3, -1) for _, made in predictions], axis=1)
     truth = np.concatenate([scene.height_m.ravel() for scene, _ in predictions])
     half = np.concatenate([_chessboard(scene, number) for number, (scene, _) in enumerate(predictions)])
+    if min((half & ~np.isnan(truth)).sum(), (~half & ~np.isnan(truth)).sum()) < FEWEST_CELLS:
+        return None, {}
     tested = np.empty_like(raw)
     for one in (True, False):
-        tested[:, half == one] = widened(raw[:, half == one], fit_intervals(raw[:, half != one], truth[half != one]))
+        here = half == one
+        tested[:, here] = widened(raw[:, here], fit_intervals(raw[:, ~here], truth[~here]))
     return fit_intervals(raw, truth), coverage(tested, truth)
 
 
@@ -275,11 +278,10 @@ class _Evaluation:
         assert isinstance(net, DPTHeights)
         predictions = [(scene, predict_scene(net, scene)) for scene in self._test]
         metrics = score(predictions) if predictions else {}
-        update: dict[str, Any] = {}
-        if predictions:
-            update["intervals"], metrics["intervals"] = held_out_intervals(predictions)
+        intervals, covered = held_out_intervals(predictions) if predictions else (None, {})
         training = {**self._card.training, "steps": self._card.training["steps"] + step + 1}
-        card = self._card.model_copy(update={**update, "metrics": metrics, "training": training})
+        update = {"metrics": metrics, "training": training, "intervals": intervals, "coverage": covered}
+        card = self._card.model_copy(update=update)
         weights = {name: _half(tensor) for name, tensor in net.state_dict().items()}
         save_bundle(self._run / "last.safetensors", card, weights)
         mae_m = metrics["all"]["mae_m"] if metrics else -float(step)
@@ -300,7 +302,7 @@ def print_entry(entry: dict[str, Any], steps: int) -> None:
     if "warning" in entry:
         print(f"step {done}/{steps}  {entry['warning']}", file=sys.stderr, flush=True)
     if "metrics" in entry:
-        scores = {group: f"{m['mae_m']:.2f}" for group, m in entry["metrics"].items() if "mae_m" in m}
+        scores = {group: f"{m['mae_m']:.2f}" for group, m in entry["metrics"].items()}
         print(f"step {done}/{steps}  held-out MAE [m] {scores}", file=sys.stderr, flush=True)
     elif "loss" in entry and done % 20 == 0:
         left = (steps - done) * entry["seconds"] / 60
