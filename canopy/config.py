@@ -224,6 +224,18 @@ def load_config(path: Path, kind: type[ConfigT], overrides: tuple[str, ...] = ()
     return parse(kind, tree, str(path))
 
 
+def parse_overrides(kind: type[ConfigT], overrides: tuple[str, ...]) -> ConfigT:
+    """A configuration of defaults and ``a.b=value`` strings.
+
+    Raises:
+        ConfigError: An unknown key or a value out of range.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _set(tree, override)
+    return parse(kind, tree, "--set")
+
+
 def parse(kind: type[ConfigT], tree: dict[str, Any], origin: str) -> ConfigT:
     """Validate a tree of settings; the first fault becomes one line.
 

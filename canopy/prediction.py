@@ -38,6 +38,7 @@ from canopy.progress import Progress
 from tiles.aoi import read_aoi, to_crs
 from tiles.blend import ChipLattice
 from tiles.cog import BANDS, UNCERTAINTY_BANDS, assemble, tile_is_committed, validate, write_tile
+from tiles.files import require_new
 from tiles.grid import Lattice, PixelWindow, Tile, TileGrid, rasterize
 from tiles.regrid import MARGIN_PX, Regridder
 from tiles.stac import acquisition_times, height_item, write_item
@@ -188,8 +189,7 @@ def predict(
     """
     area = aoi if isinstance(aoi, Geometry) else read_aoi(aoi)
     path = _output_path(aoi, out)
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists: name another output or pass --overwrite")
+    require_new(path, overwrite)
     source = _open(imagery, area, bands, scale, imagery_datetime)
     network = load_model(model, device) if isinstance(model, str | Path) else model
     fitted = read_calibration(Path(calibration)) if isinstance(calibration, str | Path) else calibration

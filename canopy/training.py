@@ -154,8 +154,7 @@ def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
             where = np.s_[row // 2 : (row + chip_px) // 2, col // 2 : (col + chip_px) // 2]
             total[:, *where] += chip_m
             count[where] += 1
-    mean: Heights = np.asarray(total / count, np.float32)
-    return mean[:, : rows // 2, : cols // 2]
+    return (total / count)[:, : rows // 2, : cols // 2].astype(np.float32)
 
 
 def held_out_intervals(predictions: Predicted) -> tuple[HeightIntervals | None, dict[str, Any]]:
@@ -179,7 +178,7 @@ def held_out_intervals(predictions: Predicted) -> tuple[HeightIntervals | None, 
 def _chessboard(scene: Scene, number: int) -> np.ndarray:
     side = max(1, round(INTERVAL_BLOCK_M / scene.cell_m))
     row, col = np.indices(scene.height_m.shape) // side
-    return ((row + col + number) % 2 == 0).ravel()
+    return np.asarray((row + col + number) % 2 == 0).ravel()
 
 
 INTERVAL_BLOCK_M = 64

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from tiles.errors import OutputError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -55,3 +57,13 @@ def removed_on_error(*paths: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 path.unlink()
         raise
+
+
+def require_new(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file that nobody said may be replaced.
+
+    Raises:
+        OutputError: `path` exists.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists: name another output or pass --overwrite")

@@ -15,6 +15,7 @@ from canopy.calibration.curves import Calibration
 from canopy.errors import CalibrationError, OutputError, RasterError
 from canopy.progress import Progress
 from tiles.cog import BANDS, UNCERTAINTY_BANDS, assemble, validate, write_tile
+from tiles.files import require_new
 
 TILE_PX = 2048
 _TAG = "CANOPY_CALIBRATION"
@@ -69,8 +70,7 @@ def calibrate_map(
         RasterError: `path` is not a height map.
         OutputError: `out` exists or cannot be written.
     """
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists: name another output or pass --overwrite")
+    require_new(out, overwrite)
     if calibration.features is not None:
         raise CalibrationError("this calibration reads the encoder's features: apply it with canopy predict")
     try:
@@ -86,7 +86,7 @@ def calibrate_map(
                 here = geobox[window.toslices()]
                 write_tile(tile, apply_to_bands(calibration, values, here), here, plan="calibrate")
                 members.append((tile, int(window.row_off), int(window.col_off)))
-                report(Progress(number, len(windows), 0, 0))
+                report(Progress(number, len(windows), number, len(windows)))
             draft = Path(folder) / "map.tif"
             assemble(members, draft, geobox, bands, {**tags, **calibration_tags(calibration)})
             if problems := validate(draft):
