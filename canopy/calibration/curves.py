@@ -1,6 +1,6 @@
 """What a calibration does to a height: a rising curve, a gain that varies over the land, and what it reads besides.
 
-    calibrated = gain * curve((1 - upper) * height + upper * p95)
+    calibrated = gain * curve(height + upper * max(0, p95 - max(height, 2 m)))
 
 The curve goes through the origin, so ground stays ground unless the model itself holds a tall canopy possible there
 (`upper` > 0): a map's zeros are either meadows or forest that it missed, and its height alone cannot tell which.
@@ -24,6 +24,7 @@ from tiles.files import replacing
 Array = NDArray[np.floating[Any]]
 Kind = Literal["identity", "percentile", "linear", "isotonic", "quantile", "local", "features"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+TREE_M = 2.0
 LIMIT = math.log(2.0)
 """A gain lies between a half and two."""
 
@@ -93,7 +94,7 @@ class Calibration(_Frozen):
 
     Attributes:
         knots_m: (map height, calibrated height) from (0, 0) on, both never falling; beyond the last, its ratio.
-        upper: Weight of the map's 95th percentile against its height, in [0, 1).
+        upper: Share of the way from the height to its 95th percentile, in [0, 1).
         fit: On what it was fitted, and the table of methods before and after.
     """
 
@@ -140,7 +141,7 @@ class Calibration(_Frozen):
         """
         if self.upper > 0 and p95_m is None:
             raise CalibrationError("this calibration reads canopy_height_p95: map with --uncertainty")
-        seen = height_m if p95_m is None else (1 - self.upper) * height_m + self.upper * p95_m
+        seen = height_m if p95_m is None else raised_m(height_m, p95_m, self.upper)
         x, y = np.array(self.knots_m).T
         seen = np.asarray(seen, np.float64)
         curved = np.where(seen > x[-1], seen * (y[-1] / x[-1]), np.interp(seen, x, y))
@@ -155,6 +156,12 @@ class Calibration(_Frozen):
         """
         p95_m = bands_m[2] if len(bands_m) == 3 else None
         return np.stack([self.apply(band, p95_m=p95_m, log_gain=log_gain) for band in bands_m])
+
+
+def raised_m(height_m: Array, p95_m: Array, upper: float) -> Array:
+    """Heights moved toward their 95th percentile where that is a tree's; monotone in `height_m`."""
+    raised: Array = height_m + upper * np.maximum(0, p95_m - np.maximum(height_m, TREE_M))
+    return raised
 
 
 IDENTITY = Calibration(kind="identity", knots_m=((0, 0), (1, 1)))

@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from scipy.optimize import isotonic_regression
 
-from canopy.calibration.curves import IDENTITY, LIMIT, Calibration, FeatureGain, GainGrid
+from canopy.calibration.curves import IDENTITY, LIMIT, TREE_M, Calibration, FeatureGain, GainGrid, raised_m
 from canopy.errors import CalibrationError
 
 Floats = NDArray[np.float64]
 Fit = Callable[["Footprints"], Calibration]
 
 FLOOR_M = 3.0
-TREE_M = 2.0
 FEWEST_SHOTS, FEWEST_BLOCKS, FOLDS = 50, 5, 5
-UPPER = (0.25, 0.5, 0.75)
+UPPER = (0.25, 0.5, 0.75, 0.95)
 REPLICATES = 1000
 KNOTS = 16
 TIE = 0.01
@@ -78,7 +77,7 @@ class Footprints:
 
     def seen_m(self, upper: float) -> Floats:
         """What the curve of a calibration reads."""
-        return self.map_m if self.upper_m is None else (1 - upper) * self.map_m + upper * self.upper_m
+        return self.map_m if self.upper_m is None else raised_m(self.map_m, self.upper_m, upper)
 
     @cached_property
     def _sorted(self) -> "Footprints":
@@ -231,14 +230,14 @@ def _percentile(shots: Footprints) -> Calibration:
 
 
 def _linear(shots: Footprints, upper: float) -> Calibration:
-    """A + b h above the height of trees, by least squares; from there straight to the origin."""
+    """Offset and slope for trees, by least squares; ground below them stays."""
     seen, lidar = _trees(shots, upper)
     slope, offset = np.polyfit(seen, lidar, 1) if len(np.unique(seen)) > 1 else (1.0, 0.0)
     slope = max(0.0, float(slope))
     offset = float(lidar.mean() - slope * seen.mean()) if slope == 0 else float(offset)
     far = max(60.0, float(seen.max(initial=0)))
-    knots = [(0.0, 0.0), (TREE_M, offset + slope * TREE_M), (far, offset + slope * far)]
-    return Calibration(kind="linear", knots_m=_rising(knots), upper=upper)
+    points = [(x, offset + slope * x) for x in (2 * TREE_M, far)]
+    return Calibration(kind="linear", knots_m=_rising(points), upper=upper)
 
 
 def _isotonic(shots: Footprints, upper: float) -> Calibration:
@@ -310,13 +309,16 @@ def _thinned(x: Floats, y: Floats) -> tuple[tuple[float, float], ...]:
         return IDENTITY.knots_m
     groups = [group for group in np.array_split(np.arange(len(x)), min(KNOTS, len(x) // 5 or 1)) if len(group)]
     points = [(float(x[group].mean()), float(y[group].mean())) for group in groups]
-    return _rising([(0.0, 0.0), *points])
+    return _rising(points)
 
 
 def _rising(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """Knots whose first column rises and whose second does not fall."""
-    knots = [points[0]]
-    for x, y in points[1:]:
+    """Knots of a curve that leaves heights below trees as they are, rises with its points and never falls.
+
+    RH98 holds the tallest of a footprint and the width of the pulse; it says nothing of the height of grass.
+    """
+    knots = [(0.0, 0.0), (TREE_M, TREE_M)]
+    for x, y in points:
         if x > knots[-1][0] + 1e-6:
             knots.append((x, max(y, knots[-1][1])))
     return tuple(knots)

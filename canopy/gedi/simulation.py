@@ -87,7 +87,7 @@ def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -
             rh = rh + generator.normal(0, orbit.height_error_m, (len(rh), 1))
             seconds = number * 86400 + track + np.arange(len(x)) * 0.008
             orbit_number = 1 + 100 * number + track // len(BEAMS)
-            made = {"x": x, "y": y, "rh": rh, "cover": cover, "delta_time": 1e7 + seconds}
+            made: dict[str, NDArray[Any]] = {"x": x, "y": y, "rh": rh, "cover": cover, "delta_time": 1e7 + seconds}
             made["shot_number"] = _shot_numbers(orbit_number, BEAMS.index(name), len(x))
             beams[name].append({key: values[keep] for key, values in made.items()})
     joined = {name: {key: np.concatenate([p[key] for p in parts]) for key in parts[0]} for name, parts in beams.items()}

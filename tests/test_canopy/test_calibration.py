@@ -65,8 +65,8 @@ def test_curve_goes_through_its_knots_and_on_at_its_last_ratio() -> None:
 
 
 def test_the_upper_end_lifts_zeros_that_the_model_doubts_and_no_others() -> None:
-    made = Calibration(kind="quantile", knots_m=CURVE, upper=0.5).apply(np.zeros(2), p95_m=np.array([0.0, 16.0]))
-    np.testing.assert_allclose(made, [0, 3 + 27 * 6 / 18], rtol=1e-6)
+    made = Calibration(kind="quantile", knots_m=CURVE, upper=0.5).apply(np.zeros(3), p95_m=np.array([0, 1.9, 16]))
+    np.testing.assert_allclose(made, [0, 0, 3 + 27 * 5 / 18], rtol=1e-6)
 
 
 def test_gain_is_bilinear_between_its_points_and_constant_beyond() -> None:
