@@ -20,6 +20,13 @@ from scipy import ndimage
 from tiles.cog import UNCERTAINTY_BANDS, assemble, write_tile
 
 Array = NDArray[np.float32]
+TAGS = {
+    "CANOPY_MODEL": "none: distorted from a canopy height model",
+    "CANOPY_MODEL_SHA256": "0" * 64,
+    "CANOPY_IMAGERY": "none",
+    "CANOPY_ACQUISITION_DATETIME": "unknown",
+    "CANOPY_VERSION": "0",
+}
 
 
 def distorted(truth_m: Array, seed: int) -> Array:
@@ -35,6 +42,17 @@ def distorted(truth_m: Array, seed: int) -> Array:
     return np.stack([height_m, lower_m, np.maximum(upper_m, height_m)]).astype(np.float32)
 
 
+def write_map(chm: Path, out: Path, seed: int) -> None:
+    """Write the faulty map of a canopy height model."""
+    with rasterio.open(chm) as opened:
+        truth_m = opened.read(1, masked=True).filled(np.nan)
+        geobox = GeoBox(opened.shape, opened.transform, opened.crs.to_wkt())
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        tile = Path(folder) / "tile.tif"
+        write_tile(tile, distorted(truth_m, seed), geobox, plan="distort")
+        assemble([(tile, 0, 0)], out, geobox, UNCERTAINTY_BANDS, TAGS)
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,20 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    with rasterio.open(arguments.chm) as opened:
-        truth_m = opened.read(1, masked=True).filled(np.nan)
-        geobox = GeoBox(opened.shape, opened.transform, opened.crs.to_wkt())
-    tags = {
-        "CANOPY_MODEL": "none: distorted from a canopy height model",
-        "CANOPY_MODEL_SHA256": "0" * 64,
-        "CANOPY_IMAGERY": "none",
-        "CANOPY_ACQUISITION_DATETIME": "unknown",
-        "CANOPY_VERSION": "0",
-    }
-    with tempfile.TemporaryDirectory(dir=arguments.out.parent) as folder:
-        tile = Path(folder) / "tile.tif"
-        write_tile(tile, distorted(truth_m, arguments.seed), geobox, plan="distort")
-        assemble([(tile, 0, 0)], arguments.out, geobox, UNCERTAINTY_BANDS, tags)
+    write_map(arguments.chm, arguments.out, arguments.seed)
     print(arguments.out)
 
 

@@ -77,7 +77,7 @@ class Footprints:
 
     def seen_m(self, upper: float) -> Floats:
         """What the curve of a calibration reads."""
-        return self.map_m if self.upper_m is None else raised_m(self.map_m, self.upper_m, upper)
+        return self.map_m if self.upper_m is None else np.asarray(raised_m(self.map_m, self.upper_m, upper), np.float64)
 
     @cached_property
     def _sorted(self) -> "Footprints":

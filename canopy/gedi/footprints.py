@@ -1,6 +1,7 @@
 """What a map shows in each footprint: windows of any raster, in true metres on the ground."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,9 +32,11 @@ SIGMA_M = 6.25
 TREE_M = 2.0
 EDGE = (0.1, 0.9)
 """A footprint of which more than a tenth and less than nine tenths are trees holds a tree edge."""
-SIDE_PX = 1024
-AT_ONCE_CELLS = 4_000_000
+SIDE_PX = 2048
+AT_ONCE_CELLS = 1_000_000
 THREADS = 2
+CACHE_BYTES = 128 * 2**20
+"""GDAL's own default is a share of the machine's memory."""
 COLUMNS = ("mean", "p95", "p98", "cover", "unknown_share")
 _GEOD = Geod(ellps="WGS84")
 
@@ -87,8 +90,9 @@ def footprint_statistics(
         found[~inside, -1] = 1.0
         reach_m = radius_m if weighting == "disc" else 2 * radius_m
         groups = list(_groups(places, inside))
-        with ThreadPoolExecutor(THREADS) as pool:
-            work = pool.map(lambda members: _block(path, band, places, members, reach_m, weighting), groups)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ThreadPoolExecutor(THREADS) as pool:
+            source = _Source(path, band)
+            work = pool.map(lambda members: _block(source, places, members, reach_m, weighting), groups)
             for number, (members, made) in enumerate(zip(groups, work, strict=True), 1):
                 found[members] = made
                 if progress is not None:
@@ -141,44 +145,67 @@ def _groups(places: _Places, inside: NDArray[np.bool_]) -> Iterator[NDArray[np.i
 
 
 def _block(
-    path: Path, band: int, places: _Places, members: NDArray[np.intp], reach_m: float, weighting: Weighting
+    source: "_Source", places: _Places, members: NDArray[np.intp], reach_m: float, weighting: Weighting
 ) -> Floats:
     """Statistics (n, columns) of shots that lie close together; reads their ground once."""
-    reach = np.abs(np.linalg.inv(places.step[members])).sum(axis=2).max(axis=0) * reach_m
+    step = places.step[members]
+    reach = np.abs(np.linalg.inv(step)).sum(axis=2).max(axis=0) * reach_m
     reach_row, reach_col = (math.ceil(length) + 1 for length in reach)
     row, col = np.floor(places.row[members]).astype(int), np.floor(places.col[members]).astype(int)
     top, left = int(row.min()) - reach_row, int(col.min()) - reach_col
     height, width = int(row.max()) + reach_row + 1 - top, int(col.max()) + reach_col + 1 - left
-    with rasterio.open(path) as opened:
-        window = Window(left, top, width, height)
-        ground = opened.read(band, window=window, boundless=True, masked=True, fill_value=np.nan)
-    ground_m = np.ma.filled(ground.astype(np.float32), np.nan)
-    offsets = np.meshgrid(np.arange(-reach_row, reach_row + 1), np.arange(-reach_col, reach_col + 1), indexing="ij")
-    down, right = (axis.ravel() for axis in offsets)
+    ground_m = source.read(top, left, height, width).ravel()
+    down, right = np.meshgrid(np.arange(-reach_row, reach_row + 1), np.arange(-reach_col, reach_col + 1), indexing="ij")
+    near = (down / (reach[0] + 1)) ** 2 + (right / (reach[1] + 1)) ** 2 <= 1.1
+    down, right = down[near], right[near]
+    steps = down * width + right
+    # Squared metres of an offset: a quadratic form in rows and columns.
+    form = np.einsum("nij,nik->njk", step, step).astype(np.float32)
+    inside_row, inside_col = places.row[members] - row - 0.5, places.col[members] - col - 0.5
     made = np.empty((len(members), len(COLUMNS)))
-    chunk = max(1, AT_ONCE_CELLS // len(down))
+    chunk = max(1, AT_ONCE_CELLS // len(steps))
     for first in range(0, len(members), chunk):
         part = slice(first, first + chunk)
-        rows, cols = row[part, None] + down, col[part, None] + right
-        values = ground_m[rows - top, cols - left]
-        centre = np.stack([places.row[members[part]], places.col[members[part]]], axis=-1)[:, None]
-        away = np.stack([rows + 0.5, cols + 0.5], axis=-1) - centre
-        metres = np.einsum("nkp,nmp->nkm", away, places.step[members[part]])
-        squared = (metres**2).sum(axis=-1)
+        start = (row[part] - top) * width + col[part] - left
+        values = np.take(ground_m, start[:, None] + steps)
+        dr = (down - inside_row[part, None]).astype(np.float32)
+        dc = (right - inside_col[part, None]).astype(np.float32)
+        a, b, c = (form[part, k, m][:, None] for k, m in ((0, 0), (0, 1), (1, 1)))
+        squared = (a * dr + 2 * b * dc) * dr + c * dc * dc
         made[part] = (_disc if weighting == "disc" else _gaussian)(values, squared, reach_m)
     return made
 
 
-def _disc(values: NDArray[np.float32], squared: Floats, reach_m: float) -> Floats:
+class _Source:
+    """A band of a raster, read by several threads, each through its own handle; NaN where unknown or outside."""
+
+    def __init__(self, path: Path, band: int) -> None:
+        self._path, self._band = path, band
+        self._own = threading.local()
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.float32]:
+        """Heights (height, width) of a window that may leave the raster."""
+        if not hasattr(self._own, "dataset"):
+            self._own.dataset = rasterio.open(self._path)
+        dataset = self._own.dataset
+        row0, row1 = max(top, 0), min(top + height, dataset.height)
+        col0, col1 = max(left, 0), min(left + width, dataset.width)
+        ground = np.full((height, width), np.nan, np.float32)
+        part = dataset.read(self._band, window=Window(col0, row0, col1 - col0, row1 - row0), masked=True)
+        ground[row0 - top : row1 - top, col0 - left : col1 - left] = np.ma.filled(part.astype(np.float32), np.nan)
+        return ground
+
+
+def _disc(values: NDArray[np.float32], squared: NDArray[np.float32], reach_m: float) -> Floats:
     within = squared <= reach_m**2
     within[np.arange(len(within)), squared.argmin(axis=1)] = True
-    known = within & ~np.isnan(values)
-    count = known.sum(axis=1)
-    ordered = np.sort(np.where(known, values, np.float32(np.inf)), axis=1)
+    values = np.where(within, values, np.float32(np.nan))
+    ordered = np.sort(values, axis=1)  # NaN last
+    count = np.count_nonzero(~np.isnan(values), axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(known, values, 0).sum(axis=1, dtype=np.float64) / count
-        cover = (known & (values >= TREE_M)).sum(axis=1) / count
-        unknown = 1 - count / within.sum(axis=1)
+        mean = np.nansum(values, axis=1, dtype=np.float64) / count
+        cover = np.count_nonzero(values >= TREE_M, axis=1) / count
+        unknown = 1 - count / np.count_nonzero(within, axis=1)
     return np.stack([mean, _ranked(ordered, count, 0.95), _ranked(ordered, count, 0.98), cover, unknown], axis=1)
 
 
@@ -193,7 +220,7 @@ def _ranked(ordered: NDArray[np.float32], count: NDArray[np.int64], level: float
         return np.where(count > 0, low + (high - low) * (place - below), np.nan)
 
 
-def _gaussian(values: NDArray[np.float32], squared: Floats, reach_m: float) -> Floats:
+def _gaussian(values: NDArray[np.float32], squared: NDArray[np.float32], reach_m: float) -> Floats:
     sigma_m = SIGMA_M * reach_m / (2 * RADIUS_M)
     weight = np.where(squared <= reach_m**2, np.exp(-squared / (2 * sigma_m**2)), 0.0)
     total = weight.sum(axis=1)

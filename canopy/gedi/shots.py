@@ -227,8 +227,11 @@ def _clipped(shots: pd.DataFrame, aoi: "Geometry | None", start: datetime | None
     keep = np.ones(len(shots), bool)
     if aoi is not None:
         import shapely
+        from odc.geo.crs import CRS
 
-        area = aoi.to_crs("EPSG:4326").geom
+        from tiles.aoi import to_crs
+
+        area = to_crs(aoi, CRS("EPSG:4326")).geom
         shapely.prepare(area)
         keep &= shapely.contains_xy(area, shots["lon"], shots["lat"])
     for moment, after in ((start, True), (end, False)):

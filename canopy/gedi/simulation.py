@@ -90,12 +90,16 @@ def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -
             made: dict[str, NDArray[Any]] = {"x": x, "y": y, "rh": rh, "cover": cover, "delta_time": 1e7 + seconds}
             made["shot_number"] = _shot_numbers(orbit_number, BEAMS.index(name), len(x))
             beams[name].append({key: values[keep] for key, values in made.items()})
-    joined = {name: {key: np.concatenate([p[key] for p in parts]) for key in parts[0]} for name, parts in beams.items()}
+    joined = {name: _joined(parts) for name, parts in beams.items() if parts}
     count = sum(len(part["x"]) for part in joined.values())
     if count == 0:
         raise LidarError(f"no footprint lies whole on {path}: it is too small or unknown")
     write_l2a(out, joined, crs, generator)
     return count
+
+
+def _joined(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _shot_numbers(orbit: int, beam: int, count: int) -> NDArray[np.uint64]:
@@ -149,11 +153,12 @@ def waveforms(heights: Floats, transform: Any, x: Floats, y: Floats) -> tuple[Fl
         energy, _ = np.histogram(part, edges, weights=weight)
         wave = np.convolve(energy, _PULSE, mode="same")
         rising = np.cumsum(wave) / wave.sum()
-        rh[shot] = np.interp(np.linspace(0.005, 0.995, 101), rising, HEIGHTS_M)
+        rh[shot] = np.interp(_LEVELS, rising, HEIGHTS_M + 0.075)
         cover[shot] = energy[HEIGHTS_M >= 2].sum() / energy.sum()
     return rh, cover, keep
 
 
+_LEVELS = np.clip(np.arange(101) / 100, 0.005, 0.995)
 _AT = np.arange(-30, 31) * 0.15
 _PULSE = np.diff(0.5 * (1 + erf(np.append(_AT - 0.075, _AT[-1] + 0.075) / (PULSE_SIGMA_M * np.sqrt(2)))))
 
