@@ -179,7 +179,7 @@ def calibrate(
     """Fit a calibration of a height map to lidar shots, or apply one."""
     if (shots is None) == (apply is None):
         raise typer.BadParameter("give --shots to fit a calibration, or --apply to use one")
-    with show_progress(noun="step", unit="shots") as report:
+    with show_progress(noun="step", unit="steps") as report:
         if apply is not None:
             from canopy.calibration import calibrate_map, read_calibration
 

@@ -187,39 +187,41 @@ def _first_number(label: str) -> float:
 def _shift_search(
     pred: Path, held: "GeoDataFrame", points: pd.DataFrame, radius_m: float, report: Report
 ) -> dict[str, Any]:
-    """The shift of each track, and the error that it takes off the shots that did not choose it."""
+    """The shift of each track, and the error that it takes off the shots that did not choose it.
+
+    A track chooses by what the map should show for its shots if it erred everywhere as it does on the whole, so that
+    a map that is too low does not hide where the shots lie.
+    """
     offsets = [(east, north) for east in SHIFTS_M for north in SHIFTS_M]
     lidar_m = points["lidar_m"].to_numpy(np.float64)
-    errors = np.stack(
+    shown = np.stack(
         [
-            np.abs(_p98(pred, held, radius_m, offset, report, Progress(k, len(offsets), k, len(offsets))) - lidar_m)
+            _p98(pred, held, radius_m, offset, report, Progress(k, len(offsets), k, len(offsets)))
             for k, offset in enumerate(offsets, 1)
         ],
         axis=1,
     )
-    errors = np.where(np.isnan(errors), np.nanmax(errors), errors)
     still = offsets.index((0.0, 0.0))
-    tracks, before, after = {}, [], []
+    expected_m = np.interp(lidar_m, np.sort(lidar_m), np.sort(shown[:, still]))
+    apart = np.abs(shown - expected_m[:, None])
+    apart = np.where(np.isnan(apart), np.nanmax(apart), apart)
+    errors = np.abs(shown - lidar_m[:, None])
     orbit = (held["shot_number"].to_numpy() // np.uint64(10**13)).astype(str)
     names = np.char.add(np.char.add(orbit, " "), held["beam"].astype(str).to_numpy().astype(str))
+    tracks, before, after = {}, [], []
     for name in sorted(set(names)):
         members = np.flatnonzero(names == name)
         if len(members) < FEWEST_OF_TRACK:
             continue
-        odd = np.arange(len(members)) % 2 == 1
-        for chooser, other in ((members[odd], members[~odd]), (members[~odd], members[odd])):
-            best = int(errors[chooser].mean(axis=0).argmin())
+        for half in (0, 1):
+            chooser, other = members[half::2], members[1 - half :: 2]
+            best = int(apart[chooser].mean(axis=0).argmin())
             before.append(errors[other, still])
-            after.append(errors[other, best])
-        best = int(errors[members].mean(axis=0).argmin())
-        tracks[name] = {"east_m": offsets[best][0], "north_m": offsets[best][1], "n": len(members)}
-    if not tracks:
-        return {"tracks": {}, "mae_before_m": None, "mae_after_m": None}
-    return {
-        "tracks": tracks,
-        "mae_before_m": float(np.concatenate(before).mean()),
-        "mae_after_m": float(np.concatenate(after).mean()),
-    }
+            after.append(np.where(np.isnan(errors[other, best]), errors[other, still], errors[other, best]))
+        east, north = offsets[int(apart[members].mean(axis=0).argmin())]
+        tracks[str(name)] = {"east_m": east, "north_m": north, "n": len(members)}
+    means = [float(np.concatenate(part).mean()) if part else None for part in (before, after)]
+    return {"tracks": tracks, "mae_before_m": means[0], "mae_after_m": means[1]}
 
 
 def _p98(
