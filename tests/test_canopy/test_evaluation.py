@@ -372,3 +372,14 @@ def test_a_report_without_matplotlib_names_the_extra(
     assert code == 1
     assert "canopy-chm[plot]" in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_feet_of_a_compound_crs_are_converted(tmp_path: Path) -> None:
+    pred, truth = forest()
+    options = {"origin": ORIGIN, "resolution": 1.0, "dtype": "float32", "nodata": np.nan}
+    plain = make_raster(tmp_path / "p.tif", values=pred[None], crs="EPSG:32611", **options)
+    feet = make_raster(tmp_path / "t.tif", values=truth[None] / 0.3048, crs="EPSG:32611+8228", **options)
+    metres = make_raster(tmp_path / "m.tif", values=truth[None], crs="EPSG:32611+5703", **options)
+    made = [next(iter(evaluate([plain], path).results.values())) for path in (feet, metres)]
+    assert made[0]["mae_m"] == pytest.approx(made[1]["mae_m"], abs=1e-4)
+    assert made[0]["bias_m"] == pytest.approx(made[1]["bias_m"], abs=1e-4)
