@@ -9,7 +9,8 @@ from torch import Tensor
 
 from canopy.bundle import DEFAULT_MODEL, Card, find_bundle, read_bundle
 from canopy.errors import ModelError
-from canopy.models.dpt import DPTHeights
+from canopy.models.conversion import is_published, read_published
+from canopy.models.families import HeightNet, build_net
 
 
 class HeightModel(Protocol):
@@ -24,7 +25,7 @@ class HeightModel(Protocol):
 
 
 class CanopyModel:
-    """A height model read from a bundle, ready to predict.
+    """A height model of any family, ready to predict.
 
     Attributes:
         card: The bundle's card.
@@ -32,7 +33,7 @@ class CanopyModel:
         device: Where it runs.
     """
 
-    def __init__(self, card: Card, net: DPTHeights, sha256: str, device: torch.device) -> None:
+    def __init__(self, card: Card, net: HeightNet, sha256: str, device: torch.device) -> None:
         self.card, self.sha256, self.device = card, sha256, device
         self._net = net.to(device).eval().requires_grad_(False)
 
@@ -60,17 +61,17 @@ def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto") -> Canop
     """Read a model.
 
     Args:
-        model: Name of a bundled model, or path of a bundle.
+        model: Name of a bundled or fetched model, path of a bundle, or of a publisher's checkpoint as it came.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or any torch device.
 
     Raises:
-        ModelError: No such bundle, a damaged one, or weights that do not fit its card.
+        ModelError: No such model, a damaged one, or weights that do not fit its card.
     """
     path = find_bundle(model)
-    card, weights, sha256 = read_bundle(path)
+    card, weights, sha256 = read_published(path) if is_published(path) else read_bundle(path)
     if card.family == "encoder":
         raise ModelError(f"{path} holds an encoder alone: a height model, made from one by canopy train, is expected")
-    net = DPTHeights(card)
+    net = build_net(card)
     load_weights(net, weights, path)
     return CanopyModel(card, net, sha256, pick_device(device))
 
