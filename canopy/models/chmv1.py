@@ -1,5 +1,7 @@
 """CHMv1, the first global sub-metre map's network (Tolan et al. 2024): a DINOv2 ViT, a DPT head, linear bins."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
@@ -19,8 +21,10 @@ HIDDEN = 32
 
 
 class CHMv1(HeightNet):
-    """Encoder and head of CHMv1. The head is DPT's (Ranftl et al. 2021, section 3), with the class token projected
-    into every patch token; logits become weights by a rectifier and an offset, not by a softmax.
+    """Encoder and head of CHMv1.
+
+    The head is DPT's (Ranftl et al. 2021, section 3), with the class token projected into every patch token; logits
+    become weights by a rectifier and an offset, not by a softmax.
 
     Args:
         card: Architecture (`encoder_args` hold `embed_dim`, `depth`, `num_heads`), bins and normalisation.
@@ -85,7 +89,7 @@ class CHMv1(HeightNet):
         patches = self.encoder.patch_embed.proj(self.normalise(image))
         grid = patches.shape[-2:]
         placed = patches.flatten(2).mT + self._positions(*grid)
-        first = self.encoder.cls_token + self.encoder.pos_embed[:, :1]
+        first = cast(Tensor, self.encoder.cls_token) + cast(Tensor, self.encoder.pos_embed)[:, :1]
         tokens = torch.cat([first.expand(len(image), -1, -1), placed], dim=1)
         joined: list[Tensor] = []
         for index, block in enumerate(self.encoder.blocks[: self.taps[-1] + 1]):
@@ -93,16 +97,16 @@ class CHMv1(HeightNet):
             if index in self.taps:
                 both = torch.cat([tokens[:, 1:], tokens[:, :1].expand_as(tokens[:, 1:])], dim=-1)
                 mixed = F.gelu(self.readout[len(joined)](both))
-                joined.append(mixed.mT.unflatten(2, grid))
+                joined.append(mixed.mT.reshape(len(image), -1, *grid))
         return joined
 
     def _positions(self, rows: int, cols: int) -> Tensor:
         """Position embeddings on a grid: bicubic between the corners, not antialiased, as the checkpoints expect."""
-        learned = self.encoder.pos_embed[:, 1:]
+        learned = cast(Tensor, self.encoder.pos_embed)[:, 1:]
         side = TRAINED_PX // PATCH_PX
         if (rows, cols) == (side, side):
             return learned
-        square = learned.mT.unflatten(2, (side, side))
+        square = learned.mT.reshape(1, -1, side, side)
         return F.interpolate(square, size=(rows, cols), mode="bicubic", align_corners=True).flatten(2).mT
 
 

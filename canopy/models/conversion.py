@@ -16,7 +16,7 @@ from torch import Tensor
 
 from canopy import __version__
 from canopy.bundle import PUBLISHED_CONFIG, Architecture, Card, HeightHead, file_sha256, save_bundle
-from canopy.errors import ModelError
+from canopy.errors import ModelError, OutputError
 from canopy.models.depth import library_classes
 
 Weights = dict[str, np.ndarray]
@@ -67,7 +67,9 @@ def is_published(path: Path) -> bool:
     return path.is_dir() or path.suffix in (".pth", ".pt", ".ckpt")
 
 
-def convert(path: Path, out: Path, *, gsd_m: float | None = None, licence: str | None = None) -> Card:
+def convert(
+    path: Path, out: Path, *, gsd_m: float | None = None, licence: str | None = None, overwrite: bool = False
+) -> Card:
     """Write a publisher's checkpoint as a bundle, atomically.
 
     Args:
@@ -75,15 +77,19 @@ def convert(path: Path, out: Path, *, gsd_m: float | None = None, licence: str |
         out: The bundle.
         gsd_m: Ground sampling distance to feed the model at, if not the family's own.
         licence: Of the weights, if not the family's own.
+        overwrite: Replace an existing bundle.
 
     Returns:
         The bundle's card.
 
     Raises:
-        ModelError: The checkpoint is damaged or of no family we know, or `out` is not a bundle's name.
+        ModelError: The checkpoint is damaged or of no family we know.
+        OutputError: `out` exists, or is not a bundle's name.
     """
     if out.suffix != ".safetensors":
-        raise ModelError(f"bundle {out}: a name ending in .safetensors expected")
+        raise OutputError(f"bundle {out}: a name ending in .safetensors expected")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} exists: name another bundle or pass --overwrite")
     if not (path.is_file() or path.is_dir()):
         raise ModelError(f"no checkpoint at {path}")
     card, weights, _ = read_published(path)
@@ -106,9 +112,11 @@ def read_published(path: Path) -> tuple[Card, Weights, str]:
         return _read_library_folder(path)
     state = _load_state(path)
     if "backbone.cls_token" in state and "decode_head.conv_depth.head.4.weight" in state:
-        weights = _chmv1_weights(state)
         sha256 = file_sha256(path)
-        return _chmv1_card(path, state, sha256), weights, sha256
+        try:
+            return _chmv1_card(path, state, sha256), _chmv1_weights(state), sha256
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ModelError(f"{path} is a CHMv1 checkpoint, but not a whole one: {error!r}") from error
     first = ", ".join(list(state)[:3])
     raise ModelError(
         f"{path} is none of the checkpoints we know (first keys: {first}): CHMv1's SSL*.pth, or a folder with "
@@ -207,7 +215,7 @@ def _read_library_folder(path: Path) -> tuple[Card, Weights, str]:
         raise ModelError(
             f"{path / PUBLISHED_CONFIG}: model_type {config.get('model_type')!r}; {' or '.join(FAMILIES)} expected"
         )
-    config_class, model_class = library_classes(family)
+    model_class = library_classes(family)[1]
     try:
         net, loading = model_class.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
@@ -218,11 +226,11 @@ def _read_library_folder(path: Path) -> tuple[Card, Weights, str]:
     if faults:
         raise ModelError(f"{path}: weights do not fit {PUBLISHED_CONFIG}: {str(faults)[:300]}")
     mean, std = _library_normalisation(path, family)
-    head = (
-        HeightHead(bins=config_class.from_dict(config).number_output_channels, max_m=net.config.max_depth, spacing="mixlog")
-        if family == "chmv2"
-        else HeightHead(bins=1, max_m=SHARE_MAX_M, spacing="none")
-    )  # fmt: skip
+    if len(mean) != 3 or len(std) != 3:
+        raise ModelError(f"{path}: normalisation of {len(mean)} bands; red, green and blue expected")
+    head = HeightHead(bins=1, max_m=SHARE_MAX_M, spacing="none")
+    if family == "chmv2":
+        head = HeightHead(bins=net.config.number_output_channels, max_m=net.config.max_depth, spacing="mixlog")
     sha256 = hashlib.sha256()
     for part in sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors")):
         sha256.update(file_sha256(part).encode())

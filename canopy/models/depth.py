@@ -1,11 +1,9 @@
 """CHMv2 (Brandt et al. 2026) and Depth Any Canopy (Rege Cambrin et al. 2024), run by the transformers library."""
 
 import importlib
-import logging
-from contextlib import contextmanager
-from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from canopy.bundle import Card
@@ -48,7 +46,9 @@ class DepthHeights(HeightNet):
 
     def whole_height_m(self, image: Tensor) -> Tensor:
         """Heights of an image of whole patches: (B, 3, H, W) in [0, 1] to (B, H, W) float32 m."""
-        made: Tensor = self.net(pixel_values=self.normalise(image)).predicted_depth.float()
+        # one at a time on a CPU: over the bins of four CHMv2 chips the library would hold gigabytes
+        turns = self.normalise(image).split(1 if image.device.type == "cpu" else len(image))
+        made = torch.cat([self.net(pixel_values=turn).predicted_depth.float() for turn in turns])
         return made.clamp(0, 1) * self.max_m if self.shares else made
 
 

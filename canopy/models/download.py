@@ -136,13 +136,14 @@ def _connect(part: Part, written: IO[bytes], report: Report) -> tuple[str | None
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise _refusal(part, error) from error
-        written.truncate(0)  # more is here than the server has: another file
-        part.record.unlink(missing_ok=True)
+        if error.headers.get("Content-Range") == f"bytes */{written.tell()}":
+            return None, written.tell()
+        _empty(written)  # more is here than the server has
         return None, -1
     with response:
         if response.status != 206:
-            written.truncate(0)
-        start = written.tell() if response.status == 206 else 0
+            _empty(written)
+        start = written.tell()
         length = response.headers.get("Content-Length")
         if length is None:
             raise ModelError(f"{part.url}: the server does not say how long the file is, so it cannot be verified")
@@ -150,6 +151,11 @@ def _connect(part: Part, written: IO[bytes], report: Report) -> tuple[str | None
         part.record.write_text(json.dumps({"url": part.url, "etag": response.headers.get("ETag")}), encoding="utf-8")
         _copy(response, written, total, report)
     return redirects.stated_sha256, total
+
+
+def _empty(written: IO[bytes]) -> None:
+    written.truncate(0)
+    written.seek(0)
 
 
 def _copy(response: Any, written: IO[bytes], total: int, report: Report) -> None:

@@ -1,5 +1,7 @@
 """Which network a card's family stands for."""
 
+from collections.abc import Callable
+
 from canopy.bundle import Card
 from canopy.errors import ModelError
 from canopy.models.chmv1 import CHMv1
@@ -7,7 +9,7 @@ from canopy.models.depth import DepthHeights
 from canopy.models.dpt import DPTHeights
 from canopy.models.network import HeightNet
 
-_NETS: dict[str, type[HeightNet]] = {
+_NETS: dict[str, Callable[[Card], HeightNet]] = {
     "dpt": DPTHeights,
     "chmv1": CHMv1,
     "chmv2": DepthHeights,

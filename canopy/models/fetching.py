@@ -47,7 +47,8 @@ def fetch(
     for url in checkpoint.urls:
         name = url.rpartition("/")[2]
         token = hub_token() if url.startswith(_HUB) else None
-        download(url, kept / name, sha256=checkpoint.sha256.get(name), token=token, report=report)
+        expected = checkpoint.sha256 if url == checkpoint.urls[-1] else None
+        download(url, kept / name, sha256=expected, token=token, report=report)
         files.append(kept / name)
     from canopy.models.conversion import convert
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from canopy.bundle import DEFAULT_MODEL, Card, find_bundle, read_bundle
 from canopy.errors import ModelError
 from canopy.models.conversion import is_published, read_published
-from canopy.models.families import HeightNet, build_net
+from canopy.models.families import build_net
+from canopy.models.network import HeightNet
 
 
 class HeightModel(Protocol):

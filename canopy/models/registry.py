@@ -1,11 +1,9 @@
 """Public canopy height checkpoints: what they are, who publishes them, under which licence. Needs no torch."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, fields
 from typing import Any
 
-from canopy.bundle import BUNDLED, models_folder, read_card
+from canopy.bundle import BUNDLED, find_bundle, models_folder, read_card
 from canopy.errors import ModelError
 
 _CHMV1 = "https://dataforgood-fb-data.s3.amazonaws.com/forests/v1/models/saved_checkpoints"
@@ -30,7 +28,7 @@ class Checkpoint:
         page: The publisher's page.
         notes: What to know before use.
         gated: Whether the publisher asks for a registration first.
-        sha256: By file name, where the publisher states it.
+        sha256: Of the weights, the last of `urls`, where the publisher states it.
     """
 
     name: str
@@ -43,7 +41,7 @@ class Checkpoint:
     page: str
     notes: str
     gated: bool = False
-    sha256: Mapping[str, str] = MappingProxyType({})
+    sha256: str | None = None
 
 
 def _chmv1(name: str, file: str, size: str, notes: str) -> Checkpoint:
@@ -110,9 +108,22 @@ def list_models() -> list[dict[str, Any]]:
     return rows
 
 
-def _row(
-    name: str, family: str, size: str, gsd_m: float, licence: str, state: str, source: str
-) -> dict[str, Any]:
+def describe_model(name: str) -> dict[str, Any]:
+    """A public model's entry in full, or the card of a bundled, fetched or own one.
+
+    Raises:
+        ModelError: Neither has this name.
+    """
+    known = CHECKPOINTS.get(name)
+    if known is None:
+        return read_card(find_bundle(name)).model_dump(mode="json")
+    entry = {field.name: getattr(known, field.name) for field in fields(known)}
+    bundle = models_folder() / f"{name}.safetensors"
+    here = {"bundle": str(bundle), "card": read_card(bundle).model_dump(mode="json")} if bundle.is_file() else {}
+    return entry | here
+
+
+def _row(name: str, family: str, size: str, gsd_m: float, licence: str, state: str, source: str) -> dict[str, Any]:
     return {
         "name": name, "family": family, "size": size, "gsd_m": gsd_m, "licence": licence, "state": state,
         "source": source,
