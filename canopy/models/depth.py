@@ -47,7 +47,7 @@ class DepthHeights(HeightNet):
     def whole_height_m(self, image: Tensor) -> Tensor:
         """Heights of an image of whole patches: (B, 3, H, W) in [0, 1] to (B, H, W) float32 m."""
         # one at a time on a CPU: over the bins of four CHMv2 chips the library would hold gigabytes
-        turns = self.normalise(image).split(1 if image.device.type == "cpu" else len(image))
+        turns = self.normalise(image).chunk(len(image) if image.device.type == "cpu" else 1)
         made = torch.cat([self.net(pixel_values=turn).predicted_depth.float() for turn in turns])
         return made.clamp(0, 1) * self.max_m if self.shares else made
 

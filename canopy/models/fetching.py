@@ -1,6 +1,7 @@
-"""From a public checkpoint's name to a bundle that predicts."""
+"""From a public checkpoint's name to a bundle that predicts; the download goes once the bundle is whole."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def fetch(
     from canopy.models.conversion import convert
 
     convert(files[0] if len(files) == 1 else kept, bundle, gsd_m=checkpoint.gsd_m, licence=checkpoint.licence)
+    shutil.rmtree(kept)
     return bundle
 
 

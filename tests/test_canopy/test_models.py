@@ -337,7 +337,7 @@ def test_chmv2_equals_the_library_and_crops_elsewhere(tmp_path) -> None:
     with torch.inference_mode():
         expected = net(pixel_values=(image - MEAN) / STD).predicted_depth
     assert expected.std() > 0.05
-    torch.testing.assert_close(model.predict(image), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.predict(image), expected, atol=1e-4, rtol=0)
     odd = image[:, :, :50, :70]
     whole = model.predict(F.pad(odd, (0, 26, 0, 14), mode="replicate"))
     assert torch.equal(model.predict(odd), whole[:, :50, :70])
@@ -639,6 +639,7 @@ def test_fetch_asks_for_the_licence_then_makes_a_bundle(publisher, tmp_path, mon
     model = canopy.load_model("chmv1-tiny")
     assert (model.card.name, model.card.gsd_m) == ("chmv1-tiny", 0.6)
     assert model.card.training["converted_sha256"] == hashlib.sha256(publisher.content).hexdigest()
+    assert not list((tmp_path / "models").rglob("*.pth*"))
     assert fetch(entry, accept=lambda _: False) == tmp_path / "models" / "chmv1-tiny.safetensors"
     assert len(publisher.asked) == 1
     assert {row["name"]: row["state"] for row in list_models()}["chmv1-tiny"] == "fetched"
