@@ -33,8 +33,7 @@ from canopy.errors import CanopyError, DatasetError, OutputBusyError, OutputErro
 from canopy.progress import Progress
 from canopy.splits import Ground, assign_splits
 from canopy.tile_trees import place_tile
-from tiles.cog import file_sha256
-from tiles.files import replacing
+from tiles.files import file_sha256, replacing
 
 _WORK, _DRAFT, _CONFIG = ".work", ".draft", "config.yaml"
 _SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".vrt"}

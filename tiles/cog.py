@@ -6,7 +6,6 @@ tiles. Both are float32 metres above ground, NaN where unknown; 0 is bare ground
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import shutil
@@ -29,7 +28,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rio_cogeo.cogeo import cog_validate
 
 from tiles.errors import CanopyError, OutputError, RasterError
-from tiles.files import draft_of, removed_on_error, rename, sync
+from tiles.files import draft_of, file_sha256, removed_on_error, rename, sync
 
 BANDS = ("canopy_height",)
 UNCERTAINTY_BANDS = ("canopy_height", "canopy_height_p05", "canopy_height_p95")
@@ -190,12 +189,6 @@ def read_every_block(path: Path) -> Iterator[Block]:
         level_count = 1 + len(src.overviews(1))
     for level in range(level_count):
         yield from _read_level(path, level)
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,8 +21,9 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 from shapely.geometry.base import BaseGeometry
 
-from tiles.cog import UNIT, file_sha256, write_json
+from tiles.cog import UNIT, write_json
 from tiles.errors import RasterError
+from tiles.files import file_sha256
 
 UNKNOWN = "unknown"
 EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)

@@ -14,8 +14,7 @@ from canopy.calibration.fitting import FLOOR_M, Row, digest, fit
 from canopy.calibration.shots import gather, shot_features
 from canopy.gedi.shots import read_shots
 from canopy.progress import Progress
-from tiles.cog import file_sha256
-from tiles.files import require_new
+from tiles.files import file_sha256, require_new
 
 
 @dataclass(frozen=True)

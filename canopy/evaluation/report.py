@@ -23,8 +23,7 @@ from canopy.errors import EvaluationError, OutputError
 from canopy.evaluation.comparison import Comparison
 from canopy.evaluation.rasters import opened, readable
 from canopy.evaluation.table import COLUMNS, cell, class_cell
-from tiles.cog import file_sha256
-from tiles.files import replacing
+from tiles.files import file_sha256, replacing
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")

@@ -11,7 +11,10 @@ from torch import Tensor
 from canopy.bundle import DEFAULT_MODEL, Card, find_bundle, read_bundle
 from canopy.errors import ModelError
 from canopy.intervals import interval_m
+from canopy.models.conversion import is_published, read_published
 from canopy.models.dpt import DPTHeights
+from canopy.models.families import build_net
+from canopy.models.network import HeightNet
 
 
 class HeightModel(Protocol):
@@ -34,7 +37,7 @@ class HeightModel(Protocol):
 
 
 class CanopyModel:
-    """A height model read from a bundle, ready to predict.
+    """A height model of any family, ready to predict.
 
     Attributes:
         card: The bundle's card.
@@ -42,7 +45,7 @@ class CanopyModel:
         device: Where it runs.
     """
 
-    def __init__(self, card: Card, net: DPTHeights, sha256: str, device: torch.device) -> None:
+    def __init__(self, card: Card, net: HeightNet, sha256: str, device: torch.device) -> None:
         self.card, self.sha256, self.device = card, sha256, device
         self._net = net.to(device).eval().requires_grad_(False)
 
@@ -75,13 +78,15 @@ class CanopyModel:
             ModelError: As of `predict`, or the bundle holds no calibrated interval.
         """
         intervals = self.card.intervals
-        if intervals is None:
+        if intervals is None or not isinstance(self._net, DPTHeights):
             raise ModelError(f"model {self.card.name} holds no calibrated interval: map without --uncertainty")
         return self._net.decoded(self._checked(image), partial(interval_m, self._net.bins, intervals)).cpu()
 
     @torch.inference_mode()
     def features(self, image: Tensor) -> Tensor:
         """The encoder's last patch tokens: (B, C, H / 16, W / 16) float32, on the CPU; image as of `predict`."""
+        if not isinstance(self._net, DPTHeights):
+            raise ModelError(f"model {self.card.name} is of the family {self.card.family}, whose features are not read")
         return self._net.tokens(self._checked(image)).cpu()
 
     def _checked(self, image: Tensor) -> Tensor:
@@ -96,17 +101,17 @@ def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto") -> Canop
     """Read a model.
 
     Args:
-        model: Name of a bundled model, or path of a bundle.
+        model: Name of a bundled or fetched model, path of a bundle, or of a publisher's checkpoint as it came.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or any torch device.
 
     Raises:
-        ModelError: No such bundle, a damaged one, or weights that do not fit its card.
+        ModelError: No such model, a damaged one, or weights that do not fit its card.
     """
     path = find_bundle(model)
-    card, weights, sha256 = read_bundle(path)
+    card, weights, sha256 = read_published(path) if is_published(path) else read_bundle(path)
     if card.family == "encoder":
         raise ModelError(f"{path} holds an encoder alone: a height model, made from one by canopy train, is expected")
-    net = DPTHeights(card)
+    net = build_net(card)
     load_weights(net, weights, path)
     return CanopyModel(card, net, sha256, pick_device(device))
 
