@@ -42,8 +42,10 @@ def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
     assert {name for name in wheel.namelist() if name.endswith(".py")} == sources
 
 
-def test_wheel_holds_the_page_of_the_report(wheel: zipfile.ZipFile) -> None:
-    assert b"<html" in wheel.read("canopy/evaluation/page.html")
+def test_wheel_holds_the_pages_of_the_reports(wheel: zipfile.ZipFile) -> None:
+    for page in ("canopy/evaluation/page.html", "canopy/gedi/page.html"):
+        assert b"<html" in wheel.read(page)
+    assert b"body {" in wheel.read("canopy/evaluation/style.css")
 
 
 def test_wheel_holds_the_sample_scene(wheel: zipfile.ZipFile) -> None:
