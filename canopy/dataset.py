@@ -204,7 +204,9 @@ def _prepare(task: _Task) -> _Task:
 
 def _candidates(scene: SceneFiles, task: _Task) -> list[Candidate]:
     try:
-        return cut_scene(_with_heights(scene, task), task.source, task.config)
+        # Heights made of clouds are metres, whatever the unit of the source's rasters.
+        source = task.source.model_copy(update={"height_unit_m": 1.0}) if scene.clouds else task.source
+        return cut_scene(_with_heights(scene, task), source, task.config)
     except CanopyError as error:
         reason = f"damaged: {' '.join(str(error).split())}"
         named = {"source": scene.source, "scene": scene.name, "chip": f"{scene.source}/{scene.name}"}

@@ -135,7 +135,7 @@ def test_clouds_become_the_heights_that_their_model_holds(tmp_path: Path) -> Non
     common = {"images": "pairs/*/rgb.tif", "site": "a", "licence": "CC0-1.0"}
     sources = {
         "raster": {**common, "heights": "chm_cm.tif", "height_unit_m": 0.01},
-        "cloud": {**common, "clouds": "lidar/neon_{scene}.laz", "cloud_crs": forest.crs},
+        "cloud": {**common, "clouds": "lidar/neon_{scene}.laz", "cloud_crs": forest.crs, "height_unit_m": 0.01},
     }
     made = {}
     for name, source in sources.items():
