@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from canopy.errors import ModelError
+from tiles.files import replacing
 
 CARD_KEY = "canopy.card"
 BUNDLED = Path(__file__).parent / "weights"
@@ -42,7 +43,7 @@ class Architecture(_Frozen):
     fusion_channels: int = 64
     detail: str = ""
     """timm name of the convolutional network that hands the head detail finer than a patch, if any."""
-    detail_channels: int = Field(default=48, ge=0)
+    detail_channels: int = Field(default=48, gt=0)
     config: dict[str, Any] = Field(default_factory=dict)
     """Configuration of the ``transformers`` library's model, for the families that it runs."""
 
@@ -54,6 +55,17 @@ class HeightHead(_Frozen):
     max_m: float = 70.0
     spacing: Literal["sqrt", "linear", "mixlog", "none"] = "sqrt"
     """``mixlog`` is CHMv2's own; ``none`` for a network whose output is a share of ``max_m``."""
+
+
+class HeightIntervals(_Frozen):
+    """How far the quantiles of the bins must be moved to hold nine heights of ten: conformal, by predicted height."""
+
+    height_m: tuple[float, ...]
+    """Predicted heights, rising, between which the offsets are linear."""
+    lower_m: tuple[float, ...]
+    """Taken off the 5th percentile at these heights."""
+    upper_m: tuple[float, ...]
+    """Added to the 95th."""
 
 
 class Card(_Frozen):
@@ -73,6 +85,10 @@ class Card(_Frozen):
     licence: str
     provisional: bool
     notes: str = ""
+    intervals: HeightIntervals | None = None
+    """Calibration of the 90 % interval, where it was fitted."""
+    coverage: dict[str, Any] = Field(default_factory=dict)
+    """Share of held-out heights inside the interval and its width, by class of true height."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Data (sites, hectares, hash, licences), steps, seed, configuration."""
     metrics: dict[str, Any] = Field(default_factory=dict)
@@ -87,12 +103,8 @@ def save_bundle(path: Path, card: Card, weights: Mapping[str, np.ndarray]) -> No
         card: The model's card, into the header.
         weights: Arrays by parameter name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(dict(weights), temporary, metadata={CARD_KEY: card.model_dump_json()})
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(path)
+    with replacing(path) as draft:
+        save_file(dict(weights), draft, metadata={CARD_KEY: card.model_dump_json()})
 
 
 def read_card(path: Path) -> Card:

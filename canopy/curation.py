@@ -80,9 +80,6 @@ def _label_reasons(row: Mapping[str, Any], config: CurationConfig) -> Iterator[s
     gap, most = row.get("date_gap_years"), config.max_date_gap_years
     if gap is not None and most is not None and gap > most:
         yield f"image and heights {gap:.1f} years apart, {most:g} allowed"
-    error, worst = row.get("disagreement_m"), config.max_disagreement_m
-    if error is not None and worst is not None and error > worst:
-        yield f"label and weak model {error:.1f} m apart, {worst:g} allowed"
     if config.max_unproven_m is None or row.get("shift_applied") is not False or row["shift_confidence"] <= 0.75:
         return
     away = float(np.hypot(row["shift_x_m"], row["shift_y_m"]))

@@ -7,13 +7,13 @@ weights) is decided at the end. The index gets its name last: a folder without o
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,27 +26,20 @@ import zarr
 
 from canopy import __version__
 from canopy.candidates import Candidate, SceneFiles, cut_scene
-from canopy.chips import FORMAT, INDEX, PARTS, STORE, PartWriter
-from canopy.config import Config, DatasetConfig, SourceConfig, dump_config
+from canopy.chips import FORMAT, INDEX, PARTS, STORE, PartWriter, read_index
+from canopy.config import DatasetConfig, SourceConfig, dump_config
 from canopy.curation import near_duplicates
 from canopy.errors import CanopyError, DatasetError, OutputBusyError, OutputError
+from canopy.progress import Progress
 from canopy.splits import Ground, assign_splits
 from canopy.tile_trees import place_tile
+from tiles.cog import file_sha256
+from tiles.files import replacing
 
 _WORK, _DRAFT, _CONFIG = ".work", ".draft", "config.yaml"
 _SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".vrt"}
 _FILES_A_TASK = 32
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a build is: tasks done of all, and files."""
-
-    tiles_done: int
-    tiles: int
-    pixels_done: int
-    pixels: int
 
 
 @dataclass(frozen=True)
@@ -73,10 +66,10 @@ class _Task:
     config: DatasetConfig
     folder: Path
 
-    @property
+    @cached_property
     def path(self) -> Path:
-        """Where its candidates are kept: named by all that they depend on."""
-        stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for s in self.scenes for path in s.files()]
+        """Where its candidates are kept: named by all that they depend on, the files' bytes among it."""
+        stamps = [(path.name, file_sha256(path)) for scene in self.scenes for path in scene.files()]
         settings = self.config.model_dump(mode="json", exclude={"name", "splits", "sources", "root"})
         digest = _digest((stamps, settings, self.source.model_dump(mode="json"), __version__))
         return self.folder / f"{digest[:32]}.json"
@@ -119,8 +112,6 @@ def build(
 
 
 def _summary(out: Path) -> Summary:
-    from canopy.chips import read_index
-
     rows = read_index(out).select(["decision", "damaged", "source", "scene", "reason"]).to_pylist()
     counts = Counter(row["decision"] for row in rows)
     damaged = tuple(f"{row['source']}/{row['scene']}: {row['reason']}" for row in rows if row["damaged"])
@@ -204,10 +195,10 @@ def _prepare(task: _Task) -> _Task:
             if kept:
                 arrays["image"].append(chip.image)
                 arrays["height"] += [] if chip.height_cm is None else [chip.height_cm]
-    with _renamed(path.with_suffix(".npz")) as draft, draft.open("wb") as file:
+    with replacing(path.with_suffix(".npz")) as draft, draft.open("wb") as file:
         stacks: dict[str, Any] = {name: np.stack(parts) for name, parts in arrays.items() if parts}
         np.savez(file, **stacks)
-    with _renamed(path) as draft:
+    with replacing(path) as draft:
         draft.write_text(json.dumps(rows), encoding="utf-8")
     return task
 
@@ -243,7 +234,7 @@ def _decide(rows: list[Row], config: DatasetConfig) -> list[Row]:
     """Index rows with decision, split, block, weight and place in the store."""
     rows = sorted(rows, key=lambda row: PARTS.index(row["part"]))
     rows = _drop_duplicates(rows, config.curation.duplicate_bits)
-    rows = _split(rows, config)
+    rows = _drop_doubtful(_split(rows, config), config.curation.max_disagreement_m)
     shares = Counter((row["part"], row.get("block")) for row in rows if not row["reason"])
     counts: Counter[str] = Counter()
     made = []
@@ -289,6 +280,21 @@ def _split(rows: list[Row], config: DatasetConfig) -> list[Row]:
         at = next(assigned)
         made.append(row | {"split": at.split, "block": at.block, "reason": at.reason})
     return made
+
+
+def _drop_doubtful(rows: list[Row], most_m: float | None) -> list[Row]:
+    """Drop training chips whose label a weak model contradicts; a test must not be made easier by a model."""
+
+    def doubtful(row: Row) -> bool:
+        error = row.get("disagreement_m")
+        return row.get("split") == "train" and most_m is not None and error is not None and error > most_m
+
+    return [
+        row | {"split": None, "reason": f"label and weak model {row['disagreement_m']:.1f} m apart, {most_m:g} allowed"}
+        if doubtful(row)
+        else row
+        for row in rows
+    ]
 
 
 def _write(rows: list[Row], tasks: Sequence[_Task], config: DatasetConfig, out: Path, digest: str) -> None:
@@ -387,13 +393,5 @@ def _writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    yield draft
-    draft.replace(path)
-
-
 def _digest(value: Any) -> str:
-    plain = value.model_dump(mode="json") if isinstance(value, Config) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -42,6 +42,10 @@ def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
     assert {name for name in wheel.namelist() if name.endswith(".py")} == sources
 
 
+def test_wheel_holds_the_page_of_the_report(wheel: zipfile.ZipFile) -> None:
+    assert b"<html" in wheel.read("canopy/evaluation/page.html")
+
+
 def test_wheel_holds_the_sample_scene(wheel: zipfile.ZipFile) -> None:
     scene = REPOSITORY / "canopy" / "data" / "yellowstone.tif"
     assert wheel.read("canopy/data/yellowstone.tif") == scene.read_bytes()

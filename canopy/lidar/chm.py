@@ -234,9 +234,11 @@ def _columns(
 ) -> Columns:
     window = terrain.window
     columns = Columns.empty(window.height * window.width)
+    # A slope goes on through the outer half of the outermost cells.
+    wide_m = np.pad(terrain.elevation_m, 1, mode="reflect", reflect_type="odd")
     for returns, cell in _cells(opened, target, lattice, window):
-        at = [-returns.y / lattice.resolution - window.row0 - 0.5, returns.x / lattice.resolution - window.col0 - 0.5]
-        elevation_m = ndimage.map_coordinates(terrain.elevation_m, at, order=1, mode="nearest")
+        at = [-returns.y / lattice.resolution - window.row0 + 0.5, returns.x / lattice.resolution - window.col0 + 0.5]
+        elevation_m = ndimage.map_coordinates(wide_m, at, order=1)
         height_mm = np.rint(returns.z_mm - 1000 * elevation_m)
         height_mm[np.isin(returns.code, BARE_CODES)] = 0
         columns.add(cell, height_mm.astype(np.int32))

@@ -50,11 +50,10 @@ def low_outliers(lowest_m: Cells, cell_m: float) -> Mask:
     """Lone cells far below the ground around them, as multiple reflections leave.
 
     Ground seen through a gap in the canopy is a lone low cell too, so the comparison is with the lowest returns of
-    the blocks around, which reached the ground as well.
+    the blocks around, most of which reached the ground as well and few of which hold noise.
     """
     size = max(1, round(_OUTLIER_BLOCK_M / cell_m))
-    block_low = _block_minimum(lowest_m, size)
-    usual = ndimage.generic_filter(block_low, np.nanmedian, size=3, mode="nearest")
+    usual = ndimage.median_filter(_block_minimum(lowest_m, size), size=5, mode="mirror")
     floor = np.repeat(np.repeat(usual - _OUTLIER_M, size, axis=0), size, axis=1)
     floor = floor[: lowest_m.shape[0], : lowest_m.shape[1]]
     deep = lowest_m < floor
@@ -76,11 +75,21 @@ def fill_gaps(values: Cells) -> Cells:
     coarse = fill_gaps(_halved(values))
     filled = np.where(unknown, _doubled(coarse, values.shape), values)
     rows, cols = np.nonzero(unknown)
-    north, south = np.maximum(rows - 1, 0), np.minimum(rows + 1, values.shape[0] - 1)
-    west, east = np.maximum(cols - 1, 0), np.minimum(cols + 1, values.shape[1] - 1)
+    north, south, across = _neighbours(rows, values.shape[0])
+    west, east, along = _neighbours(cols, values.shape[1])
     for _ in range(_SWEEPS):
-        filled[rows, cols] = (filled[north, cols] + filled[south, cols] + filled[rows, west] + filled[rows, east]) / 4
+        vertical, horizontal = filled[north, cols] + filled[south, cols], filled[rows, west] + filled[rows, east]
+        filled[rows, cols] = (across * vertical + along * horizontal) / (2 * (across + along))
     return filled
+
+
+def _neighbours(at: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
+    """Neighbours of cells along an axis, and the pair's weight: almost none at the border, where one is missing.
+
+    So a slope goes on to the border instead of levelling out there.
+    """
+    inner = (at > 0) & (at < count - 1)
+    return np.maximum(at - 1, 0), np.minimum(at + 1, count - 1), np.where(inner, 1.0, 1e-6)
 
 
 def distance_to(known: Mask, cell_m: float) -> Cells:
@@ -91,7 +100,7 @@ def distance_to(known: Mask, cell_m: float) -> Cells:
 
 
 def _opened(surface: Cells, radius: int) -> Cells:
-    """Opening with a disk, as nearly as two squares, upright and along the diagonals, make one."""
+    """Opening with a square of `radius` cells to each side."""
     size = 2 * radius + 1
     low = ndimage.minimum_filter(surface, size=size, mode="nearest")
     return np.asarray(ndimage.maximum_filter(low, size=size, mode="nearest"))
@@ -126,5 +135,5 @@ def _doubled(coarse: Cells, shape: tuple[int, ...]) -> Cells:
 
 
 def _between(at: Cells, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
-    first = np.clip(np.floor(at).astype(np.int64), 0, count - 1)
-    return first, np.minimum(first + 1, count - 1), np.clip(at - first, 0, 1)
+    first = np.clip(np.floor(at).astype(np.int64), 0, max(count - 2, 0))
+    return first, np.minimum(first + 1, count - 1), at - first

@@ -89,11 +89,11 @@ def strings(layers: NDArray[np.uint64], cell_m: float) -> Mask:
     # Bits of the layers from 2 m up to 4 m below the highest return.
     under = ((highest >> np.uint64(2)) - np.uint64(1)) & ~np.uint64(1)
     afloat = (highest >= np.uint64(1 << 4)) & (_around(layers, 1, itself=True) & under == 0)
-    # The rim of a crown overhangs open ground too, but a broad canopy adjoins it.
+    # The rim of a crown overhangs open ground too, but a broad canopy at least as high adjoins it.
     side = max(2, round(_STRING_WIDTH_M / cell_m))
-    broad = ndimage.binary_erosion(layers >= np.uint64(1 << 3), np.ones((side, side)), border_value=1)
-    broad = ndimage.binary_dilation(broad, np.ones((side + 4, side + 4)))
-    narrow = afloat & ~broad
+    broad = ndimage.binary_opening(np.pad(layers >= np.uint64(1 << 3), side, mode="edge"), np.ones((side, side)))
+    canopy = np.where(broad[side:-side, side:-side], highest, np.uint64(0))
+    narrow = afloat & (highest > ndimage.maximum_filter(canopy, size=7, mode="nearest"))
     parts, _ = ndimage.label(ndimage.binary_dilation(narrow, np.ones((3, 3))), np.ones((3, 3)))
     spans = ndimage.find_objects(parts)
     long = [max(s.stop - s.start for s in span) * cell_m >= _STRING_LENGTH_M for span in spans]

@@ -1,6 +1,7 @@
 """Dense prediction transformer: a timm ViT, the DPT decoder of segmentation-models-pytorch, a bin head."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,8 +74,23 @@ class DPTHeights(HeightNet):
 
     def whole_height_m(self, image: Tensor) -> Tensor:
         """Heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
-        half = self.bins.height_m(self(image))
-        return F.interpolate(half[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
+        return self.decoded(image, lambda logits: self.bins.height_m(logits)[:, None])[:, 0]
+
+    def decoded(self, image: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is decoded from the logits: (B, 3, H, W) image in [0, 1] to (B, K, H, W); any H and W.
+
+        Args:
+            image: Padded to whole patches; the padding is cropped.
+            decode: (B, bins, H / 2, W / 2) logits to (B, K, H / 2, W / 2).
+        """
+        height, width = image.shape[-2:]
+        half = decode(self(self.padded(image)))
+        return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """The encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
+        features, _ = self.dpt.encoder(self.normalise(self.padded(image)))
+        return cast(Tensor, features[-1])
 
 
 class Detail(nn.Module):

@@ -1,5 +1,7 @@
 """Height bins: how a distribution over bins is made from a height, and a height from it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,26 @@ class SqrtBins(nn.Module):
             (B, H, W) float32 metres.
         """
         return torch.einsum("bkhw,k->bhw", logits.float().softmax(dim=1), self.centres_m)
+
+    def quantiles_m(self, logits: Tensor, levels: Sequence[float]) -> Tensor:
+        """Quantiles of the distribution over bins, linear within a bin.
+
+        Args:
+            logits: (B, bins, H, W) unnormalised log-probabilities.
+            levels: Between 0 and 1.
+
+        Returns:
+            (B, len(levels), H, W) float32 metres.
+        """
+        shares = logits.float().softmax(dim=1)
+        below = shares.cumsum(dim=1)
+        found = []
+        for level in levels:
+            place = (below < level).sum(dim=1, keepdim=True).clamp(max=self.bins - 1)
+            share, upto = shares.gather(1, place), below.gather(1, place)
+            inside = ((level - upto) / share.clamp_min(1e-12) + 1).clamp(0, 1)
+            found.append(self.max_m * ((place + inside) / self.bins) ** 2)
+        return torch.cat(found, dim=1)
 
     def position(self, height_m: Tensor) -> Tensor:
         """Where a height lies on the axis of bins, in bins: 0 at the ground, `bins` at `max_m`."""

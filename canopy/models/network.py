@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canopy.bundle import Card
+from canopy.errors import ModelError
 
 
 class HeightNet(nn.Module):
@@ -35,6 +36,17 @@ class HeightNet(nn.Module):
     def height_m(self, image: Tensor) -> Tensor:
         """Heights: (B, 3, H, W) image in [0, 1] to (B, H, W) float32 metres; any H and W (padding is cropped)."""
         height, width = image.shape[-2:]
-        pad = (0, -width % self.multiple_px, 0, -height % self.multiple_px)
-        padded = F.pad(image, pad, mode="replicate") if any(pad) else image
-        return self.whole_height_m(padded)[:, :height, :width]
+        return self.whole_height_m(self.padded(image))[:, :height, :width]
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """The encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16).
+
+        Raises:
+            ModelError: The family gives none.
+        """
+        raise ModelError(f"a model of the kind {type(self).__name__} gives no features: use one of ours or CHMv1")
+
+    def padded(self, image: Tensor) -> Tensor:
+        """An image whose edges are repeated until its sides are multiples of `multiple_px`."""
+        pad = (0, -image.shape[-1] % self.multiple_px, 0, -image.shape[-2] % self.multiple_px)
+        return F.pad(image, pad, mode="replicate") if any(pad) else image

@@ -33,7 +33,6 @@ def picture(seed: int) -> NDArray[np.uint8]:
         ({"contrast": 0.5}, "blank: brightness varies by 0.5 of 255"),
         ({"known_share": 0.1}, "heights known for 10%, 50% wanted"),
         ({"date_gap_years": 7.0}, "image and heights 7.0 years apart, 3 allowed"),
-        ({"disagreement_m": 12.0}, "label and weak model 12.0 m apart, 10 allowed"),
         ({"shift_confidence": 0.8}, "heights perhaps 3.0 m beside the image, not certain enough to move them"),
     ],
 )

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from chip_stores import forest_config, write_forests
-from forest import make_forest, write_pair
+from forest import make_forest, write_laz, write_pair
 from PIL import Image
 from rasters import make_raster
 from typer.testing import CliRunner
@@ -124,6 +125,68 @@ def test_feet_are_converted_when_told(tmp_path: Path) -> None:
     build(config.model_copy(update={"sources": {"a": source}}), tmp_path / "store")
     heights = ChipStore.open(tmp_path / "store").heights_m([0])
     np.testing.assert_allclose(heights[np.isfinite(heights)], 30.48, atol=1e-4)
+
+
+def test_clouds_become_the_heights_that_their_model_holds(tmp_path: Path) -> None:
+    """The same forest as a height model and as returns gives the same chips, to centimetres."""
+    forest = make_forest(96, seed=7, buildings=0)
+    write_pair(forest, tmp_path / "pairs" / "a_1")
+    write_laz(forest, tmp_path / "lidar" / "neon_a_1.laz", crs=None)
+    common = {"images": "pairs/*/rgb.tif", "site": "a", "licence": "CC0-1.0"}
+    sources = {
+        "raster": {**common, "heights": "chm_cm.tif", "height_unit_m": 0.01},
+        "cloud": {**common, "clouds": "lidar/neon_{scene}.laz", "cloud_crs": forest.crs},
+    }
+    made = {}
+    for name, source in sources.items():
+        config = DatasetConfig(name=name, root=tmp_path, sources={name: source}, chip_px=96, stride_px=96)
+        summary = build(config, tmp_path / name)
+        assert not summary.damaged
+        assert summary.kept > 2
+        made[name] = ChipStore.open(tmp_path / name).heights_m(range(summary.kept))
+    apart = np.abs(made["raster"] - made["cloud"])
+    assert np.nanquantile(apart, 0.98) < 0.1
+    assert (np.isnan(made["raster"]) == np.isnan(made["cloud"])).mean() > 0.99
+    missing = {**sources["cloud"], "clouds": "lidar/none_{scene}.laz"}
+    with pytest.raises(DatasetError, match="no point cloud"):
+        build(DatasetConfig(name="x", root=tmp_path, sources={"x": missing}), tmp_path / "x")
+
+
+def test_a_weak_model_judges_training_chips_alone(tmp_path: Path) -> None:
+    config = forest_config(write_forests(tmp_path / "data"))
+    plain = build(config, tmp_path / "plain")
+    strict = config.curation.model_copy(update={"weak_model": "canopy-small", "max_disagreement_m": 0.01})
+    with pytest.raises(DatasetError, match="none of"):
+        alone = config.splits.model_copy(update={"test_sites": (), "test_share": 0.0})
+        build(config.model_copy(update={"curation": strict, "splits": alone}), tmp_path / "none")
+    made = build(config.model_copy(update={"curation": strict}), tmp_path / "strict")
+    kept, before = ({row["chip"] for row in ChipStore.open(tmp_path / name).index.to_pylist() if row["split"] == "test"}
+                    for name in ("strict", "plain"))  # fmt: skip
+    assert kept == before
+    assert kept
+    assert made.kept < plain.kept
+    reasons = {
+        row["reason"] for row in read_index(tmp_path / "strict").to_pylist() if "weak model" in str(row["reason"])
+    }
+    assert reasons
+
+
+def test_the_same_bytes_elsewhere_are_the_same_inputs(tmp_path: Path) -> None:
+    root = write_forests(tmp_path / "data")
+    config = forest_config(root)
+    build(config, tmp_path / "store")
+    shutil.copytree(root, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*.tif"):
+        os.utime(path, (1, 1))
+    copied = config.model_copy(update={"root": tmp_path / "copy"})
+    before = digests(tmp_path / "store")
+    build(copied, tmp_path / "store")
+    assert digests(tmp_path / "store") == before
+    picture = next((tmp_path / "copy").rglob("rgb.tif"))
+    with rasterio.open(picture, "r+") as opened:
+        opened.write(opened.read() // 2)
+    with pytest.raises(DatasetError, match="other inputs"):
+        build(copied, tmp_path / "store")
 
 
 def test_faulty_configurations_are_one_line(tmp_path: Path) -> None:
