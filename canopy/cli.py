@@ -13,13 +13,13 @@ import typer
 from canopy import __version__
 from canopy.errors import CanopyError
 from canopy.gedi.cli import gedi
+from canopy.models.cli import models
 from canopy.terminal import say, show_bar, show_progress
 
 app = typer.Typer(no_args_is_help=True)
 dataset = typer.Typer(no_args_is_help=True, help="Training chips from imagery and lidar.")
 app.add_typer(dataset, name="dataset")
 app.add_typer(gedi, name="gedi")
-models = typer.Typer(no_args_is_help=True, help="Bundled and public height models.")
 app.add_typer(models, name="models")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -253,74 +253,6 @@ def dataset_info(
     if sheet:
         contact_sheet(folder, sheet)
     typer.echo(text if as_json else yaml.safe_dump(json.loads(text), sort_keys=False, width=160).rstrip())
-
-
-@models.command("list")
-def models_list(as_json: Json = False) -> None:
-    """List bundled and public models: family, size, GSD, licence, and whether they are here."""
-    from canopy.models.registry import list_models
-
-    rows = list_models()
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    table = [tuple(rows[0]), *(tuple(str(value) for value in row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-@models.command("show")
-def models_show(
-    name: Annotated[str, typer.Argument(help="A public model's name, or any model's name or bundle.")],
-    as_json: Json = False,
-) -> None:
-    """Describe a model: where a public one comes from, or the card of one that is here."""
-    import yaml
-
-    from canopy.models.registry import describe_model
-
-    text = json.dumps(describe_model(name), indent=2)
-    typer.echo(text if as_json else yaml.safe_dump(json.loads(text), sort_keys=False, width=100).rstrip())
-
-
-@models.command("fetch")
-def models_fetch(
-    name: Annotated[str, typer.Argument(help="A public model's name.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of models (default: where predict looks).")] = None,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Accept the licence of the weights.")
-    ] = False,
-) -> None:
-    """Download a public model from its publisher and convert it; the same command goes on after an interruption."""
-    from canopy.models.fetching import fetch
-    from canopy.models.registry import Checkpoint, find_checkpoint
-
-    def accept(checkpoint: Checkpoint) -> bool:
-        say(f"{checkpoint.name}: licence {checkpoint.licence}, {checkpoint.licence_url}")
-        asks = sys.stdin.isatty() and not accept_licence
-        return typer.confirm("Do you accept it?", err=True) if asks else accept_licence
-
-    with show_bar() as show:
-        made = fetch(
-            find_checkpoint(name), out, accept=accept,
-            report=lambda done, total: show(done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
-        )  # fmt: skip
-    typer.echo(made)
-
-
-@models.command("convert")
-def models_convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Publisher's file, or folder with config.json.")],
-    out: Annotated[Path, typer.Option(help="Bundle (.safetensors).")],
-    gsd: Annotated[float | None, typer.Option(help="Metres per pixel to feed it at (default: its family's).")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
-) -> None:
-    """Convert a publisher's checkpoint, recognised by its keys, into a bundle."""
-    from canopy.models.conversion import convert
-
-    convert(checkpoint, out, gsd_m=gsd, overwrite=overwrite)
-    typer.echo(out)
 
 
 def mount(onto: typer.Typer) -> None:

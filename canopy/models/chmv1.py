@@ -66,12 +66,7 @@ class CHMv1(HeightNet):
         Returns:
             (B, bins, H, W) logits.
         """
-        levels = [
-            lateral(resize(reassemble(features)))
-            for lateral, resize, reassemble, features in zip(
-                self.lateral, self.resize, self.reassemble, self._encode(image), strict=True
-            )
-        ]
+        levels = self._levels(image)
         merged = self.fusion[0](levels[-1])
         for fuse, level in zip(self.fusion[1:], levels[-2::-1], strict=True):
             merged = fuse(merged, level)
@@ -84,21 +79,34 @@ class CHMv1(HeightNet):
         """Heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
         return self.bins.height_m(self(image))
 
+    def tokens(self, image: Tensor) -> Tensor:
+        """The last tap's patch tokens: (B, 3, H, W) image in [0, 1] to (B, width, H / 16, W / 16)."""
+        padded = self.padded(image)
+        rows, cols = (side // PATCH_PX for side in padded.shape[-2:])
+        return self._encode(padded)[-1][:, 1:].mT.reshape(len(image), -1, rows, cols)
+
     def _encode(self, image: Tensor) -> list[Tensor]:
-        """Patch tokens joined by the class token at each tap: 4 x (B, width, H / 16, W / 16)."""
+        """Tokens after each tap, the class token first: 4 x (B, 1 + H / 16 * W / 16, width)."""
         patches = self.encoder.patch_embed.proj(self.normalise(image))
-        grid = patches.shape[-2:]
-        placed = patches.flatten(2).mT + self._positions(*grid)
+        placed = patches.flatten(2).mT + self._positions(*patches.shape[-2:])
         first = cast(Tensor, self.encoder.cls_token) + cast(Tensor, self.encoder.pos_embed)[:, :1]
         tokens = torch.cat([first.expand(len(image), -1, -1), placed], dim=1)
-        joined: list[Tensor] = []
+        tapped: list[Tensor] = []
         for index, block in enumerate(self.encoder.blocks[: self.taps[-1] + 1]):
             tokens = block(tokens)
             if index in self.taps:
-                both = torch.cat([tokens[:, 1:], tokens[:, :1].expand_as(tokens[:, 1:])], dim=-1)
-                mixed = F.gelu(self.readout[len(joined)](both))
-                joined.append(mixed.mT.reshape(len(image), -1, *grid))
-        return joined
+                tapped.append(tokens)
+        return tapped
+
+    def _levels(self, image: Tensor) -> list[Tensor]:
+        """Taps as maps, the class token projected into every patch: 4 x (B, fusion channels, h, w), fine to coarse."""
+        rows, cols = (side // PATCH_PX for side in image.shape[-2:])
+        levels: list[Tensor] = []
+        for level, tokens in enumerate(self._encode(image)):
+            both = torch.cat([tokens[:, 1:], tokens[:, :1].expand_as(tokens[:, 1:])], dim=-1)
+            mixed = F.gelu(self.readout[level](both)).mT.reshape(len(image), -1, rows, cols)
+            levels.append(self.lateral[level](self.resize[level](self.reassemble[level](mixed))))
+        return levels
 
     def _positions(self, rows: int, cols: int) -> Tensor:
         """Position embeddings on a grid: bicubic between the corners, not antialiased, as the checkpoints expect."""

@@ -18,7 +18,7 @@ from canopy import __version__
 from canopy.bundle import PUBLISHED_CONFIG, Architecture, Card, HeightHead, save_bundle
 from canopy.errors import ModelError, OutputError
 from canopy.models.depth import library_classes
-from tiles.files import file_sha256
+from tiles.files import file_sha256, require_new
 
 Weights = dict[str, np.ndarray]
 
@@ -89,8 +89,7 @@ def convert(
     """
     if out.suffix != ".safetensors":
         raise OutputError(f"bundle {out}: a name ending in .safetensors expected")
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists: name another bundle or pass --overwrite")
+    require_new(out, overwrite)
     if not (path.is_file() or path.is_dir()):
         raise ModelError(f"no checkpoint at {path}")
     card, weights, _ = read_published(path)

@@ -74,7 +74,7 @@ class DPTHeights(HeightNet):
 
     def whole_height_m(self, image: Tensor) -> Tensor:
         """Heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
-        return self._doubled(self.bins.height_m(self(image))[:, None])[:, 0]
+        return self.decoded(image, lambda logits: self.bins.height_m(logits)[:, None])[:, 0]
 
     def decoded(self, image: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
         """What is decoded from the logits: (B, 3, H, W) image in [0, 1] to (B, K, H, W); any H and W.
@@ -84,16 +84,13 @@ class DPTHeights(HeightNet):
             decode: (B, bins, H / 2, W / 2) logits to (B, K, H / 2, W / 2).
         """
         height, width = image.shape[-2:]
-        return self._doubled(decode(self(self.padded(image))))[..., :height, :width]
+        half = decode(self(self.padded(image)))
+        return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
 
     def tokens(self, image: Tensor) -> Tensor:
         """The encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
         features, _ = self.dpt.encoder(self.normalise(self.padded(image)))
         return cast(Tensor, features[-1])
-
-    @staticmethod
-    def _doubled(half: Tensor) -> Tensor:
-        return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 class Detail(nn.Module):

@@ -85,8 +85,6 @@ class CanopyModel:
     @torch.inference_mode()
     def features(self, image: Tensor) -> Tensor:
         """The encoder's last patch tokens: (B, C, H / 16, W / 16) float32, on the CPU; image as of `predict`."""
-        if not isinstance(self._net, DPTHeights):
-            raise ModelError(f"model {self.card.name} is of the family {self.card.family}, whose features are not read")
         return self._net.tokens(self._checked(image)).cpu()
 
     def _checked(self, image: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canopy.bundle import Card
+from canopy.errors import ModelError
 
 
 class HeightNet(nn.Module):
@@ -37,7 +38,15 @@ class HeightNet(nn.Module):
         height, width = image.shape[-2:]
         return self.whole_height_m(self.padded(image))[:, :height, :width]
 
+    def tokens(self, image: Tensor) -> Tensor:
+        """The encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16).
+
+        Raises:
+            ModelError: The family gives none.
+        """
+        raise ModelError(f"a model of the kind {type(self).__name__} gives no features: use one of ours or CHMv1")
+
     def padded(self, image: Tensor) -> Tensor:
-        """An image (B, 3, H, W) with its border repeated until the network takes its sides."""
+        """An image whose edges are repeated until its sides are multiples of `multiple_px`."""
         pad = (0, -image.shape[-1] % self.multiple_px, 0, -image.shape[-2] % self.multiple_px)
         return F.pad(image, pad, mode="replicate") if any(pad) else image

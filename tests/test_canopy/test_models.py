@@ -16,15 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import canopy
 from canopy.bundle import Architecture, Card, HeightHead, read_card, save_bundle
-from canopy.cli import main
 from canopy.errors import ModelError, OutputError
 from canopy.models import download as downloads
 from canopy.models.conversion import convert, read_published
 from canopy.models.download import download
 from canopy.models.fetching import fetch
 from canopy.models.heads import LinearBins
+from canopy.models.model import load_model
 from canopy.models.registry import CHECKPOINTS, Checkpoint, find_checkpoint, list_models
 from tiles.cog import validate
 
@@ -193,21 +192,35 @@ def test_chmv1_equals_an_independent_forward(tmp_path, depth, taps, side) -> Non
     card = convert(path, tmp_path / "chmv1.safetensors")
     assert (card.family, card.chip_px, card.gsd_m, card.architecture.taps) == ("chmv1", 256, 0.597, taps)
     image = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
-    made = canopy.load_model(tmp_path / "chmv1.safetensors").predict(image)
+    made = load_model(tmp_path / "chmv1.safetensors").predict(image)
     expected = released_forward(state, image, taps)
     assert expected.std() > 0.5
     torch.testing.assert_close(made, expected, atol=2e-3, rtol=0)
     # the publisher's own file, unconverted
-    assert torch.equal(canopy.load_model(path).predict(image), made)
+    assert torch.equal(load_model(path).predict(image), made)
 
 
 def test_chmv1_crops_its_padding(tmp_path) -> None:
     path = tmp_path / "SSLlarge.pth"
     torch.save(released_state(**NARROW), path)
-    model = canopy.load_model(path)
+    model = load_model(path)
     image = torch.rand(1, 3, 50, 70, generator=torch.Generator().manual_seed(1))
     padded = F.pad(image, (0, 26, 0, 14), mode="replicate")
     assert torch.equal(model.predict(image), model.predict(padded)[:, :50, :70])
+
+
+def test_chmv1_offers_tokens_but_no_intervals(tmp_path) -> None:
+    path = tmp_path / "SSLlarge.pth"
+    torch.save(released_state(**NARROW), path)
+    model = load_model(path)
+    image = torch.rand(1, 3, 100, 64, generator=torch.Generator().manual_seed(1))
+    assert model.features(image).shape == (1, 128, 8, 4)
+    moved = image.clone()
+    moved[:, :, :32] = 0
+    change = (model.features(moved) - model.features(image)).abs().mean((0, 1, 3))
+    assert change[:2].min() > change[2:].max()
+    with pytest.raises(ModelError, match="no calibrated interval"):
+        model.predict_interval(image)
 
 
 def test_chmv1_of_eight_bits_holds_the_dequantised_weights(tmp_path) -> None:
@@ -223,7 +236,7 @@ def test_chmv1_of_eight_bits_holds_the_dequantised_weights(tmp_path) -> None:
     np.testing.assert_array_equal(weights["encoder.blocks.3.mlp.fc1.bias"], state[f"{name}.bias"])
     image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
     whole = released_forward(state, image, (4, 11, 17, 23))
-    assert (canopy.load_model(path).predict(image) - whole).abs().mean() < 0.1 * whole.std()
+    assert (load_model(path).predict(image) - whole).abs().mean() < 0.1 * whole.std()
 
 
 def test_chmv1_head_is_the_published_formula() -> None:
@@ -279,7 +292,7 @@ def test_truncated_file_and_wrong_outputs_are_refused(tmp_path) -> None:
 
 
 def test_bundles_of_before_keep_their_family() -> None:
-    model = canopy.load_model("canopy-small")
+    model = load_model("canopy-small")
     assert (model.card.family, model.card.architecture.config) == ("dpt", {})
     assert model.predict(torch.full((1, 3, 40, 72), 0.3)).shape == (1, 40, 72)
 
@@ -332,7 +345,7 @@ def test_chmv2_equals_the_library_and_crops_elsewhere(tmp_path) -> None:
     net = tiny_chmv2(tmp_path / "published")
     card = convert(tmp_path / "published", tmp_path / "chmv2.safetensors")
     assert (card.family, card.chip_px, card.head.bins, card.head.max_m) == ("chmv2", 448, 256, 96.0)
-    model = canopy.load_model(tmp_path / "chmv2.safetensors")
+    model = load_model(tmp_path / "chmv2.safetensors")
     image = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = net(pixel_values=(image - MEAN) / STD).predicted_depth
@@ -341,7 +354,7 @@ def test_chmv2_equals_the_library_and_crops_elsewhere(tmp_path) -> None:
     odd = image[:, :, :50, :70]
     whole = model.predict(F.pad(odd, (0, 26, 0, 14), mode="replicate"))
     assert torch.equal(model.predict(odd), whole[:, :50, :70])
-    assert torch.equal(canopy.load_model(tmp_path / "published").predict(image), model.predict(image))
+    assert torch.equal(load_model(tmp_path / "published").predict(image), model.predict(image))
 
 
 def test_chmv2_where_the_library_would_stretch(tmp_path) -> None:
@@ -350,7 +363,10 @@ def test_chmv2_where_the_library_would_stretch(tmp_path) -> None:
     image = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         assert net(pixel_values=(image - MEAN) / STD).predicted_depth.shape == (1, 64, 64)
-    assert canopy.load_model(tmp_path / "published").predict(image).shape == (1, 48, 64)
+    model = load_model(tmp_path / "published")
+    assert model.predict(image).shape == (1, 48, 64)
+    with pytest.raises(ModelError, match="gives no features"):
+        model.features(image)
 
 
 def test_chmv2_head_is_the_published_formula(tmp_path) -> None:
@@ -377,7 +393,7 @@ def test_depth_any_canopy_equals_the_library(tmp_path) -> None:
     (published / "preprocessor_config.json").write_text(json.dumps(processor))
     card = convert(published, tmp_path / "dac.safetensors", gsd_m=0.5)
     assert (card.family, card.gsd_m, card.chip_px) == ("depth-any-canopy", 0.5, 512)
-    model = canopy.load_model(tmp_path / "dac.safetensors")
+    model = load_model(tmp_path / "dac.safetensors")
     image = torch.rand(1, 3, 70, 56, generator=torch.Generator().manual_seed(1))
     fed = (255 * image - torch.tensor((100.0, 90, 80)).view(3, 1, 1)) / torch.tensor((50.0, 60, 70)).view(3, 1, 1)
     with torch.inference_mode():
@@ -409,32 +425,14 @@ def test_absent_library_is_said_in_one_line(tmp_path, monkeypatch) -> None:
     save_bundle(tmp_path / "chmv2.safetensors", card, {})
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(ModelError, match=r"pip install 'canopy-chm\[meta\]'"):
-        canopy.load_model(tmp_path / "chmv2.safetensors")
+        load_model(tmp_path / "chmv2.safetensors")
 
 
 # --- maps
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["canopy", *map(str, arguments)])
-        monkeypatch.setattr("signal.signal", lambda *_: None)
-        capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capfd.readouterr()
-
-    return run
-
-
-def mapped(command: Callable[..., tuple[int, str, str]], model: Path, out: Path) -> np.ndarray:
-    code, _, err = command("predict", "--aoi", REGION, "--model", model, "--out", out)
+def mapped(canopy: Callable[..., tuple[int, str, str]], model: Path, out: Path) -> np.ndarray:
+    code, _, err = canopy("predict", "--aoi", REGION, "--model", model, "--out", out)
     assert code == 0, err
     assert validate(out) == ()
     with rasterio.open(out) as opened:
@@ -443,30 +441,30 @@ def mapped(command: Callable[..., tuple[int, str, str]], model: Path, out: Path)
     return heights
 
 
-def test_sample_is_mapped_with_a_tiny_chmv2(tmp_path, command) -> None:
+def test_sample_is_mapped_with_a_tiny_chmv2(tmp_path, canopy) -> None:
     tiny_chmv2(tmp_path / "published")
-    code, out, err = command("models", "convert", tmp_path / "published", "--out", tmp_path / "tiny.safetensors")
+    code, out, err = canopy("models", "convert", tmp_path / "published", "--out", tmp_path / "tiny.safetensors")
     assert (code, out.strip()) == (0, str(tmp_path / "tiny.safetensors")), err
-    heights = mapped(command, tmp_path / "tiny.safetensors", tmp_path / "map.tif")
+    heights = mapped(canopy, tmp_path / "tiny.safetensors", tmp_path / "map.tif")
     assert 0.5 < np.isfinite(heights).mean() < 0.9
     assert np.nanmax(heights) <= 96
     assert np.nanstd(heights) > 0.05
 
 
-def test_sample_is_mapped_with_a_narrow_chmv1(tmp_path, command) -> None:
+def test_sample_is_mapped_with_a_narrow_chmv1(tmp_path, canopy) -> None:
     torch.save({"state_dict": released_state(**NARROW)}, tmp_path / "SSLlarge.pth")
-    heights = mapped(command, tmp_path / "SSLlarge.pth", tmp_path / "map.tif")
+    heights = mapped(canopy, tmp_path / "SSLlarge.pth", tmp_path / "map.tif")
     assert 0.5 < np.isfinite(heights).mean() < 0.9
     assert np.nanstd(heights) > 0.05
 
 
 @pytest.mark.slow
-def test_sample_is_mapped_with_a_checkpoint_of_the_large_format(tmp_path, command) -> None:
+def test_sample_is_mapped_with_a_checkpoint_of_the_large_format(tmp_path, canopy) -> None:
     state = released_state(**LARGE)
     torch.save(state, tmp_path / "SSLlarge.pth")
-    assert command("models", "convert", tmp_path / "SSLlarge.pth", "--out", tmp_path / "large.safetensors")[0] == 0
+    assert canopy("models", "convert", tmp_path / "SSLlarge.pth", "--out", tmp_path / "large.safetensors")[0] == 0
     assert read_card(tmp_path / "large.safetensors").architecture.encoder_args["num_heads"] == 16
-    heights = mapped(command, tmp_path / "large.safetensors", tmp_path / "map.tif")
+    heights = mapped(canopy, tmp_path / "large.safetensors", tmp_path / "map.tif")
     assert 0.5 < np.isfinite(heights).mean() < 0.9
     assert np.nanstd(heights) > 0.05
 
@@ -620,7 +618,7 @@ def test_token_is_not_handed_on_and_stated_digest_holds(publisher, tmp_path) -> 
         download(moved, tmp_path / "b.pth")
 
 
-def test_fetch_asks_for_the_licence_then_makes_a_bundle(publisher, tmp_path, monkeypatch, command) -> None:
+def test_fetch_asks_for_the_licence_then_makes_a_bundle(publisher, tmp_path, monkeypatch, canopy) -> None:
     torch.save(released_state(**NARROW), tmp_path / "published.pth")
     publisher.content = (tmp_path / "published.pth").read_bytes()
     entry = Checkpoint(
@@ -628,15 +626,15 @@ def test_fetch_asks_for_the_licence_then_makes_a_bundle(publisher, tmp_path, mon
     )
     monkeypatch.setitem(CHECKPOINTS, "chmv1-tiny", entry)
     monkeypatch.setenv("CANOPY_MODELS", str(tmp_path / "models"))
-    code, _, err = command("models", "fetch", "chmv1-tiny")
+    code, _, err = canopy("models", "fetch", "chmv1-tiny")
     assert code == 1
     assert "Apache-2.0, https://licence" in err and "--accept-licence" in err
     assert publisher.asked == []
-    code, out, err = command("models", "fetch", "chmv1-tiny", "--accept-licence")
+    code, out, err = canopy("models", "fetch", "chmv1-tiny", "--accept-licence")
     assert code == 0, err
     assert out.strip() == str(tmp_path / "models" / "chmv1-tiny.safetensors")
     assert "MB" in err
-    model = canopy.load_model("chmv1-tiny")
+    model = load_model("chmv1-tiny")
     assert (model.card.name, model.card.gsd_m) == ("chmv1-tiny", 0.6)
     assert model.card.training["converted_sha256"] == hashlib.sha256(publisher.content).hexdigest()
     assert not list((tmp_path / "models").rglob("*.pth*"))
@@ -645,16 +643,16 @@ def test_fetch_asks_for_the_licence_then_makes_a_bundle(publisher, tmp_path, mon
     assert {row["name"]: row["state"] for row in list_models()}["chmv1-tiny"] == "fetched"
 
 
-def test_registry_lists_and_shows(command, tmp_path, monkeypatch) -> None:
+def test_registry_lists_and_shows(canopy, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
-    rows = {row["name"]: row for row in json.loads(command("models", "list", "--json")[1])}
+    rows = {row["name"]: row for row in json.loads(canopy("models", "list", "--json")[1])}
     assert rows["canopy-small"]["state"] == "bundled"
     assert (rows["chmv2"]["state"], rows["chmv2"]["licence"]) == ("gated", "DINOv3 License")
-    shown = json.loads(command("models", "show", "chmv1-huge", "--json")[1])
+    shown = json.loads(canopy("models", "show", "chmv1-huge", "--json")[1])
     assert shown["urls"][0].endswith("/saved_checkpoints/SSLhuge_satellite.pth")
     assert (shown["family"], shown["gsd_m"]) == ("chmv1", 0.597)
-    assert json.loads(command("models", "show", "canopy-small", "--json")[1])["family"] == "dpt"
-    assert "chmv2" in command("models", "list")[1]
-    assert command("models", "show", "chmv9")[0] == 1
+    assert json.loads(canopy("models", "show", "canopy-small", "--json")[1])["family"] == "dpt"
+    assert "chmv2" in canopy("models", "list")[1]
+    assert canopy("models", "show", "chmv9")[0] == 1
     with pytest.raises(ModelError, match="chmv1-huge"):
         find_checkpoint("chmv9")
