@@ -1,6 +1,5 @@
 """Model bundle: one safetensors file whose header carries the model's card. Reading a card needs no torch."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,10 +12,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from canopy.errors import ModelError
+from tiles.files import file_sha256, replacing
 
 CARD_KEY = "canopy.card"
 BUNDLED = Path(__file__).parent / "weights"
+PUBLISHED_CONFIG = "config.json"
+"""What makes a folder a model: the publisher's configuration beside the weights."""
 DEFAULT_MODEL = "canopy-small"
+
+
+Family = Literal["dpt", "chmv1", "chmv2", "depth-any-canopy", "encoder"]
+"""Our own height model, a public one, or an encoder alone: what makes the network of a card."""
 
 
 class _Frozen(BaseModel):
@@ -36,7 +42,9 @@ class Architecture(_Frozen):
     fusion_channels: int = 64
     detail: str = ""
     """timm name of the convolutional network that hands the head detail finer than a patch, if any."""
-    detail_channels: int = Field(default=48, ge=0)
+    detail_channels: int = Field(default=48, gt=0)
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Configuration of the ``transformers`` library's model, for the families that it runs."""
 
 
 class HeightHead(_Frozen):
@@ -44,15 +52,26 @@ class HeightHead(_Frozen):
 
     bins: int = 64
     max_m: float = 70.0
-    spacing: Literal["sqrt"] = "sqrt"
+    spacing: Literal["sqrt", "linear", "mixlog", "none"] = "sqrt"
+    """``mixlog`` is CHMv2's own; ``none`` for a network whose output is a share of ``max_m``."""
+
+
+class HeightIntervals(_Frozen):
+    """How far the quantiles of the bins must be moved to hold nine heights of ten: conformal, by predicted height."""
+
+    height_m: tuple[float, ...]
+    """Predicted heights, rising, between which the offsets are linear."""
+    lower_m: tuple[float, ...]
+    """Taken off the 5th percentile at these heights."""
+    upper_m: tuple[float, ...]
+    """Added to the 95th."""
 
 
 class Card(_Frozen):
     """What a bundle says of itself: all that is needed to run it, and what is known of its quality."""
 
     name: str
-    family: Literal["dpt", "encoder"] = "dpt"
-    """A height model, or an encoder alone."""
+    family: Family = "dpt"
     architecture: Architecture = Architecture()
     head: HeightHead = HeightHead()
     bands: tuple[str, ...] = ("red", "green", "blue")
@@ -65,6 +84,10 @@ class Card(_Frozen):
     licence: str
     provisional: bool
     notes: str = ""
+    intervals: HeightIntervals | None = None
+    """Calibration of the 90 % interval, where it was fitted."""
+    coverage: dict[str, Any] = Field(default_factory=dict)
+    """Share of held-out heights inside the interval and its width, by class of true height."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Data (sites, hectares, hash, licences), steps, seed, configuration."""
     metrics: dict[str, Any] = Field(default_factory=dict)
@@ -79,12 +102,8 @@ def save_bundle(path: Path, card: Card, weights: Mapping[str, np.ndarray]) -> No
         card: The model's card, into the header.
         weights: Arrays by parameter name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(dict(weights), temporary, metadata={CARD_KEY: card.model_dump_json()})
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(path)
+    with replacing(path) as draft:
+        save_file(dict(weights), draft, metadata={CARD_KEY: card.model_dump_json()})
 
 
 def read_card(path: Path) -> Card:
@@ -103,22 +122,31 @@ def read_bundle(path: Path) -> tuple[Card, dict[str, np.ndarray], str]:
         ModelError: No such file, not a safetensors file, or not a Canopy bundle.
     """
     card, weights = _read(path, weights=True)
-    return card, weights, hashlib.sha256(path.read_bytes()).hexdigest()
+    return card, weights, file_sha256(path)
+
+
+def models_folder() -> Path:
+    """Where fetched models lie: ``CANOPY_MODELS``, else ``~/.cache/canopy/models``."""
+    return Path(os.environ.get("CANOPY_MODELS") or Path.home() / ".cache" / "canopy" / "models")
 
 
 def find_bundle(model: str | Path) -> Path:
-    """Path of a bundle, from a file's path or from the name of a bundled model.
+    """Path of a model, from a path or from the name of a bundled or fetched model.
 
     Raises:
-        ModelError: Neither a file nor a known name.
+        ModelError: Neither a file, a publisher's folder nor a known name.
     """
     path = Path(model)
-    bundled = BUNDLED / f"{model}.safetensors"
-    for candidate in (path, bundled):
+    if (path / PUBLISHED_CONFIG).is_file():
+        return path
+    for candidate in (path, BUNDLED / f"{model}.safetensors", models_folder() / f"{model}.safetensors"):
         if candidate.is_file():
             return candidate
     known = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors"))) or "none"
-    raise ModelError(f"no model {str(model)!r}: neither a file nor a bundled model (bundled: {known})")
+    raise ModelError(
+        f"no model {str(model)!r}: neither a file nor a bundled model (bundled: {known}); "
+        "canopy models list names those that canopy models fetch brings"
+    )
 
 
 def _read(path: Path, *, weights: bool) -> tuple[Card, dict[str, np.ndarray]]:

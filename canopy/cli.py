@@ -4,23 +4,23 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from canopy import __version__
 from canopy.errors import CanopyError
-
-if TYPE_CHECKING:
-    from canopy.progress import Progress
+from canopy.gedi.cli import gedi
+from canopy.models.cli import models
+from canopy.terminal import say, show_bar, show_progress
 
 app = typer.Typer(no_args_is_help=True)
 dataset = typer.Typer(no_args_is_help=True, help="Training chips from imagery and lidar.")
 app.add_typer(dataset, name="dataset")
+app.add_typer(gedi, name="gedi")
+app.add_typer(models, name="models")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -45,13 +45,15 @@ def predict(
     imagery: Annotated[
         list[str] | None, typer.Option(help="Raster, folder or glob; repeat it, the first valid pixel wins.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Bundled model's name, or a bundle file.")] = "canopy-small",
+    model: Annotated[str, typer.Option(help="Name (canopy models list), bundle or checkpoint.")] = "canopy-small",
     out: Annotated[Path | None, typer.Option(help="Output GeoTIFF (default: <aoi>_canopy_height.tif).")] = None,
     crs: Annotated[str, typer.Option(help="auto (the AOI's UTM zone) or any CRS.")] = "auto",
     resolution: Annotated[
         float | None, typer.Option(help="Cell size in units of the CRS (default: the model's GSD).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Add the 5th and 95th percentile.")] = False,
+    calibration: Annotated[Path | None, typer.Option(help="Calibration (JSON of canopy calibrate).")] = None,
     bands: Annotated[str | None, typer.Option(help="Red, green, blue bands, from 1: 3,2,1.")] = None,
     scale: Annotated[str | None, typer.Option(help="Values that mean 0 and 1: 0,2047.")] = None,
     imagery_datetime: Annotated[str | None, typer.Option(help="Acquisition date, or start/end.")] = None,
@@ -62,10 +64,11 @@ def predict(
     """Map canopy height over an area."""
     from canopy import prediction
 
-    with _progress() as report:
+    with show_progress() as report:
         made = prediction.predict(
             aoi, imagery, model, out, crs=crs,
-            resolution=resolution, device=device, bands=_numbers("--bands", bands, int),
+            resolution=resolution, device=device, uncertainty=uncertainty, calibration=calibration,
+            bands=_numbers("--bands", bands, int),
             scale=_numbers("--scale", scale, float), imagery_datetime=imagery_datetime, overwrite=overwrite,
             force=force, report=report,
         )  # fmt: skip
@@ -95,7 +98,7 @@ def chm(
 
     from canopy.lidar import build_chm
 
-    with _bar() as show:
+    with show_bar() as show:
         made = build_chm(
             clouds, out, resolution_m=resolution, crs=crs, ground=ground, ground_out=ground_out, quality=quality,
             overwrite=overwrite, report=lambda done, total: show(done, total, f"{done / total:.0%} of returns read"),
@@ -111,7 +114,7 @@ def validate(paths: Annotated[list[Path], typer.Argument(help="Height maps.")]) 
     faults = {path: check(path) for path in paths}
     for path, problems in faults.items():
         for problem in problems:
-            _say(f"{path}: {problem}")
+            say(f"{path}: {problem}")
         if not problems:
             typer.echo(f"{path}: valid")
     if any(faults.values()):
@@ -150,7 +153,7 @@ def evaluate(
         from canopy.evaluation.report import require_plots, write_report
 
         require_plots()
-    with _progress() as told:
+    with show_progress() as told:
         made = comparison.evaluate(
             pred, truth, mask=mask, truth_unit=truth_unit, draw=report is not None, progress=told
         )  # fmt: skip
@@ -159,8 +162,40 @@ def evaluate(
         typer.echo(json.dumps(made.results if len(pred) > 1 else made.results[str(pred[0])]))
     else:
         print_table(made)
-        if page is not None:
-            typer.echo(str(page))
+    if page is not None:
+        typer.echo(str(page), err=as_json)
+
+
+@app.command()
+def calibrate(
+    pred: Annotated[Path, typer.Option(help="Height map.")],
+    out: Annotated[Path, typer.Option(help="Calibration to write (JSON); with --apply, the calibrated map.")],
+    shots: Annotated[Path | None, typer.Option(help="Shots of canopy gedi read.")] = None,
+    apply: Annotated[Path | None, typer.Option(help="Apply this calibration to the map instead of fitting.")] = None,
+    block_m: Annotated[float | None, typer.Option(min=1, help="Side of the blocks held out together.")] = None,
+    imagery: Annotated[list[str] | None, typer.Option(help="Also try a gain foretold from its features.")] = None,
+    model: Annotated[str | None, typer.Option(help="The map's model, for --imagery.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a calibration of a height map to lidar shots, or apply one."""
+    if (shots is None) == (apply is None):
+        raise typer.BadParameter("give --shots to fit a calibration, or --apply to use one")
+    with show_progress(noun="step", unit="steps") as report:
+        if apply is not None:
+            from canopy.calibration import calibrate_map, read_calibration
+
+            typer.echo(calibrate_map(pred, read_calibration(apply), out, overwrite=overwrite, report=report))
+            return
+        from canopy.calibration import command
+
+        assert shots is not None
+        made = command.calibrate(
+            pred, shots, out, block_m=block_m, imagery=imagery, model=model, overwrite=overwrite, report=report
+        )
+    if not as_json:
+        command.print_table(made)
+    typer.echo(made.calibration.model_dump_json() if as_json else str(made.path))
 
 
 @app.command()
@@ -191,13 +226,13 @@ def build(
     from canopy.config import DatasetConfig, load_config
 
     settings = load_config(config, DatasetConfig, tuple(set_ or ()))
-    with _progress(noun="task", unit="files") as report:
+    with show_progress(noun="task", unit="files") as report:
         made = chips.build(
             settings, out or Path("datasets") / config.stem, jobs=jobs, overwrite=overwrite, report=report
         )
     for scene in made.damaged:
-        _say(f"canopy: dropped {scene}")
-    _say(f"{made.kept} chips kept, {made.dropped} dropped: canopy dataset info {made.folder}")
+        say(f"canopy: dropped {scene}")
+    say(f"{made.kept} chips kept, {made.dropped} dropped: canopy dataset info {made.folder}")
     typer.echo(made.folder)
     if made.damaged:
         raise typer.Exit(1)
@@ -236,10 +271,10 @@ def main() -> None:
         mount(app)
         app()
     except CanopyError as error:
-        _say(f"canopy: {' '.join(str(error).split())}")
+        say(f"canopy: {' '.join(str(error).split())}")
         sys.exit(1)
     except _InterruptedError:
-        _say("canopy: interrupted; the same command goes on from here")
+        say("canopy: interrupted; the same command goes on from here")
         sys.exit(130)
 
 
@@ -251,10 +286,6 @@ def _interrupt(number: int, frame: object) -> None:
     raise _InterruptedError
 
 
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
 def _numbers(flag: str, text: str | None, kind: type) -> Any:
     if text is None:
         return None
@@ -262,56 +293,6 @@ def _numbers(flag: str, text: str | None, kind: type) -> Any:
         return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{flag} {text!r}: numbers with commas between them expected") from error
-
-
-@contextmanager
-def _bar() -> Iterator[Any]:
-    """A bar on a terminal, a line a step elsewhere: `show(done, total, state, aside)`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.fields[state]}"), BarColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("work", total=None, state="starting")
-
-        def show(done: float, total: float, state: str, aside: str = "") -> None:
-            bar.update(task, total=total, completed=done, state=state)
-            if not console.is_terminal:
-                _say(state + aside)
-
-        yield show
-
-
-@contextmanager
-def _progress(noun: str = "tile", unit: str = "Mpx") -> Iterator[Any]:
-    """Progress by tiles or the like, with the work done per second and time left."""
-    meter = _Meter()
-    scale = 1e6 if unit == "Mpx" else 1
-    with _bar() as show:
-
-        def report(now: "Progress") -> None:
-            rate = meter.rate(now)
-            minutes = (now.pixels - now.pixels_done) / rate / 60
-            state = f"{noun} {now.tiles_done}/{now.tiles}  {rate / scale:.2f} {unit}/s"
-            show(now.pixels_done, now.pixels, state, f"  {minutes:.0f} min left")
-
-        yield report
-
-
-class _Meter:
-    """Useful pixels per second since the first tile of this run began."""
-
-    def __init__(self) -> None:
-        import time
-
-        self._clock, self._began, self._resumed = time.monotonic, time.monotonic(), -1
-
-    def rate(self, now: "Progress") -> float:
-        if self._resumed < 0:
-            self._resumed = now.pixels_done - now.pixels_done // now.tiles_done
-        return (now.pixels_done - self._resumed) / max(1e-6, self._clock() - self._began)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ class CurationConfig(Config):
     max_building: float = Field(default=0.5, ge=0, le=1)
     max_date_gap_years: float | None = None
     max_disagreement_m: float | None = None
-    """Mean absolute difference between the label and the weak model."""
+    """Mean absolute difference between the label and the weak model; asked of training chips alone."""
     weak_model: str | None = None
     """Bundle that predicts each labelled chip; none saves its time."""
     min_real_px: int = Field(default=32, gt=0)
@@ -222,6 +222,18 @@ def load_config(path: Path, kind: type[ConfigT], overrides: tuple[str, ...] = ()
     for override in overrides:
         _set(tree, override)
     return parse(kind, tree, str(path))
+
+
+def parse_overrides(kind: type[ConfigT], overrides: tuple[str, ...]) -> ConfigT:
+    """A configuration of defaults and ``a.b=value`` strings.
+
+    Raises:
+        ConfigError: An unknown key or a value out of range.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _set(tree, override)
+    return parse(kind, tree, "--set")
 
 
 def parse(kind: type[ConfigT], tree: dict[str, Any], origin: str) -> ConfigT:

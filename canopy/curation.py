@@ -76,14 +76,6 @@ def reasons(row: Mapping[str, Any], config: CurationConfig) -> Iterator[str]:
     yield from _label_reasons(row, config)
 
 
-def disagreement_reason(row: Mapping[str, Any], config: CurationConfig) -> str:
-    """Why a candidate is dropped because a weak model disputes its label; empty where it is kept."""
-    error, worst = row.get("disagreement_m"), config.max_disagreement_m
-    if error is None or worst is None or error <= worst:
-        return ""
-    return f"label and weak model {error:.1f} m apart, {worst:g} allowed"
-
-
 def _label_reasons(row: Mapping[str, Any], config: CurationConfig) -> Iterator[str]:
     gap, most = row.get("date_gap_years"), config.max_date_gap_years
     if gap is not None and most is not None and gap > most:

@@ -7,7 +7,6 @@ weights) is decided at the end. The index gets its name last: a folder without o
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,11 +27,12 @@ from canopy import __version__
 from canopy.candidates import Candidate, SceneFiles, cut_scene
 from canopy.chips import FORMAT, INDEX, PARTS, STORE, PartWriter, read_index
 from canopy.config import DatasetConfig, SourceConfig, dump_config
-from canopy.curation import disagreement_reason, near_duplicates
+from canopy.curation import near_duplicates
 from canopy.errors import CanopyError, DatasetError, OutputBusyError, OutputError
 from canopy.progress import Progress
 from canopy.splits import Ground, assign_splits
 from canopy.tile_trees import place_tile
+from tiles.files import file_sha256, replacing
 
 _WORK, _DRAFT, _CONFIG = ".work", ".draft", "config.yaml"
 _SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".vrt"}
@@ -136,8 +136,7 @@ def _task_digest(scenes: Sequence[SceneFiles], source: SourceConfig, config: Dat
 def _content(path: Path) -> tuple[str, str]:
     """Name and sha256; the name may hold the date."""
     try:
-        with path.open("rb") as file:
-            return path.name, hashlib.file_digest(file, "sha256").hexdigest()
+        return path.name, file_sha256(path)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check the file") from error
 
@@ -212,10 +211,10 @@ def _prepare(task: _Task) -> _Task:
             if kept:
                 arrays["image"].append(chip.image)
                 arrays["height"] += [] if chip.height_cm is None else [chip.height_cm]
-    with _renamed(path.with_suffix(".npz")) as draft, draft.open("wb") as file:
+    with replacing(path.with_suffix(".npz")) as draft, draft.open("wb") as file:
         stacks: dict[str, Any] = {name: np.stack(parts) for name, parts in arrays.items() if parts}
         np.savez(file, **stacks)
-    with _renamed(path) as draft:
+    with replacing(path) as draft:
         draft.write_text(json.dumps(rows), encoding="utf-8")
     return task
 
@@ -253,7 +252,7 @@ def _decide(rows: list[Row], config: DatasetConfig) -> list[Row]:
     """Index rows with decision, split, block, weight and place in the store."""
     rows = sorted(rows, key=lambda row: PARTS.index(row["part"]))
     rows = _drop_duplicates(rows, config.curation.duplicate_bits)
-    rows = _drop_disagreeing(_split(rows, config), config)
+    rows = _drop_doubtful(_split(rows, config), config.curation.max_disagreement_m)
     shares = Counter((row["part"], row.get("block")) for row in rows if not row["reason"])
     counts: Counter[str] = Counter()
     made = []
@@ -279,18 +278,6 @@ def _drop_duplicates(rows: list[Row], bits: int) -> list[Row]:
     ]
 
 
-def _drop_disagreeing(rows: list[Row], config: DatasetConfig) -> list[Row]:
-    """Drop training chips whose labels a weak model disputes.
-
-    Ground that is held out keeps all of its chips: without those that a model finds hard, the test would be easier.
-    """
-    made = []
-    for row in rows:
-        reason = disagreement_reason(row, config.curation) if row["split"] == "train" else ""
-        made.append(row | {"reason": reason, "split": None} if reason else row)
-    return made
-
-
 def _split(rows: list[Row], config: DatasetConfig) -> list[Row]:
     kept = [row for row in rows if not row["reason"]]
     grounds = [
@@ -311,6 +298,21 @@ def _split(rows: list[Row], config: DatasetConfig) -> list[Row]:
         at = next(assigned)
         made.append(row | {"split": at.split, "block": at.block, "reason": at.reason})
     return made
+
+
+def _drop_doubtful(rows: list[Row], most_m: float | None) -> list[Row]:
+    """Drop training chips whose label a weak model contradicts; a test must not be made easier by a model."""
+
+    def doubtful(row: Row) -> bool:
+        error = row.get("disagreement_m")
+        return row.get("split") == "train" and most_m is not None and error is not None and error > most_m
+
+    return [
+        row | {"split": None, "reason": f"label and weak model {row['disagreement_m']:.1f} m apart, {most_m:g} allowed"}
+        if doubtful(row)
+        else row
+        for row in rows
+    ]
 
 
 def _write(rows: list[Row], tasks: Sequence[_Task], config: DatasetConfig, out: Path, digest: str) -> None:
@@ -407,13 +409,6 @@ def _writing(out: Path) -> Iterator[None]:
         raise OutputError(
             f"cannot write {out}: {error.strerror or error}; free space or name another --out, and run again"
         ) from error
-
-
-@contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    yield draft
-    draft.replace(path)
 
 
 def _digest(value: Any) -> str:

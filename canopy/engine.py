@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from canopy.models.model import HeightModel
+from canopy.layers import Layers
 from tiles.blend import Blender, ChipLattice
 from tiles.grid import PixelWindow
 
@@ -29,13 +29,13 @@ class ChipEngine:
     shape, a chip's place in it follows from its place on the lattice alone, and absent chips are blank.
 
     Args:
-        model: What makes the heights.
+        layers: What is computed of each pixel.
         lattice: Where chips lie.
         batch: Chips a batch.
     """
 
-    def __init__(self, model: HeightModel, lattice: ChipLattice, batch: int = BATCH) -> None:
-        self.model, self.lattice, self.batch = model, lattice, batch
+    def __init__(self, layers: Layers, lattice: ChipLattice, batch: int = BATCH) -> None:
+        self.layers, self.lattice, self.batch = layers, lattice, batch
         self._cache: OrderedDict[tuple[int, int], Heights] = OrderedDict()
 
     def read_window(self, core: PixelWindow) -> PixelWindow:
@@ -54,19 +54,19 @@ class ChipEngine:
             core: The tile.
 
         Returns:
-            (h, w) float32 metres, NaN outside the AOI and where the imagery is unknown.
+            (K, h, w) float32, the layers; NaN outside the AOI and where the imagery is unknown.
         """
         known = wanted & ~np.isnan(image[(0, *core.slices_in(window))])
         places = self.lattice.covering(core)
         needed = [place for place in places if self._touches(place, known, core)]
         made = self._compute([p for p in needed if p not in self._cache], image, window)
         made |= {place: self._cache[place] for place in needed if place in self._cache}
-        blender = Blender(self.lattice, core, bands=1)
-        blank = np.zeros((1, self.lattice.chip_px, self.lattice.chip_px), np.float32)
+        blender = Blender(self.lattice, core, bands=self.layers.count)
+        blank = np.zeros((self.layers.count, self.lattice.chip_px, self.lattice.chip_px), np.float32)
         for place in places:
-            blender.add(*place, made[place][None] if place in made else blank)
+            blender.add(*place, made.get(place, blank))
         self._remember(made, core)
-        return np.where(known, np.round(blender.result()[0] / STEP_M) * STEP_M, np.nan).astype(np.float32)
+        return np.where(known, np.round(blender.result() / STEP_M) * STEP_M, np.nan).astype(np.float32)
 
     def _touches(self, place: tuple[int, int], known: NDArray[np.bool_], core: PixelWindow) -> bool:
         inside = self.lattice.chip(*place).intersect(core)
@@ -85,7 +85,7 @@ class ChipEngine:
             for slot, place in present:
                 chip = image[(slice(None), *self.lattice.chip(*place).slices_in(window))]
                 batch[slot] = torch.from_numpy(fill_unknown(chip))
-            heights = self.model.predict(batch).numpy()
+            heights = self.layers(batch).numpy()
             made |= {place: heights[slot].copy() for slot, place in present}
         return made
 

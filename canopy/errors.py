@@ -4,6 +4,7 @@ from tiles.errors import AOIError, CanopyError, OutputBusyError, OutputError, Ra
 
 __all__ = [
     "AOIError",
+    "CalibrationError",
     "CanopyError",
     "ConfigError",
     "CoverageError",
@@ -45,6 +46,10 @@ class TrainingError(CanopyError):
 
 class EvaluationError(CanopyError):
     """A map cannot be scored against a truth."""
+
+
+class CalibrationError(CanopyError):
+    """A calibration cannot be fitted, read or applied."""
 
 
 class DatasetError(CanopyError):

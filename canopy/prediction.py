@@ -26,16 +26,19 @@ from rasterio.io import MemoryFile
 
 from canopy import __version__
 from canopy.bundle import DEFAULT_MODEL
+from canopy.calibration import Calibration, apply_to_bands, calibration_tags, describe, read_calibration
 from canopy.engine import OVERLAP_PX, ChipEngine, Heights, Image
-from canopy.errors import CoverageError, ImageryError, OutputBusyError, OutputError, RasterError
+from canopy.errors import CalibrationError, CoverageError, ImageryError, OutputBusyError, OutputError, RasterError
 from canopy.grids import output_lattice, working_lattice
 from canopy.imagery import ImagerySource, open_imagery
 from canopy.imagery.configured import configured_imagery
+from canopy.layers import Layers
 from canopy.models.model import HeightModel, load_model
 from canopy.progress import Progress
 from tiles.aoi import read_aoi, to_crs
 from tiles.blend import ChipLattice
-from tiles.cog import BANDS, assemble, tile_is_committed, validate, write_tile
+from tiles.cog import BANDS, UNCERTAINTY_BANDS, assemble, tile_is_committed, validate, write_tile
+from tiles.files import require_new
 from tiles.grid import Lattice, PixelWindow, Tile, TileGrid, rasterize
 from tiles.regrid import MARGIN_PX, Regridder
 from tiles.stac import acquisition_times, height_item, write_item
@@ -83,14 +86,26 @@ class Job:
         grid: Tiles of the output.
         work: Lattice on which the model runs; the output's own where that is the model's GSD.
         source: The imagery.
-        model: The model.
+        layers: The model, and what is made with it.
+        calibration: Applied to the heights, if any.
     """
 
     area: Geometry
     grid: TileGrid
     work: Lattice
     source: ImagerySource
-    model: HeightModel
+    layers: Layers
+    calibration: Calibration | None = None
+
+    @property
+    def model(self) -> HeightModel:
+        """The model."""
+        return self.layers.model
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Bands of the map."""
+        return UNCERTAINTY_BANDS if self.layers.uncertainty else BANDS
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
@@ -121,6 +136,8 @@ class Job:
             "tile_px": self.grid.tile_px,
             "overlap_px": OVERLAP_PX,
             "model": self.model.sha256,
+            "uncertainty": self.layers.uncertainty,
+            "calibration": self.calibration and self.calibration.sha256,
             "imagery": self.source.fingerprint(),
             "version": __version__,
         }
@@ -136,6 +153,8 @@ def predict(
     crs: str = "auto",
     resolution: float | None = None,
     device: str = "auto",
+    uncertainty: bool = False,
+    calibration: str | Path | Calibration | None = None,
     bands: Sequence[int] | None = None,
     scale: tuple[float, float] | None = None,
     imagery_datetime: str | None = None,
@@ -156,6 +175,8 @@ def predict(
         crs: ``auto`` for the AOI's UTM zone, or any CRS.
         resolution: Cell size in units of the output's CRS; the model's GSD if None.
         device: ``auto``, ``cpu`` or ``cuda``.
+        uncertainty: Also write the 5th and 95th percentile of height.
+        calibration: File of `canopy calibrate`, or a calibration, applied to the heights.
         bands: 1-based red, green, blue bands, where colour interpretation does not tell.
         scale: Pixel values that mean 0 and 1, where the source's own choice is wrong.
         imagery_datetime: Acquisition date or ``start/end``, where the imagery does not tell.
@@ -168,15 +189,16 @@ def predict(
     """
     area = aoi if isinstance(aoi, Geometry) else read_aoi(aoi)
     path = _output_path(aoi, out)
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists: name another output or pass --overwrite")
+    require_new(path, overwrite)
     source = _open(imagery, area, bands, scale, imagery_datetime)
     network = load_model(model, device) if isinstance(model, str | Path) else model
+    fitted = read_calibration(Path(calibration)) if isinstance(calibration, str | Path) else calibration
+    layers = _layers(network, uncertainty, fitted)
     _check_imagery(source, area, network, force)
     acquisition_times(source.datetime, datetime.now(UTC))
     lattice = output_lattice(area, crs, resolution, network.card.gsd_m)
     work = working_lattice(area, lattice, network.card.gsd_m)
-    job = Job(to_crs(area, lattice.crs), TileGrid(lattice, TILE_PX), work, source, network)
+    job = Job(to_crs(area, lattice.crs), TileGrid(lattice, TILE_PX), work, source, layers, fitted)
     _say_what(job)
     with _partial_folder(path, job.plan, overwrite) as folder:
         pending = [tile for tile in job.tiles if not tile_is_committed(_tile_path(folder, tile), job.plan)]
@@ -226,9 +248,9 @@ def predict_array(
         regridder = Regridder(work, crs, image.rio.transform(recalc=True))
         window = PixelWindow(0, 0, *image.shape[1:])
         made = regridder.cover(window)
-        engine = ChipEngine(network, ChipLattice(network.card.chip_px, OVERLAP_PX))
+        engine = ChipEngine(Layers(network), ChipLattice(network.card.chip_px, OVERLAP_PX))
         pixels = source.read(work.geobox(engine.read_window(made))).values
-        heights = engine.heights(pixels, engine.read_window(made), np.ones(made.shape, bool), made)
+        (heights,) = engine.heights(pixels, engine.read_window(made), np.ones(made.shape, bool), made)
     cells = regridder.regrid(heights, made, window, regridder.samples(window))
     named = image.isel({image.dims[0]: 0}, drop=True).copy(data=cells).rename("canopy_height")
     named.attrs = {"units": "m", "long_name": "canopy height above ground", "model": network.card.name}
@@ -238,7 +260,7 @@ def predict_array(
 
 def _map_tiles(job: Job, pending: Sequence[Tile], folder: Path, report: Report) -> None:
     """Read, infer and write side by side: a reader one tile ahead, a writer one tile behind."""
-    engine = ChipEngine(job.model, ChipLattice(job.model.card.chip_px, OVERLAP_PX))
+    engine = ChipEngine(job.layers, ChipLattice(job.model.card.chip_px, OVERLAP_PX))
     total = sum(tile.window.height * tile.window.width for tile in job.tiles)
     pixels = total - sum(tile.window.height * tile.window.width for tile in pending)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
@@ -248,8 +270,8 @@ def _map_tiles(job: Job, pending: Sequence[Tile], folder: Path, report: Report) 
             heights = _on_output(job, tile, core, made)
             if writing is not None:
                 writing.result()
-            writing = writer.submit(write_tile, _tile_path(folder, tile), heights[None], tile.geobox, job.plan)
-            pixels += heights.size
+            writing = writer.submit(write_tile, _tile_path(folder, tile), heights, tile.geobox, job.plan)
+            pixels += heights[0].size
             report(Progress(len(job.tiles) - len(pending) + done, len(job.tiles), pixels, total))
         if writing is not None:
             writing.result()
@@ -285,10 +307,22 @@ def _wanted(job: Job, core: PixelWindow) -> NDArray[np.bool_]:
 
 
 def _on_output(job: Job, tile: Tile, core: PixelWindow, made: Heights) -> Heights:
-    if job.regridder is None:
-        return made
-    heights = job.regridder.regrid(made, core, tile.window, job.samples)
-    return np.where(rasterize(job.area, tile.geobox), heights, np.float32(np.nan))
+    """Layers of a tile (K, h, w) on the output's grid, and from them the calibrated bands."""
+    if job.regridder is not None:
+        wanted = rasterize(job.area, tile.geobox)
+        regridded = [job.regridder.regrid(layer, core, tile.window, job.samples) for layer in made]
+        made = np.where(wanted, np.stack(regridded), np.float32(np.nan))
+    heights = made[: job.layers.heights]
+    if job.calibration is None:
+        return heights
+    log_gain = made[-1] if job.layers.gain is not None else None
+    return apply_to_bands(job.calibration, heights, tile.geobox, log_gain)
+
+
+def _layers(model: HeightModel, uncertainty: bool, calibration: Calibration | None) -> Layers:
+    if calibration is not None and calibration.upper > 0 and not uncertainty:
+        raise CalibrationError("this calibration reads the upper end of the interval: map with --uncertainty")
+    return Layers(model, uncertainty, calibration.features if calibration is not None else None)
 
 
 def _publish(job: Job, path: Path, folder: Path) -> None:
@@ -297,7 +331,7 @@ def _publish(job: Job, path: Path, folder: Path) -> None:
     offsets = [(tile.window.row0 - whole.row0, tile.window.col0 - whole.col0) for tile in job.tiles]
     members = [(_tile_path(folder, tile), *offset) for tile, offset in zip(job.tiles, offsets, strict=True)]
     draft = folder / "map.tif"
-    assemble(members, draft, job.grid.lattice.geobox(whole), BANDS, _tags(job))
+    assemble(members, draft, job.grid.lattice.geobox(whole), job.bands, _tags(job))
     problems = validate(draft)
     if problems:
         raise RasterError(f"the assembled map is not valid and was not published: {'; '.join(problems)}")
@@ -311,8 +345,9 @@ def _publish(job: Job, path: Path, folder: Path) -> None:
         created=datetime.now(UTC),
         model={"name": job.model.card.name, "sha256": job.model.sha256},
         imagery=job.source.uris,
-        bands=BANDS,
+        bands=job.bands,
         version=__version__,
+        calibration=describe(job.calibration) if job.calibration else None,
     )
     write_item(item, item_path)
 
@@ -324,6 +359,7 @@ def _tags(job: Job) -> dict[str, str]:
         "CANOPY_IMAGERY": ", ".join(Path(uri).name for uri in job.source.uris[:20]),
         "CANOPY_ACQUISITION_DATETIME": job.source.datetime or "unknown",
         "CANOPY_VERSION": __version__,
+        **(calibration_tags(job.calibration) if job.calibration else {}),
     }
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from canopy import __version__
-from canopy.bundle import Card, read_bundle, read_card, save_bundle
+from canopy.bundle import Card, HeightIntervals, read_bundle, read_card, save_bundle
 from canopy.config import Config, LossWeights, PairsConfig, TrainConfig, dump_config, load_config
 from canopy.errors import TrainingError
 from canopy.evaluation import Heights, height_metrics
+from canopy.intervals import FEWEST_CELLS, coverage, fit_intervals, raw_interval_m, widened
 from canopy.loop import fit
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
@@ -67,12 +68,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     claim_run(run, config, resume)
     split = read_pairs(config.pairs)
     card = _card(config, split)
-    torch.manual_seed(config.loop.seed)
-    net = DPTHeights(card, drop_path=config.drop_path)
-    if config.detail_weights and net.detail is not None:
-        net.detail.load_features(config.detail_weights)
-    if config.start:
-        load_weights(net, read_bundle(config.start)[1], config.start)
+    net = _start(config, card)
     fit(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
         partial(height_loss, weights=config.loss),
@@ -86,6 +82,19 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     return run / "best.safetensors"
 
 
+def _start(config: TrainConfig, card: Card) -> DPTHeights:
+    """The network with the weights that training starts from."""
+    torch.manual_seed(config.loop.seed)
+    net = DPTHeights(card, drop_path=config.drop_path)
+    if config.detail_weights:
+        if net.detail is None:
+            raise TrainingError("detail_weights are given, but architecture.detail names no detail network")
+        net.detail.load_features(config.detail_weights)
+    if config.start:
+        load_weights(net, read_bundle(config.start)[1], config.start)
+    return net
+
+
 def claim_run(run: Path, config: Config, resume: bool) -> None:
     """Make the folder of a run, or take up the one there, whose configuration must be the same."""
     record = run / "config.yaml"
@@ -97,24 +106,19 @@ def claim_run(run: Path, config: Config, resume: bool) -> None:
     dump_config(config, record)
 
 
-def score(net: BinNet, scenes: Sequence[Scene]) -> dict[str, Any]:
-    """Held-out metrics at the heights' own cells, over all scenes and by group.
+Predicted = list[tuple[Scene, Heights]]
+"""Scenes never trained on, each with its height and raw interval (3, H, W)."""
 
-    Args:
-        net: In eval mode.
-        scenes: Ground never trained on.
 
-    Returns:
-        Metrics under ``all`` and under each group.
-    """
-    predictions = [(scene, predict_scene(net, scene)) for scene in scenes]
+def score(predictions: Predicted) -> dict[str, Any]:
+    """Held-out metrics at the heights' own cells: under ``all`` and under each group of scenes."""
     groups = {"all": predictions}
     for scene, heights in predictions:
         groups.setdefault(scene.group, []).append((scene, heights))
     return {
         name: {
             "scenes": len(members),
-            **height_metrics([(h, s.height_m) for s, h in members], members[0][0].cell_m),
+            **height_metrics([(h[0], s.height_m) for s, h in members], members[0][0].cell_m),
         }
         for name, members in groups.items()
     }
@@ -122,7 +126,16 @@ def score(net: BinNet, scenes: Sequence[Scene]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
-    """Heights of a scene at its own cells, (H, W) float32 metres; mirrored to whole chips, which do not overlap."""
+    """Height and raw 90 % interval of a scene at its own cells, mirrored to whole chips, which do not overlap.
+
+    Args:
+        net: In eval mode.
+        scene: Image and heights.
+        chip_px: Side of a chip.
+
+    Returns:
+        (3, H, W) float32 metres.
+    """
     rows, cols = scene.image.shape[1:]
     pad = [
         (0, 0),
@@ -131,17 +144,44 @@ def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
     ]
     padded = np.pad(scene.image, pad, mode="symmetric")
     starts = [_starts(length, chip_px) for length in padded.shape[1:]]
-    total = np.zeros((padded.shape[1] // 2, padded.shape[2] // 2), np.float32)
-    count = np.zeros_like(total)
+    total = np.zeros((3, padded.shape[1] // 2, padded.shape[2] // 2), np.float32)
+    count = np.zeros(total.shape[1:], np.float32)
     device = next(net.parameters()).device
     for row in starts[0]:
         for col in starts[1]:
             chip = torch.from_numpy(padded[:, row : row + chip_px, col : col + chip_px]).float().div(255)
-            chip_m = net.bins.height_m(net(chip[None].to(device)))[0].cpu().numpy()
+            chip_m = raw_interval_m(net.bins, net(chip[None].to(device)))[0].cpu().numpy()
             where = np.s_[row // 2 : (row + chip_px) // 2, col // 2 : (col + chip_px) // 2]
-            total[where] += chip_m
+            total[:, *where] += chip_m
             count[where] += 1
-    return (total / count)[: rows // 2, : cols // 2].astype(np.float32)
+    return (total / count)[:, : rows // 2, : cols // 2].astype(np.float32)
+
+
+def held_out_intervals(predictions: Predicted) -> tuple[HeightIntervals | None, dict[str, Any]]:
+    """The interval's calibration on all held-out ground, and its coverage; None where that ground is too small.
+
+    For the coverage, half of the ground, in squares of 64 m like those of a chessboard, tests what the other half
+    calibrated, and the reverse.
+    """
+    raw = np.concatenate([made.reshape(3, -1) for _, made in predictions], axis=1)
+    truth = np.concatenate([scene.height_m.ravel() for scene, _ in predictions])
+    half = np.concatenate([_chessboard(scene, number) for number, (scene, _) in enumerate(predictions)])
+    if min((half & ~np.isnan(truth)).sum(), (~half & ~np.isnan(truth)).sum()) < FEWEST_CELLS:
+        return None, {}
+    tested = np.empty_like(raw)
+    for one in (True, False):
+        here = half == one
+        tested[:, here] = widened(raw[:, here], fit_intervals(raw[:, ~here], truth[~here]))
+    return fit_intervals(raw, truth), coverage(tested, truth)
+
+
+def _chessboard(scene: Scene, number: int) -> np.ndarray:
+    side = max(1, round(INTERVAL_BLOCK_M / scene.cell_m))
+    row, col = np.indices(scene.height_m.shape) // side
+    return np.asarray((row + col + number) % 2 == 0).ravel()
+
+
+INTERVAL_BLOCK_M = 64
 
 
 def _starts(length: int, chip_px: int) -> list[int]:
@@ -210,6 +250,7 @@ def _card(config: TrainConfig, split: Split) -> Card:
         "pseudo_ha": _hectares(pseudo),
         "held_out_scenes": [scene.name for scene in split.test],
         "held_out_ha": _hectares(split.test),
+        "steps": read_card(config.start).training.get("steps", 0) if config.start else 0,
         "chips_per_step": config.batch * config.loop.accumulate,
         "seed": config.loop.seed,
     }
@@ -234,9 +275,12 @@ class _Evaluation:
 
     def __call__(self, net: nn.Module, step: int) -> dict[str, Any]:
         assert isinstance(net, DPTHeights)
-        metrics = score(net, self._test) if self._test else {}
-        training = {**self._card.training, "steps": step + 1}
-        card = self._card.model_copy(update={"metrics": metrics, "training": training})
+        predictions = [(scene, predict_scene(net, scene)) for scene in self._test]
+        metrics = score(predictions) if predictions else {}
+        intervals, covered = held_out_intervals(predictions) if predictions else (None, {})
+        training = {**self._card.training, "steps": self._card.training["steps"] + step + 1}
+        update = {"metrics": metrics, "training": training, "intervals": intervals, "coverage": covered}
+        card = self._card.model_copy(update=update)
         weights = {name: _half(tensor) for name, tensor in net.state_dict().items()}
         save_bundle(self._run / "last.safetensors", card, weights)
         mae_m = metrics["all"]["mae_m"] if metrics else -float(step)

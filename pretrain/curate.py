@@ -16,6 +16,7 @@ from pretrain.config import CurateConfig
 from pretrain.data import Tiles, read_tiles
 from pretrain.encoder import Encoder, load_encoder
 from pretrain.picture import save_rows
+from tiles.files import replacing
 
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -195,6 +196,6 @@ def _chunks(vectors: Vectors) -> Iterator[tuple[int, Tensor]]:
 
 def _write_index(path: Path, chosen: Labels, flat: Sequence[Labels], sha256: str) -> Path:
     columns = {"tile": chosen, **{f"cluster_{n}": level[chosen] for n, level in enumerate(flat)}}
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.table(columns).replace_schema_metadata({"tiles_sha256": sha256}), temporary)
-    return temporary.replace(path)
+    with replacing(path) as draft:
+        pq.write_table(pa.table(columns).replace_schema_metadata({"tiles_sha256": sha256}), draft)
+    return path

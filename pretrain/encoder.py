@@ -114,6 +114,8 @@ def load_encoder(path: Path) -> tuple[Card, Encoder]:
         weights = {name[start:]: array for name, array in weights.items() if name.startswith(DPT_PREFIX)}
         if not weights:
             raise ModelError(f"{path}: no weights under {DPT_PREFIX!r}, where a height model's encoder is expected")
+    elif card.family != "encoder":
+        raise ModelError(f"{path} is of the family {card.family}: an encoder, or a height model of ours, is expected")
     encoder = from_card(card)
     missing = set(encoder.vit.state_dict()) - set(weights)
     # smp drops the last norm, which feeds no tap; the untrained one only scales

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pretrain.encoder import Encoder
+from tiles.files import replacing
 
 CHIP_PX = 128
 STEPS = 4
@@ -75,7 +76,5 @@ def save_rows(path: Path, rows: Sequence[Sequence[NDArray[np.uint8]]], side_px: 
 
 def save_picture(path: Path, image: NDArray[np.uint8]) -> None:
     """Write a PNG under its final name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(image.transpose(1, 2, 0)).save(temporary, format="PNG")
-    temporary.replace(path)
+    with replacing(path) as draft:
+        Image.fromarray(image.transpose(1, 2, 0)).save(draft, format="PNG")

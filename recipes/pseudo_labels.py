@@ -68,7 +68,7 @@ def teach(config: TrainConfig, run: Path) -> None:
 
     def evaluate(average: Any, step: int) -> dict[str, Any]:
         torch.save(average.state_dict(), run / "teacher.pt")
-        return {"metrics": training.score(average, split.test)}
+        return {"metrics": training.score([(scene, training.predict_scene(average, scene)) for scene in split.test])}
 
     fit(
         net,
@@ -107,7 +107,7 @@ def label_one(net: Teacher, path: Path, folder: Path, gsd_m: float) -> None:
     known = ~np.isnan(image).any(axis=0)[::2, ::2]
     pixels = np.round(np.nan_to_num(image) * 255).astype(np.uint8)
     scene = Scene(folder.name, "pseudo_", pixels, np.zeros(window.shape, np.float32), CELL_M)
-    heights = training.predict_scene(net, scene)
+    heights = training.predict_scene(net, scene)[0]
     centimetres = np.where(known, np.round(heights * 100), UNKNOWN_CM).astype(np.uint16)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "rgb.tif", pixels, crs, fine.geobox(doubled).affine)

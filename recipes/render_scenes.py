@@ -66,11 +66,12 @@ def render(generator: np.random.Generator, ground: list[Array]) -> tuple[NDArray
         _real_ground(generator, ground) if ground and generator.random() < 0.4 else _noise_ground(generator)
     )
     colour, surface_m = _add_shrubs(generator, colour, surface_m)
-    trees = _plant(generator)
-    colour, surface_m = _add_crowns(generator, trees, colour, surface_m)
-    light = _illuminate(generator, surface_m)
+    trees = _plant(generator, colour.mean(axis=(1, 2)))
+    colour, surface_m, below_m = _add_crowns(generator, trees, colour, surface_m)
+    light = _illuminate(generator, surface_m, below_m)
     lit = colour * light
     lit *= generator.uniform(0.25, 0.65) / np.quantile(lit, 0.85)
+    lit += generator.uniform(0, 0.08) * np.array([0.4, 0.7, 1.0], np.float32)[:, None, None]
     if generator.random() < 0.7:
         lit = _add_logs(generator, lit)
     fine = np.clip(lit + generator.normal(0, 0.01, lit.shape), 0, 1).astype(np.float32)
@@ -132,8 +133,8 @@ def _add_shrubs(generator: np.random.Generator, colour: Array, surface_m: Array)
     return mixed.astype(np.float32), surface_m + (cover * generator.uniform(0.2, 1.2)).astype(np.float32)
 
 
-def _plant(generator: np.random.Generator) -> Trees:
-    """Trees where a smooth field is high: from lone trees on a meadow to a closed stand."""
+def _plant(generator: np.random.Generator, ground: Array) -> Trees:
+    """Trees where a smooth field is high: from lone trees to a closed stand, some as green as the ground."""
     per_m2 = np.exp(generator.uniform(np.log(0.001), np.log(0.08)))
     field = _noise(generator, generator.uniform(30, 200)) + 0.8 * _noise(generator, generator.uniform(10, 40))
     chance = 1 / (1 + np.exp(-4 * (field - generator.uniform(-0.5, 1.5))))
@@ -150,6 +151,8 @@ def _plant(generator: np.random.Generator) -> Trees:
         [[0.12, 0.17, 0.09], [0.22, 0.25, 0.12], [0.30, 0.29, 0.16], [0.17, 0.24, 0.08], [0.25, 0.30, 0.18]]
     )
     base = palette[generator.integers(len(palette))] * generator.uniform(0.8, 1.4)
+    if generator.random() < 0.4:
+        base = ground * np.array([1, 1, 0.8]) * generator.uniform(0.5, 1.0)
     colour = base * np.exp(generator.normal(0, 0.12, (row.size, 1)) + generator.normal(0, 0.05, (row.size, 3)))
     dead = generator.random(row.size) < 0.03
     colour[dead] = (0.45, 0.43, 0.42)
@@ -163,9 +166,12 @@ def _plant(generator: np.random.Generator) -> Trees:
     )
 
 
-def _add_crowns(generator: np.random.Generator, trees: Trees, colour: Array, surface_m: Array) -> tuple[Array, Array]:
-    """Raise each crown over what stands there, lumpy and ragged."""
-    colour, surface_m = colour.copy(), surface_m.copy()
+def _add_crowns(
+    generator: np.random.Generator, trees: Trees, colour: Array, surface_m: Array
+) -> tuple[Array, Array, Array]:
+    """Raise each crown over what stands there, lumpy and ragged; light passes below it, between the stems."""
+    colour, surface_m, below_m = colour.copy(), surface_m.copy(), np.zeros_like(surface_m)
+    clear = generator.uniform(0, 0.6)
     lumps = (0.10 * _noise(generator, 2) + 0.10 * _noise(generator, 5)).clip(-0.4, 0.4)
     shade = np.exp(0.15 * _noise(generator, 1.5))
     for number in np.argsort(trees.height_m):
@@ -179,13 +185,14 @@ def _add_crowns(generator: np.random.Generator, trees: Trees, colour: Array, sur
         top = np.where(away < 1, trees.height_m[number] * form * (1 + 0.3 * lumps[rows, cols]), 0)
         over = top > surface_m[rows, cols]
         surface_m[rows, cols] = np.where(over, top, surface_m[rows, cols])
+        below_m[rows, cols] = np.where(over, np.minimum(clear * trees.height_m[number], top), below_m[rows, cols])
         tint = trees.colour[number][:, None, None] * shade[rows, cols]
         colour[:, rows, cols] = np.where(over, tint, colour[:, rows, cols])
-    return colour, surface_m.astype(np.float32)
+    return colour, surface_m.astype(np.float32), below_m
 
 
-def _illuminate(generator: np.random.Generator, surface_m: Array) -> Array:
-    """Light (3, n, n) on the surface: Lambert's sun, skylight, and shadows cast along the ground."""
+def _illuminate(generator: np.random.Generator, surface_m: Array, below_m: Array) -> Array:
+    """Light (3, n, n) on the surface: Lambert's sun, the blue of the sky, and shadows cast along the ground."""
     azimuth, elevation = generator.uniform(0, 2 * np.pi), np.deg2rad(generator.uniform(25, 70))
     toward = np.array([-np.cos(azimuth), np.sin(azimuth)])
     smooth = ndimage.gaussian_filter(surface_m, 1.2)
@@ -193,21 +200,22 @@ def _illuminate(generator: np.random.Generator, surface_m: Array) -> Array:
     norm = np.sqrt(1 + slope_row**2 + slope_col**2)
     facing = (np.sin(elevation) - np.cos(elevation) * (toward[0] * slope_row + toward[1] * slope_col)) / norm
     sun = np.clip(facing, 0, None) / np.sin(elevation)
-    sunny = ndimage.gaussian_filter((~_shaded(surface_m, toward, np.tan(elevation))).astype(np.float32), 0.8)
-    sky = generator.uniform(0.10, 0.35) * np.array([0.85, 1.0, 1.3])
+    sunny = ndimage.gaussian_filter((~_shaded(surface_m, below_m, toward, np.tan(elevation))).astype(np.float32), 0.8)
+    blue = generator.uniform(0.2, 1)
+    sky = generator.uniform(0.10, 0.35) * np.array([1 - 0.45 * blue, 1.0, 1 + 1.5 * blue])
     diffuse = 1 if generator.random() > 0.1 else 0.15
     return (sky[:, None, None] + diffuse * np.minimum(sun, 1.6) * sunny + (1 - diffuse) * 0.8).astype(np.float32)
 
 
-def _shaded(surface_m: Array, toward: NDArray[np.float64], tangent: float) -> NDArray[np.bool_]:
-    """Where something stands between a pixel and the sun."""
+def _shaded(surface_m: Array, below_m: Array, toward: NDArray[np.float64], tangent: float) -> NDArray[np.bool_]:
+    """Where a crown, from its base to its top, stands between a pixel and the sun."""
     shaded = np.zeros(surface_m.shape, bool)
     step_px = 2.0
     for number in range(1, int(surface_m.max() / tangent / FINE_M / step_px) + 1):
         away_px = number * step_px
         offset = np.round(toward * away_px).astype(int)
-        there = _shifted(surface_m, offset)
-        shaded |= there - away_px * FINE_M * tangent > surface_m + 0.3
+        ray_m = surface_m + away_px * FINE_M * tangent
+        shaded |= (_shifted(surface_m, offset) > ray_m + 0.3) & (_shifted(below_m, offset) < ray_m)
     return shaded
 
 

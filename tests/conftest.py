@@ -1,6 +1,8 @@
 """Fixtures shared by all tests; threads are limited before any test imports numpy or torch."""
 
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}; set CANOPY_TEST_DATA to the folder that holds it")
     return folder
+
+
+@pytest.fixture
+def canopy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Run the command in this process: (exit code, standard output, standard error)."""
+
+    from canopy.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        monkeypatch.setattr(sys, "argv", ["canopy", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+                signal.signal(number, handler)
+        return code, *capfd.readouterr()
+
+    return run

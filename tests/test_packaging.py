@@ -42,6 +42,12 @@ def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
     assert {name for name in wheel.namelist() if name.endswith(".py")} == sources
 
 
+def test_wheel_holds_the_pages_of_the_reports(wheel: zipfile.ZipFile) -> None:
+    for page in ("canopy/evaluation/page.html", "canopy/gedi/page.html"):
+        assert b"<html" in wheel.read(page)
+    assert b"body {" in wheel.read("canopy/evaluation/style.css")
+
+
 def test_wheel_holds_the_sample_scene(wheel: zipfile.ZipFile) -> None:
     scene = REPOSITORY / "canopy" / "data" / "yellowstone.tif"
     assert wheel.read("canopy/data/yellowstone.tif") == scene.read_bytes()

@@ -1,31 +1,22 @@
 """Rendered woodland: shade falls where the sun says, heights are those of the trees."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+from recipe_modules import load
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_scenes", RECIPES / "render_scenes.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["render_scenes"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load("render_scenes")
 
 
 @pytest.mark.parametrize("tangent", [0.5, 1.0, 2.0])
 def test_a_pole_shades_its_height_over_the_tangent(recipe: ModuleType, tangent: float) -> None:
     surface_m = np.zeros((200, 200), np.float32)
     surface_m[100:102, 100:102] = 10
-    shaded = recipe._shaded(surface_m, np.array([-1.0, 0.0]), tangent)
+    shaded = recipe._shaded(surface_m, np.zeros_like(surface_m), np.array([-1.0, 0.0]), tangent)
     rows, cols = np.nonzero(shaded)
     length_m = (rows.max() - 101) * recipe.FINE_M
     assert rows.min() > 101, "the sun stands in the north: shade falls to the south"
@@ -34,7 +25,17 @@ def test_a_pole_shades_its_height_over_the_tangent(recipe: ModuleType, tangent: 
 
 
 def test_flat_ground_has_no_shade(recipe: ModuleType) -> None:
-    assert not recipe._shaded(np.zeros((50, 50), np.float32), np.array([0.0, 1.0]), 1.0).any()
+    flat = np.zeros((50, 50), np.float32)
+    assert not recipe._shaded(flat, flat, np.array([0.0, 1.0]), 1.0).any()
+
+
+def test_light_passes_below_a_crown(recipe: ModuleType) -> None:
+    surface_m = np.zeros((200, 200), np.float32)
+    surface_m[100:102, 100:102] = 10
+    below_m = np.where(surface_m > 0, 5, 0).astype(np.float32)
+    rows, _ = np.nonzero(recipe._shaded(surface_m, below_m, np.array([-1.0, 0.0]), 1.0))
+    assert (rows.min() - 101) * recipe.FINE_M == pytest.approx(5, abs=1.0)
+    assert (rows.max() - 101) * recipe.FINE_M == pytest.approx(10, abs=1.0)
 
 
 def test_a_crown_is_as_tall_as_its_tree(recipe: ModuleType) -> None:
@@ -42,7 +43,9 @@ def test_a_crown_is_as_tall_as_its_tree(recipe: ModuleType) -> None:
     one = np.array([300.0], np.float32)
     tree = recipe.Trees(one, one, np.array([20.0]), np.array([4.0]), np.array([True]), np.full((1, 3), 0.2))
     ground = np.zeros((recipe.SIDE_PX, recipe.SIDE_PX), np.float32)
-    colour, surface_m = recipe._add_crowns(generator, tree, np.full((3, *ground.shape), 0.5, np.float32), ground)
+    bare = np.full((3, *ground.shape), 0.5, np.float32)
+    colour, surface_m, below_m = recipe._add_crowns(generator, tree, bare, ground)
+    assert (below_m[surface_m > 0] <= surface_m[surface_m > 0]).all()
     assert surface_m.max() == pytest.approx(20, rel=0.15)
     assert np.argwhere(surface_m > 15).mean(axis=0) == pytest.approx([300, 300], abs=5)
     reach_px = 1.7 * 4 / recipe.FINE_M

@@ -6,12 +6,9 @@ tiles. Both are float32 metres above ground, NaN where unknown; 0 is bare ground
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
-import os
 import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rio_cogeo.cogeo import cog_validate
 
 from tiles.errors import CanopyError, OutputError, RasterError
+from tiles.files import draft_of, file_sha256, removed_on_error, rename, sync
 
 BANDS = ("canopy_height",)
 UNCERTAINTY_BANDS = ("canopy_height", "canopy_height_p05", "canopy_height_p95")
@@ -107,13 +105,13 @@ def write_tile(path: Path, heights: NDArray[np.float32], geobox: GeoBox, plan: s
     """
     _require_heights(path, heights, geobox)
     crs = _wkt(geobox)
-    draft = _draft(path)
-    with _removed_on_error(draft, path), _reported(path):
+    draft = draft_of(path)
+    with removed_on_error(draft, path), _reported(path):
         _write_geotiff(draft, heights, crs, geobox.affine)
-        _fsync(draft)
+        sync(draft)
         _require_same_heights(draft, heights)
         marker = {"plan": plan, "sha256": file_sha256(draft), "bytes": draft.stat().st_size}
-        _rename(draft, path)
+        rename(draft, path)
         write_json(_sidecar(path), marker)
 
 
@@ -157,11 +155,11 @@ def assemble(
     source = _mosaic_vrt(tiles, geobox, dict(zip(bands, units or [UNIT] * len(bands), strict=True)), tags)
     leftovers = (out, Path(f"{out}.ovr.tmp"), Path(f"{out}.msk.ovr.tmp"))
     need_bytes = sum(path.stat().st_size for path, _, _ in tiles)
-    with _removed_on_error(*leftovers), _reported(out, need_bytes):
+    with removed_on_error(*leftovers), _reported(out, need_bytes):
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_MAX_DATASET_POOL_SIZE=OPEN_TILES):
             rasterio.shutil.copy(source, str(out), driver="COG", **_COG_OPTIONS)
-        _fsync(out)
-        _fsync(out.parent)
+        sync(out)
+        sync(out.parent)
 
 
 def validate(path: Path) -> tuple[str, ...]:
@@ -193,12 +191,6 @@ def read_every_block(path: Path) -> Iterator[Block]:
         yield from _read_level(path, level)
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that `path` holds either its old bytes or all of the new ones.
 
@@ -206,53 +198,22 @@ def write_json(path: Path, value: Any) -> None:
         OutputError: The file cannot be written; `path` is as it was.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    draft = _draft(path)
-    with _removed_on_error(draft), _reported(path):
+    draft = draft_of(path)
+    with removed_on_error(draft), _reported(path):
         draft.write_text(text, "utf-8")
-        _fsync(draft)
-        _rename(draft, path)
+        sync(draft)
+        rename(draft, path)
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _draft(path: Path) -> Path:
-    # Unique, because a scheduler may run one tile twice at the same time.
-    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-
-
-def _fsync(path: Path) -> None:
-    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-        return  # Windows has no handle for a folder, and renames durably without one
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _rename(draft: Path, path: Path) -> None:
-    draft.replace(path)
-    _fsync(path.parent)
-
-
-@contextlib.contextmanager
-def _removed_on_error(*paths: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        raise
-
-
 @contextlib.contextmanager
 def _reported(path: Path, need_bytes: int = BLOCK_PX**2) -> Iterator[None]:
     """Turn what goes wrong while writing into one line about the file that the caller asked for.
 
-    Belongs inside `_removed_on_error`: a disk is full only until the draft is gone.
+    Belongs inside `removed_on_error`: a disk is full only until the draft is gone.
     """
     try:
         yield

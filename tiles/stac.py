@@ -21,8 +21,9 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 from shapely.geometry.base import BaseGeometry
 
-from tiles.cog import UNIT, file_sha256, write_json
+from tiles.cog import UNIT, write_json
 from tiles.errors import RasterError
+from tiles.files import file_sha256
 
 UNKNOWN = "unknown"
 EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
@@ -50,6 +51,7 @@ def height_item(
     imagery: Sequence[str],
     bands: Sequence[str],
     version: str,
+    calibration: Mapping[str, str] | None = None,
     geometry: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe a height map as a STAC 1.1 item.
@@ -67,6 +69,7 @@ def height_item(
         imagery: Identifiers of the imagery; written out, so without secrets.
         bands: Band names in order.
         version: Of Canopy.
+        calibration: What identifies the calibration, if any; each key becomes `canopy:calibration_<key>`.
         geometry: GeoJSON of the mapped area in longitude and latitude; the outline of the raster by default.
 
     Returns:
@@ -90,6 +93,7 @@ def height_item(
             "canopy:acquisition_datetime": acquisition or UNKNOWN,
             "canopy:imagery": list(imagery),
             **{f"canopy:model_{key}": value for key, value in model.items()},
+            **{f"canopy:calibration_{key}": value for key, value in (calibration or {}).items()},
             **projection,
             **_processing(model, imagery, version),
         },

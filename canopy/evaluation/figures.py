@@ -120,7 +120,8 @@ def _scale_bar(axes: Axes, width_px: int, px_m: float) -> None:
     axes.plot(
         [0, length_m / px_m], [-0.03, -0.03], transform=axes.get_xaxis_transform(), color=_INK, lw=3, clip_on=False
     )
-    axes.text(0, -0.05, label, transform=axes.transAxes, va="top", fontsize=9, color=_INK)
+    beside = 1.02 * length_m / px_m
+    axes.text(beside, -0.03, label, transform=axes.get_xaxis_transform(), va="center", fontsize=9, color=_INK)
 
 
 def _top_m(joint: NDArray[np.int64]) -> float:
@@ -140,5 +141,5 @@ def _plain(axes: Axes) -> None:
 
 def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=DPI, facecolor="white", bbox_inches="tight", metadata={"Software": None})
     return file.getvalue()

@@ -250,6 +250,10 @@ def _unit(path: Path, dataset: DatasetReader, band: int, asked: str | None) -> t
         if UNITS_M[tag] != 1:
             _LOG.warning("%s: heights converted from %s", path, tag)
         return scale * UNITS_M[tag], offset * UNITS_M[tag]
+    vertical_m = _vertical_unit_m(dataset)
+    if vertical_m != 1:
+        _LOG.warning("%s: heights converted from the feet of its vertical CRS", path)
+        return scale * vertical_m, offset * vertical_m
     if (scale, offset) != (1, 0) or np.dtype(dtype).kind == "f" or dtype == "uint8":
         return scale, offset
     if dtype == "uint16" and dataset.nodatavals[band - 1] == 65535:
@@ -259,6 +263,12 @@ def _unit(path: Path, dataset: DatasetReader, band: int, asked: str | None) -> t
         f"{path} holds {dtype} without unit, scale or nodata 65535: its unit is unknown; "
         "tag it (rasterio: dataset.units), or name the truth's with --truth-unit"
     )
+
+
+def _vertical_unit_m(dataset: DatasetReader) -> float:
+    """Metres in the unit of a compound CRS's heights; 1 where the CRS says nothing of heights."""
+    parts = CRS(dataset.crs.to_wkt()).proj.sub_crs_list if dataset.crs is not None else []
+    return next((float(part.axis_info[0].unit_conversion_factor) for part in parts if part.is_vertical), 1.0)
 
 
 def _metres_per_unit(dataset: DatasetReader) -> tuple[float, float]:

@@ -23,9 +23,10 @@ from canopy.errors import EvaluationError, OutputError
 from canopy.evaluation.comparison import Comparison
 from canopy.evaluation.rasters import opened, readable
 from canopy.evaluation.table import COLUMNS, cell, class_cell
-from tiles.cog import file_sha256
+from tiles.files import file_sha256, replacing
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
 def require_plots() -> None:
@@ -57,15 +58,27 @@ def write_report(
     shown = None if image is None else read_image(image, truth, comparison)
     figures = dict(_figures(comparison, shown))
     files = [*map(Path, comparison.results), truth, *(path for path in (mask, image) if path is not None)]
-    page = render(comparison, figures, files)
+    return save_page(folder, "evaluation.html", render(comparison, figures, files), figures)
+
+
+def save_page(folder: Path, name: str, page: str, figures: dict[str, bytes]) -> Path:
+    """Write figures and then the page, each whole or not at all; returns the page's path.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, png in figures.items():
-            _replace(folder / name, png)
-        _replace(folder / "evaluation.html", page.encode())
+        for file, content in {**figures, name: page.encode()}.items():
+            with replacing(folder / file) as draft:
+                draft.write_bytes(content)
     except OSError as error:
         raise OutputError(f"cannot write the report to {folder}: {error.strerror}") from error
-    return folder / "evaluation.html"
+    return folder / name
+
+
+def image_tag(png: bytes, alt: str) -> str:
+    """A picture as HTML that needs no other file."""
+    return f'<img alt="{_text(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path]) -> str:
@@ -83,9 +96,10 @@ def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path])
         "grid": f"{ground.shape[1]:,} × {ground.shape[0]:,} cells of {width_m:.3g} × {height_m:.3g} m, "
         f"{_text(comparison.crs)}",
         "command": _text(shlex.join(["canopy", *sys.argv[1:]])),
-        "files": "".join(_file_row(path) for path in files),
+        "files": "".join(file_row(path) for path in files),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
+        "style": STYLE,
         "lead": _lead(names, results),
         "scores": _scores(names, results),
         "classes": _classes(names, results),
@@ -122,7 +136,8 @@ def _figures(comparison: Comparison, image: NDArray[np.uint8] | None) -> Iterato
         yield f"{number}-maps.png", figures.maps(pictures, image)
 
 
-def _file_row(path: Path) -> str:
+def file_row(path: Path) -> str:
+    """A row of the table of files."""
     return f"<tr><td>{_text(path)}</td><td><code>{file_sha256(path)}</code></td></tr>"
 
 
@@ -184,18 +199,11 @@ def _section(number: int, name: str, figures: dict[str, bytes]) -> str:
         "errors": "Median, quartiles, and whiskers at 5 and 95 % of the error; below, the share of scored cells.",
     }
     drawn = "".join(
-        f'<figure class="{kind}"><img alt="{kind} of {_text(name)}" '
-        f'src="data:image/png;base64,{base64.b64encode(figures[f"{number}-{kind}.png"]).decode()}">'
+        f'<figure class="{kind}">{image_tag(figures[f"{number}-{kind}.png"], f"{kind} of {name}")}'
         f"<figcaption>{text}</figcaption></figure>"
         for kind, text in captions.items()
     )
     return f"<section><h2>{_text(name)}</h2><div class=figures>{drawn}</div></section>"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_bytes(content)
-    draft.replace(path)
 
 
 def _text(value: object) -> str:

@@ -131,7 +131,7 @@ def output_crs(clouds: Sequence[Cloud], crs: str | None) -> pyproj.CRS:
         raise LidarError(f"--crs {crs} is not projected: a CRS in metres expected")
     if _unit_m(wanted) == 1:
         return wanted
-    return _metre_twin(wanted) or pyproj.CRS.from_user_input(utm_crs(_box(first.bounds, first.crs)).to_wkt())
+    return _metre_twin(wanted) or pyproj.CRS.from_user_input(utm_crs(box(*first.bounds, first.crs.to_wkt())).to_wkt())
 
 
 def placed_bounds(cloud: Cloud, target: pyproj.CRS) -> tuple[float, float, float, float]:
@@ -230,10 +230,6 @@ def _same_crs(one: pyproj.CRS, other: pyproj.CRS) -> bool:
         return True
     codes = one.to_epsg(), other.to_epsg()
     return codes[0] is not None and codes[0] == codes[1]
-
-
-def _box(bounds: tuple[float, float, float, float], crs: pyproj.CRS) -> Any:
-    return box(*bounds, crs.to_wkt())
 
 
 def _metre_twin(crs: pyproj.CRS) -> pyproj.CRS | None:

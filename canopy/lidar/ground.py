@@ -129,11 +129,21 @@ def fill_gaps(values: Cells) -> Cells:
     coarse = fill_gaps(_block_mean(values, 2))
     filled = np.where(unknown, _doubled(coarse, values.shape), values)
     rows, cols = np.nonzero(unknown)
-    north, south = np.maximum(rows - 1, 0), np.minimum(rows + 1, values.shape[0] - 1)
-    west, east = np.maximum(cols - 1, 0), np.minimum(cols + 1, values.shape[1] - 1)
+    north, south, across = _neighbours(rows, values.shape[0])
+    west, east, along = _neighbours(cols, values.shape[1])
     for _ in range(_SWEEPS):
-        filled[rows, cols] = (filled[north, cols] + filled[south, cols] + filled[rows, west] + filled[rows, east]) / 4
+        vertical, horizontal = filled[north, cols] + filled[south, cols], filled[rows, west] + filled[rows, east]
+        filled[rows, cols] = (across * vertical + along * horizontal) / (2 * (across + along))
     return filled
+
+
+def _neighbours(at: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
+    """Neighbours of cells along an axis, and the pair's weight: almost none at the border, where one is missing.
+
+    So a slope goes on to the border instead of levelling out there.
+    """
+    inner = (at > 0) & (at < count - 1)
+    return np.maximum(at - 1, 0), np.minimum(at + 1, count - 1), np.where(inner, 1.0, 1e-6)
 
 
 def distance_to(known: Mask, cell_m: float) -> Cells:
@@ -184,5 +194,5 @@ def _doubled(coarse: Cells, shape: tuple[int, ...]) -> Cells:
 
 
 def _between(at: Cells, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
-    first = np.clip(np.floor(at).astype(np.int64), 0, count - 1)
-    return first, np.minimum(first + 1, count - 1), np.clip(at - first, 0, 1)
+    first = np.clip(np.floor(at).astype(np.int64), 0, max(count - 2, 0))
+    return first, np.minimum(first + 1, count - 1), at - first

@@ -1,6 +1,7 @@
 """Dense prediction transformer: a timm ViT, the DPT decoder of segmentation-models-pytorch, a bin head."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from canopy.bundle import Card
 from canopy.errors import ModelError
 from canopy.models.heads import SqrtBins
+from canopy.models.network import HeightNet
 
 MULTIPLE_PX = 32
 """Sides of an image: the decoder halves the 16 px patches once more."""
 
 
-class DPTHeights(nn.Module):
+class DPTHeights(HeightNet):
     """ViT encoder and narrowed DPT decoder (Ranftl et al. 2021) that end in logits over height bins.
 
     A patch is 16 px, wider than a small crown, so a small convolutional network hands the head the
@@ -30,11 +32,8 @@ class DPTHeights(nn.Module):
         drop_path: Stochastic depth rate of the encoder, for training.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, card: Card, drop_path: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(card, MULTIPLE_PX)
         arch = card.architecture
         encoder_args: dict[str, Any] = {
             "img_size": card.chip_px,
@@ -57,8 +56,6 @@ class DPTHeights(nn.Module):
         fused = width + (arch.detail_channels if arch.detail else 0)
         self.head = nn.Sequential(nn.Conv2d(fused, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, card.head.bins, 1))
         self.bins = SqrtBins(card.head.bins, card.head.max_m)
-        for name, values in (("mean", card.mean), ("std", card.std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits over height bins.
@@ -69,21 +66,31 @@ class DPTHeights(nn.Module):
         Returns:
             (B, bins, H / 2, W / 2) logits.
         """
-        normal = (image - self.mean) / self.std
-        features, prefix = self.dpt.encoder(normal)
+        features, prefix = self.dpt.encoder(self.normalise(image))
         decoded = self.dpt.decoder(features, prefix)
         if self.detail is not None:
             decoded = torch.cat([decoded, self.detail(image)], dim=1)
         return cast(Tensor, self.head(decoded))
 
-    def height_m(self, image: Tensor) -> Tensor:
-        """Heights: (B, 3, H, W) image in [0, 1] to (B, H, W) float32 metres; any H and W (padding is cropped)."""
+    def whole_height_m(self, image: Tensor) -> Tensor:
+        """Heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
+        return self.decoded(image, lambda logits: self.bins.height_m(logits)[:, None])[:, 0]
+
+    def decoded(self, image: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is decoded from the logits: (B, 3, H, W) image in [0, 1] to (B, K, H, W); any H and W.
+
+        Args:
+            image: Padded to whole patches; the padding is cropped.
+            decode: (B, bins, H / 2, W / 2) logits to (B, K, H / 2, W / 2).
+        """
         height, width = image.shape[-2:]
-        pad = (0, -width % MULTIPLE_PX, 0, -height % MULTIPLE_PX)
-        padded = F.pad(image, pad, mode="replicate") if any(pad) else image
-        half = self.bins.height_m(self(padded))
-        full = F.interpolate(half[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
-        return full[:, :height, :width]
+        half = decode(self(self.padded(image)))
+        return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """The encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
+        features, _ = self.dpt.encoder(self.normalise(self.padded(image)))
+        return cast(Tensor, features[-1])
 
 
 class Detail(nn.Module):

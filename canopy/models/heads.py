@@ -1,5 +1,7 @@
 """Height bins: how a distribution over bins is made from a height, and a height from it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,53 @@ class SqrtBins(nn.Module):
         """
         return torch.einsum("bkhw,k->bhw", logits.float().softmax(dim=1), self.centres_m)
 
+    def quantiles_m(self, logits: Tensor, levels: Sequence[float]) -> Tensor:
+        """Quantiles of the distribution over bins, linear within a bin.
+
+        Args:
+            logits: (B, bins, H, W) unnormalised log-probabilities.
+            levels: Between 0 and 1.
+
+        Returns:
+            (B, len(levels), H, W) float32 metres.
+        """
+        shares = logits.float().softmax(dim=1)
+        below = shares.cumsum(dim=1)
+        found = []
+        for level in levels:
+            place = (below < level).sum(dim=1, keepdim=True).clamp(max=self.bins - 1)
+            share, upto = shares.gather(1, place), below.gather(1, place)
+            inside = ((level - upto) / share.clamp_min(1e-12) + 1).clamp(0, 1)
+            found.append(self.max_m * ((place + inside) / self.bins) ** 2)
+        return torch.cat(found, dim=1)
+
     def position(self, height_m: Tensor) -> Tensor:
         """Where a height lies on the axis of bins, in bins: 0 at the ground, `bins` at `max_m`."""
         return self.bins * (height_m.clamp(0, self.max_m) / self.max_m).sqrt()
+
+
+class LinearBins(nn.Module):
+    """Height bins at equal steps, weighted by rectified logits with an offset: CHMv1's head.
+
+    After Tolan et al. 2024 (RSE 300:113888) as released: bins run from 0.0001 to 1 times `max_m`, and a weight is
+    ``relu(logit) + 0.1`` over the sum of all.
+
+    Args:
+        bins: Number of bins.
+        max_m: The last bin, metres.
+    """
+
+    OFFSET = 0.1
+    FIRST = 1e-4
+
+    heights_m: Tensor
+
+    def __init__(self, bins: int, max_m: float) -> None:
+        super().__init__()
+        heights_m = torch.linspace(self.FIRST * max_m, max_m, bins, dtype=torch.float64).float()
+        self.register_buffer("heights_m", heights_m, persistent=False)
+
+    def height_m(self, logits: Tensor) -> Tensor:
+        """Weighted mean of the bins: (B, bins, H, W) logits to (B, H, W) float32 metres."""
+        weights = logits.float().relu() + self.OFFSET
+        return torch.einsum("bkhw,k->bhw", weights, self.heights_m) / weights.sum(dim=1)

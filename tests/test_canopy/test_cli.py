@@ -15,7 +15,6 @@ import yaml
 from rasters import make_raster
 
 from canopy import prediction
-from canopy.cli import main
 from tiles.cog import validate
 
 WEST, EAST, SOUTH, NORTH = 3.0005, 3.00175, 44.2539, 44.2548
@@ -23,27 +22,6 @@ SQUARE = {
     "type": "Polygon",
     "coordinates": [[[WEST, SOUTH], [EAST, SOUTH], [EAST, NORTH], [WEST, NORTH], [WEST, SOUTH]]],
 }
-
-
-@pytest.fixture
-def canopy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run the command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-        monkeypatch.setattr(sys, "argv", ["canopy", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-                signal.signal(number, handler)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -289,12 +289,13 @@ def test_point_clouds_take_the_place_of_heights(tmp_path: Path) -> None:
     root = tmp_path / "data"
     write_pair(forest, root / "pairs" / "s")
     for number in (1, 2):
-        write_laz(forest, root / "lidar" / f"s_{number}.laz", density=4, seed=number)
+        write_laz(forest, root / "lidar" / f"s_{number}.laz", density=4, seed=number, crs=None)
     mask = np.zeros((1, 20, 20), np.uint8)
     mask[0, :10] = 2
     make_raster(root / "pairs/s/mask.tif", values=mask, dtype="uint8", crs=forest.crs, resolution=1.0, nodata=None,
                 origin=(forest.transform.c + 5, forest.transform.f - 5))  # fmt: skip
-    made = build(cloud_config(root, height_unit_m=0.01, exclude="mask.tif"), tmp_path / "store")
+    source = {"height_unit_m": 0.01, "exclude": "mask.tif", "cloud_crs": forest.crs}
+    made = build(cloud_config(root, **source), tmp_path / "store")
     assert (made.kept, made.damaged) == (4, ())
     rows = ChipStore.open(tmp_path / "store").index.to_pylist()
     assert {row["height_date"] for row in rows} == {FLOWN.isoformat()}
@@ -352,6 +353,16 @@ def test_a_build_is_named_by_what_its_files_hold(tmp_path: Path) -> None:
         build(forest_config(copy), tmp_path / "store")
 
 
+def test_scenes_of_the_same_bytes_stay_two_scenes(tmp_path: Path) -> None:
+    forest = make_forest(64, seed=7)
+    for name in ("one", "two"):
+        write_pair(forest, tmp_path / "pairs" / name)
+    source = {"images": "pairs/*/rgb.tif", "heights": "chm_cm.tif", "height_unit_m": 0.01, "site": "a",
+              "licence": "CC0-1.0"}  # fmt: skip
+    made = build(DatasetConfig(name="x", root=tmp_path, sources={"a": source}, chip_px=64), tmp_path / "store")
+    assert {row["scene"] for row in read_index(made.folder).to_pylist()} == {"one", "two"}
+
+
 def test_a_weak_model_drops_training_chips_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the chips that a model finds hard, the test would be easier than the ground."""
     root = write_forests(tmp_path / "data")
@@ -368,6 +379,9 @@ def test_a_weak_model_drops_training_chips_only(tmp_path: Path, monkeypatch: pyt
     disputed = [row for row in rows if row["reason"] == "label and weak model 99.0 m apart, 15 allowed"]
     assert len(disputed) == plain.kept - len(held) > 0
     assert all(row["split"] is None and row["row"] == -1 for row in disputed)
+    none = r"none of \d+ candidates is kept; the first because: label and weak model 99\.0 m apart"
+    with pytest.raises(DatasetError, match=none):
+        build(forest_config(root, splits={"test_share": 0.0}, curation=strict), tmp_path / "none")
 
 
 def test_validation_blocks_lie_beside_training_and_test(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import logging
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from rasterio import Affine
 from rasters import make_raster
 from scipy import ndimage
 
-from canopy.cli import main
 from canopy.errors import CanopyError, EvaluationError, RasterError
 from canopy.evaluation import height_metrics
 from canopy.evaluation.comparison import evaluate
@@ -337,27 +334,6 @@ def test_a_fault_is_one_line(tmp_path: Path, fault: str, reason: str) -> None:
     assert isinstance(caught.value, EvaluationError | RasterError)
 
 
-@pytest.fixture
-def canopy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run the command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-        monkeypatch.setattr(sys, "argv", ["canopy", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-                signal.signal(number, handler)
-        return code, *capfd.readouterr()
-
-    return run
-
-
 def test_json_is_one_document(canopy, pair: tuple[Path, Path], tmp_path: Path) -> None:
     code, out, err = canopy("evaluate", "--pred", pair[0], "--truth", pair[1], "--json")
     assert code == 0, err
@@ -396,3 +372,14 @@ def test_a_report_without_matplotlib_names_the_extra(
     assert code == 1
     assert "canopy-chm[plot]" in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_feet_of_a_compound_crs_are_converted(tmp_path: Path) -> None:
+    pred, truth = forest()
+    options = {"origin": ORIGIN, "resolution": 1.0, "dtype": "float32", "nodata": np.nan}
+    plain = make_raster(tmp_path / "p.tif", values=pred[None], crs="EPSG:32611", **options)
+    feet = make_raster(tmp_path / "t.tif", values=truth[None] / 0.3048, crs="EPSG:32611+8228", **options)
+    metres = make_raster(tmp_path / "m.tif", values=truth[None], crs="EPSG:32611+5703", **options)
+    made = [next(iter(evaluate([plain], path).results.values())) for path in (feet, metres)]
+    assert made[0]["mae_m"] == pytest.approx(made[1]["mae_m"], abs=1e-4)
+    assert made[0]["bias_m"] == pytest.approx(made[1]["bias_m"], abs=1e-4)

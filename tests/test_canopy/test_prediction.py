@@ -18,6 +18,7 @@ import canopy.prediction as engine
 from canopy.bundle import Card
 from canopy.engine import ChipEngine, fill_unknown
 from canopy.errors import CoverageError, ImageryError, OutputBusyError, OutputError
+from canopy.layers import Layers
 from canopy.prediction import predict, predict_array
 from tiles.blend import ChipLattice
 from tiles.cog import validate
@@ -59,7 +60,7 @@ def run(core: PixelWindow, *, holes: bool = False) -> np.ndarray:
     if holes:
         image[:, ground(window, seed=3)[0] < 0.3] = np.nan
     chips = ChipLattice(CARD.chip_px, 16)
-    return ChipEngine(MeanOfGreen(), chips).heights(image, window, np.ones(core.shape, bool), core)
+    return ChipEngine(Layers(MeanOfGreen()), chips).heights(image, window, np.ones(core.shape, bool), core)[0]
 
 
 @settings(max_examples=15, deadline=None)
@@ -73,10 +74,10 @@ def test_two_tiles_are_one_tile_to_the_bit(row: int, col: int, cut: int, holes: 
 
 def test_the_cache_changes_nothing() -> None:
     chips = ChipLattice(CARD.chip_px, 16)
-    warm = ChipEngine(MeanOfGreen(), chips)
+    warm = ChipEngine(Layers(MeanOfGreen()), chips)
     for core in (PixelWindow(0, 0, 100, 100), PixelWindow(0, 100, 100, 100)):
         window = core.pad(128)
-        made = warm.heights(ground(window), window, np.ones(core.shape, bool), core)
+        (made,) = warm.heights(ground(window), window, np.ones(core.shape, bool), core)
         np.testing.assert_array_equal(made, run(core))
 
 
@@ -86,7 +87,7 @@ def test_unknown_pixels_stay_unknown_and_do_not_leak() -> None:
     image = np.full((3, *window.shape), 0.25, np.float32)
     image[:, 140:170, 150:190] = np.nan
     chips = ChipLattice(CARD.chip_px, 16)
-    heights = ChipEngine(MeanOfGreen(), chips).heights(image, window, np.ones(core.shape, bool), core)
+    (heights,) = ChipEngine(Layers(MeanOfGreen()), chips).heights(image, window, np.ones(core.shape, bool), core)
     hole = np.isnan(image[0])[core.slices_in(window)]
     assert np.isnan(heights[hole]).all()
     np.testing.assert_array_equal(heights[~hole], np.float32(10.0))

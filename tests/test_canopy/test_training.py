@@ -145,6 +145,10 @@ def test_training_writes_bundles_and_learns(tmp_path: Path) -> None:
     again = train(config.model_copy(update={"start": best, "loop": one_step}), tmp_path / "again")
     before, after = (read_bundle(path)[1]["head.2.weight"] for path in (best, again))
     assert np.allclose(before, after, atol=1e-3)
+    assert read_card(again).training["steps"] == made.training["steps"] + 1
+    no_detail = config.architecture.model_copy(update={"detail": ""})
+    with pytest.raises(TrainingError, match="detail_weights"):
+        train(config.model_copy(update={"architecture": no_detail, "detail_weights": best}), tmp_path / "none")
     with pytest.raises(TrainingError, match="--resume"):
         train(config, tmp_path / "run")
     with pytest.raises(TrainingError, match="differs"):

@@ -15,8 +15,9 @@ from jsonschema import Draft7Validator
 from pystac.validation.local_validator import get_local_schema_cache
 from referencing import Registry, Resource
 
-from tiles.cog import BANDS, UNCERTAINTY_BANDS, file_sha256
+from tiles.cog import BANDS, UNCERTAINTY_BANDS
 from tiles.errors import OutputError, RasterError
+from tiles.files import file_sha256
 from tiles.stac import height_item, write_item
 
 CREATED = datetime(2026, 3, 4, 5, 6, 7, 890, tzinfo=UTC)

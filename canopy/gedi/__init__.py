@@ -1,0 +1,1 @@
+"""GEDI, the spaceborne lidar: shots read and filtered, their footprints on a map, validation, simulation."""

@@ -1,0 +1,243 @@
+"""What a map shows in each footprint: windows of any raster, in true metres on the ground."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+from rasterio.windows import Window
+
+from canopy.errors import RasterError
+from canopy.progress import Progress
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+Floats = NDArray[np.float64]
+Weighting = Literal["disc", "gaussian"]
+Report = Callable[[Progress], None]
+
+RADIUS_M = 12.5
+SIGMA_M = 6.25
+"""GEDI's beam falls to 1/e^2 at 12.5 m (Dubayah et al. 2020), four standard deviations across."""
+TREE_M = 2.0
+EDGE = (0.1, 0.9)
+"""A footprint of which more than a tenth and less than nine tenths are trees holds a tree edge."""
+SIDE_PX = 2048
+AT_ONCE_CELLS = 1_000_000
+THREADS = 2
+CACHE_BYTES = 128 * 2**20
+"""GDAL's own default is a share of the machine's memory."""
+COLUMNS = ("mean", "p95", "p98", "cover", "unknown_share")
+_GEOD = Geod(ellps="WGS84")
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Shots on the raster: pixel (row, col) of each, and metres east and north of a step along rows and columns."""
+
+    row: Floats
+    col: Floats
+    step: Floats
+    """(n, 2, 2): metres (east, north) for one pixel along (row, column)."""
+
+
+def footprint_statistics(
+    path: Path,
+    shots: "GeoDataFrame",
+    *,
+    radius_m: float = RADIUS_M,
+    weighting: Weighting = "disc",
+    band: int = 1,
+    offset_m: tuple[float, float] | Floats = (0.0, 0.0),
+    progress: Report | None = None,
+) -> pd.DataFrame:
+    """Statistics of a height map in the footprint of each shot.
+
+    Args:
+        path: Raster of heights in metres, of any size, CRS and orientation.
+        shots: Points, in any CRS.
+        radius_m: Of the footprint, metres on the ground.
+        weighting: A disc that counts its cells alike, or GEDI's Gaussian cut off at twice `radius_m`.
+        band: Of the raster.
+        offset_m: East and north, added to the shots' places; one for all, or (n, 2).
+        progress: Called after each block of the raster.
+
+    Returns:
+        One row a shot, in their order and with their index: `mean`, `p95`, `p98` in metres, `cover` (share of known
+        cells of 2 m and more), `unknown_share`, `edge`, `on_map`. Off the map and where nothing is known, NaN.
+
+    Raises:
+        RasterError: The raster cannot be read or has no CRS.
+    """
+    try:
+        with rasterio.open(path) as opened:
+            if opened.crs is None or not 1 <= band <= opened.count:
+                raise RasterError(f"{path}: a band {band} with a CRS is needed")
+            places = _places(shots, opened.transform, CRS.from_wkt(opened.crs.to_wkt()), np.asarray(offset_m))
+            shape = opened.shape
+        found = np.full((len(shots), len(COLUMNS)), np.nan)
+        inside = (places.row >= 0) & (places.row < shape[0]) & (places.col >= 0) & (places.col < shape[1])
+        found[~inside, -1] = 1.0
+        reach_m = radius_m if weighting == "disc" else 2 * radius_m
+        groups = list(_groups(places, inside))
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ThreadPoolExecutor(THREADS) as pool:
+            source = _Source(path, band)
+            work = pool.map(lambda members: _block(source, places, members, reach_m, weighting), groups)
+            for number, (members, made) in enumerate(zip(groups, work, strict=True), 1):
+                found[members] = made
+                if progress is not None:
+                    progress(Progress(number, len(groups), number, len(groups)))
+    except rasterio.RasterioIOError as error:
+        raise RasterError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    table = pd.DataFrame(found, columns=list(COLUMNS), index=shots.index)
+    table["edge"] = (table["cover"] > EDGE[0]) & (table["cover"] < EDGE[1])
+    table["on_map"] = inside
+    return table
+
+
+def _places(shots: "GeoDataFrame", transform: Affine, crs: CRS, offset_m: Floats) -> _Places:
+    """Pixels of the shots, and what a pixel measures there, from geodesic steps of ten metres."""
+    lonlat = shots.to_crs(4326).geometry
+    lon, lat = lonlat.x.to_numpy(), lonlat.y.to_numpy()
+    east, north = np.broadcast_to(offset_m, (len(lon), 2)).T
+    if np.any(offset_m):
+        lon, lat, _ = _GEOD.fwd(lon, lat, np.degrees(np.arctan2(east, north)), np.hypot(east, north))
+    to_map = Transformer.from_crs(4326, crs, always_xy=True)
+
+    def pixel(longitude: Floats, latitude: Floats) -> Floats:
+        x, y = to_map.transform(longitude, latitude)
+        inverse = ~transform
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        return np.stack([inverse.d * x + inverse.e * y + inverse.f, inverse.a * x + inverse.b * y + inverse.c], axis=-1)
+
+    here = pixel(lon, lat)
+    per_metre = []
+    for azimuth in (90.0, 0.0):
+        there = _GEOD.fwd(lon, lat, np.full_like(lon, azimuth), np.full_like(lon, 10.0))
+        per_metre.append((pixel(np.asarray(there[0]), np.asarray(there[1])) - here) / 10)
+    # Columns: pixels for a metre east and for a metre north; inverted, metres for a pixel.
+    jacobian = np.stack(per_metre, axis=-1)
+    good = np.isfinite(jacobian).all(axis=(1, 2)) & np.isfinite(here).all(axis=1)
+    step = np.full_like(jacobian, np.nan)
+    step[good] = np.linalg.inv(jacobian[good])
+    here[~good] = -1
+    return _Places(here[:, 0], here[:, 1], step)
+
+
+def _groups(places: _Places, inside: NDArray[np.bool_]) -> Iterator[NDArray[np.intp]]:
+    """Shots of one square of the raster at a time, rows of squares from the top."""
+    members = np.flatnonzero(inside)
+    key = (places.row[members] // SIDE_PX).astype(np.int64) * 1_000_000
+    key += (places.col[members] // SIDE_PX).astype(np.int64)
+    order = np.argsort(key, kind="stable")
+    cuts = np.flatnonzero(np.diff(key[order])) + 1
+    yield from (members[part] for part in np.split(order, cuts) if len(part))
+
+
+def _block(
+    source: "_Source", places: _Places, members: NDArray[np.intp], reach_m: float, weighting: Weighting
+) -> Floats:
+    """Statistics (n, columns) of shots that lie close together; reads their ground once."""
+    step = places.step[members]
+    reach = np.abs(np.linalg.inv(step)).sum(axis=2).max(axis=0) * reach_m
+    reach_row, reach_col = (math.ceil(length) + 1 for length in reach)
+    row, col = np.floor(places.row[members]).astype(int), np.floor(places.col[members]).astype(int)
+    top, left = int(row.min()) - reach_row, int(col.min()) - reach_col
+    height, width = int(row.max()) + reach_row + 1 - top, int(col.max()) + reach_col + 1 - left
+    ground_m = source.read(top, left, height, width).ravel()
+    down, right = np.meshgrid(np.arange(-reach_row, reach_row + 1), np.arange(-reach_col, reach_col + 1), indexing="ij")
+    near = (down / (reach[0] + 1)) ** 2 + (right / (reach[1] + 1)) ** 2 <= 1.1
+    down, right = down[near], right[near]
+    steps = down * width + right
+    # Squared metres of an offset: a quadratic form in rows and columns.
+    form = np.einsum("nij,nik->njk", step, step).astype(np.float32)
+    inside_row, inside_col = places.row[members] - row - 0.5, places.col[members] - col - 0.5
+    made = np.empty((len(members), len(COLUMNS)))
+    chunk = max(1, AT_ONCE_CELLS // len(steps))
+    for first in range(0, len(members), chunk):
+        part = slice(first, first + chunk)
+        start = (row[part] - top) * width + col[part] - left
+        values = np.take(ground_m, start[:, None] + steps)
+        dr = (down - inside_row[part, None]).astype(np.float32)
+        dc = (right - inside_col[part, None]).astype(np.float32)
+        a, b, c = (form[part, k, m][:, None] for k, m in ((0, 0), (0, 1), (1, 1)))
+        squared = (a * dr + 2 * b * dc) * dr + c * dc * dc
+        made[part] = (_disc if weighting == "disc" else _gaussian)(values, squared, reach_m)
+    return made
+
+
+class _Source:
+    """A band of a raster, read by several threads, each through its own handle; NaN where unknown or outside."""
+
+    def __init__(self, path: Path, band: int) -> None:
+        self._path, self._band = path, band
+        self._own = threading.local()
+
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.float32]:
+        """Heights (height, width) of a window that may leave the raster."""
+        if not hasattr(self._own, "dataset"):
+            self._own.dataset = rasterio.open(self._path)
+        dataset = self._own.dataset
+        row0, row1 = max(top, 0), min(top + height, dataset.height)
+        col0, col1 = max(left, 0), min(left + width, dataset.width)
+        ground = np.full((height, width), np.nan, np.float32)
+        part = dataset.read(self._band, window=Window(col0, row0, col1 - col0, row1 - row0), masked=True)
+        ground[row0 - top : row1 - top, col0 - left : col1 - left] = np.ma.filled(part.astype(np.float32), np.nan)
+        return ground
+
+
+def _disc(values: NDArray[np.float32], squared: NDArray[np.float32], reach_m: float) -> Floats:
+    within = squared <= reach_m**2
+    within[np.arange(len(within)), squared.argmin(axis=1)] = True
+    values = np.where(within, values, np.float32(np.nan))
+    ordered = np.sort(values, axis=1)  # NaN last
+    count = np.count_nonzero(~np.isnan(values), axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(values, axis=1, dtype=np.float64) / count
+        cover = np.count_nonzero(values >= TREE_M, axis=1) / count
+        unknown = 1 - count / np.count_nonzero(within, axis=1)
+    return np.stack([mean, _ranked(ordered, count, 0.95), _ranked(ordered, count, 0.98), cover, unknown], axis=1)
+
+
+def _ranked(ordered: NDArray[np.float32], count: NDArray[np.int64], level: float) -> Floats:
+    """Percentile of the first `count` of sorted values, linear between them, as numpy's."""
+    place = np.maximum(count - 1, 0) * level
+    below = np.floor(place).astype(int)
+    above = np.minimum(below + 1, np.maximum(count - 1, 0))
+    lines = np.arange(len(ordered))
+    low, high = ordered[lines, below].astype(np.float64), ordered[lines, above].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, low + (high - low) * (place - below), np.nan)
+
+
+def _gaussian(values: NDArray[np.float32], squared: NDArray[np.float32], reach_m: float) -> Floats:
+    sigma_m = SIGMA_M * reach_m / (2 * RADIUS_M)
+    weight = np.where(squared <= reach_m**2, np.exp(-squared / (2 * sigma_m**2)), 0.0)
+    total = weight.sum(axis=1)
+    known = np.where(np.isnan(values), 0.0, weight)
+    sums = known.sum(axis=1)
+    filled = np.nan_to_num(values, nan=0.0)
+    order = np.argsort(filled, axis=1)
+    ordered = np.take_along_axis(filled, order, axis=1)
+    rising = np.cumsum(np.take_along_axis(known, order, axis=1), axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = (known * filled).sum(axis=1) / sums
+        cover = (known * (filled >= TREE_M)).sum(axis=1) / sums
+        columns: list[Any] = [mean, *(_weighted(ordered, rising, sums, level) for level in (0.95, 0.98)), cover]
+        return np.stack([*columns, 1 - sums / total], axis=1)
+
+
+def _weighted(ordered: NDArray[np.float32], rising: Floats, sums: Floats, level: float) -> Floats:
+    """The value at which a share of the weight is reached."""
+    place = (rising < level * sums[:, None]).sum(axis=1).clip(max=ordered.shape[1] - 1)
+    return np.where(sums > 0, ordered[np.arange(len(ordered)), place].astype(np.float64), np.nan)

@@ -1,0 +1,28 @@
+"""Which network a card's family stands for."""
+
+from collections.abc import Callable
+
+from canopy.bundle import Card
+from canopy.errors import ModelError
+from canopy.models.chmv1 import CHMv1
+from canopy.models.depth import DepthHeights
+from canopy.models.dpt import DPTHeights
+from canopy.models.network import HeightNet
+
+_NETS: dict[str, Callable[[Card], HeightNet]] = {
+    "dpt": DPTHeights,
+    "chmv1": CHMv1,
+    "chmv2": DepthHeights,
+    "depth-any-canopy": DepthHeights,
+}
+
+
+def build_net(card: Card) -> HeightNet:
+    """The network that a card describes; its weights are still to be loaded.
+
+    Raises:
+        ModelError: The card is an encoder's, or its family needs an extra that is absent.
+    """
+    if card.family not in _NETS:
+        raise ModelError(f"{card.name} is of the family {card.family}: a height model ({', '.join(_NETS)}) is expected")
+    return _NETS[card.family](card)

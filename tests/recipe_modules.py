@@ -1,0 +1,18 @@
+"""Scripts of recipes/ as modules."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+def load(name: str) -> ModuleType:
+    """Import a script by its name."""
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

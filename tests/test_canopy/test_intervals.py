@@ -1,0 +1,81 @@
+"""Intervals hold what they promise: quantiles of the bins against sampling, coverage on ground never fitted."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from canopy.bundle import HeightIntervals
+from canopy.intervals import LEVELS, coverage, fit_intervals, interval_m, raw_interval_m, widened
+from canopy.models.heads import SqrtBins
+
+BINS = SqrtBins(64, 70.0)
+
+
+def logits(seed: int = 0) -> torch.Tensor:
+    return 3 * torch.randn(2, 64, 4, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def test_quantiles_are_those_of_samples_from_the_bins() -> None:
+    one = logits()[:1, :, :1, :1]
+    shares = one.softmax(dim=1).flatten().double().numpy()
+    generator = np.random.default_rng(0)
+    place = generator.choice(64, 400_000, p=shares / shares.sum()) + generator.random(400_000)
+    expected = np.quantile(70 * (place / 64) ** 2, LEVELS)
+    np.testing.assert_allclose(BINS.quantiles_m(one, LEVELS).flatten().numpy(), expected, rtol=0.02)
+
+
+@given(seed=st.integers(0, 50))
+def test_quantiles_rise_with_their_level_and_stay_in_range(seed: int) -> None:
+    made = BINS.quantiles_m(logits(seed), (0.01, 0.05, 0.5, 0.95, 1.0))
+    assert (made[:, 1:] >= made[:, :-1]).all()
+    assert made.min() >= 0
+    assert made.max() <= 70
+
+
+def test_a_certain_bin_gives_its_own_edges() -> None:
+    certain = torch.full((1, 64, 1, 1), -100.0)
+    certain[0, 16] = 100.0
+    low, high = BINS.quantiles_m(certain, (0.0001, 1.0)).flatten().tolist()
+    assert low == pytest.approx(70 * (16 / 64) ** 2, abs=1e-2)
+    assert high == pytest.approx(70 * (17 / 64) ** 2, abs=1e-2)
+
+
+def held_out(seed: int, count: int = 60_000) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals far too narrow, the more so in tall canopy, and the truth."""
+    generator = np.random.default_rng(seed)
+    truth = generator.gamma(1.2, 8, count)
+    height = np.clip(truth + generator.normal(0, 0.5 + 0.2 * truth), 0, None)
+    return np.stack([height, height - 0.2, height + 0.2]), truth
+
+
+def test_nine_of_ten_lie_inside_on_new_ground_and_in_each_class_of_predicted_height() -> None:
+    intervals = fit_intervals(*held_out(0))
+    raw, truth = held_out(1)
+    made = widened(raw, intervals)
+    assert coverage(raw, truth)["coverage"] < 0.3
+    assert coverage(made, truth)["coverage"] == pytest.approx(0.9, abs=0.015)
+    inside = (made[1] <= truth) & (truth <= made[2])
+    for low, high in ((2, 5), (5, 10), (10, 20), (20, 30)):
+        assert inside[(raw[0] > low) & (raw[0] < high)].mean() == pytest.approx(0.9, abs=0.04)
+    assert (made[1] <= made[0]).all()
+    assert (made[0] <= made[2]).all()
+    assert made.min() >= 0
+
+
+def test_unknown_truth_counts_nowhere() -> None:
+    raw, truth = held_out(0)
+    holes = np.where(np.random.default_rng(1).random(len(truth)) < 0.5, np.nan, truth)
+    assert coverage(raw, holes)["n_px"] == np.isfinite(holes).sum()
+    known = np.isfinite(holes)
+    assert fit_intervals(raw, holes) == fit_intervals(raw[:, known], truth[known])
+
+
+def test_networks_and_arrays_are_widened_alike() -> None:
+    intervals = HeightIntervals(height_m=(1.0, 10.0, 20.0), lower_m=(0.5, 2.0, 4.0), upper_m=(1.0, 3.0, -2.0))
+    given = logits()
+    raw = raw_interval_m(BINS, given)
+    made = interval_m(BINS, intervals, given)
+    expected = widened(raw.transpose(0, 1).reshape(3, -1).numpy(), intervals)
+    np.testing.assert_allclose(made.transpose(0, 1).reshape(3, -1).numpy(), expected, atol=1e-4)

@@ -1,0 +1,76 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from tiles.errors import OutputError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; `path` holds its old bytes until all of the new ones are on the disk.
+
+    Args:
+        path: Final name; its folder is made if missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(path)
+    with removed_on_error(draft):
+        yield draft
+        sync(draft)
+        rename(draft, path)
+
+
+def draft_of(path: Path) -> Path:
+    """A temporary name beside `path`."""
+    # Unique, because a scheduler may run one tile twice at the same time.
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows has no handle for a folder, and renames durably without one
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def rename(draft: Path, path: Path) -> None:
+    """Give a synced draft its name, for good."""
+    draft.replace(path)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def removed_on_error(*paths: Path) -> Iterator[None]:
+    """Remove what was begun when the block raises, interruption included."""
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+def require_new(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file that nobody said may be replaced.
+
+    Raises:
+        OutputError: `path` exists.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists: name another output or pass --overwrite")
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
