@@ -36,7 +36,9 @@ class ChipEngine:
 
     def __init__(self, layers: Layers, lattice: ChipLattice, batch: int = BATCH) -> None:
         self.layers, self.lattice, self.batch = layers, lattice, batch
-        self._cache: OrderedDict[tuple[int, int], Heights] = OrderedDict()
+        # one array: many small ones, kept among a network's large ones, tear the heap and memory grows with the map
+        self._kept = np.empty((CACHED_CHIPS, layers.count, lattice.chip_px, lattice.chip_px), np.float32)
+        self._slots: OrderedDict[tuple[int, int], int] = OrderedDict()
 
     def read_window(self, core: PixelWindow) -> PixelWindow:
         """The window of imagery that holds every chip which touches `core`."""
@@ -59,8 +61,8 @@ class ChipEngine:
         known = wanted & ~np.isnan(image[(0, *core.slices_in(window))])
         places = self.lattice.covering(core)
         needed = [place for place in places if self._touches(place, known, core)]
-        made = self._compute([p for p in needed if p not in self._cache], image, window)
-        made |= {place: self._cache[place] for place in needed if place in self._cache}
+        made = self._compute([p for p in needed if p not in self._slots], image, window)
+        made |= {place: self._kept[self._slots[place]] for place in needed if place in self._slots}
         blender = Blender(self.lattice, core, bands=self.layers.count)
         blank = np.zeros((self.layers.count, self.lattice.chip_px, self.lattice.chip_px), np.float32)
         for place in places:
@@ -86,17 +88,20 @@ class ChipEngine:
                 chip = image[(slice(None), *self.lattice.chip(*place).slices_in(window))]
                 batch[slot] = torch.from_numpy(fill_unknown(chip))
             heights = self.layers(batch).numpy()
-            made |= {place: heights[slot].copy() for slot, place in present}
+            made |= {place: heights[slot] for slot, place in present}
         return made
 
     def _remember(self, made: dict[tuple[int, int], Heights], core: PixelWindow) -> None:
         """Keep the chips that reach into other tiles; the oldest go first."""
-        for place, heights in made.items():
+        known = self._slots.keys() & made.keys()
+        for place in made:
+            if place in known:
+                self._slots.move_to_end(place)
+        for place in (place for place in made if place not in known):
             if self.lattice.chip(*place).intersect(core) != self.lattice.chip(*place):
-                self._cache[place] = heights
-                self._cache.move_to_end(place)
-        while len(self._cache) > CACHED_CHIPS:
-            self._cache.popitem(last=False)
+                full = len(self._slots) == len(self._kept)
+                slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
+                self._kept[slot], self._slots[place] = made[place], slot
 
 
 def fill_unknown(chip: Image) -> Image:
