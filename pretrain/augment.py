@@ -100,6 +100,8 @@ def crop(tiles: Tensor, gsd_m: Tensor, draws: Draws, px: int, nominal_gsd_m: flo
     Returns:
         (C, B, 3, px, px) float32 in [0, 1], on the tiles' device.
     """
+    if not len(draws.gsd):
+        return torch.zeros(0, len(tiles), 3, px, px, device=tiles.device)
     device, side = tiles.device, torch.tensor(tiles.shape[:-3:-1], dtype=torch.float32, device=tiles.device)
     image = tiles.float() / 255
     made = []

@@ -25,7 +25,9 @@ class SourceConfig(Config):
 class TilesConfig(Config):
     """Which unlabelled imagery is learnt from."""
 
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sources: tuple[SourceConfig, ...] = ()
+    store: Path | None = None
+    """Chip store of `canopy dataset build`, in place of sources: its unlabelled chips and images, but none held out."""
     tile_px: int = Field(default=256, gt=0)
     """Side of the tiles that images are cut into; smaller images are mirrored up to it."""
     empty: Share = 0.2
@@ -33,6 +35,12 @@ class TilesConfig(Config):
     index: Path | None = None
     """Parquet file of `canopy curate`: which tiles are drawn, and how often."""
     licences: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "TilesConfig":
+        if bool(self.sources) == (self.store is not None):
+            raise ValueError("tiles.sources or tiles.store must be given, and not both")
+        return self
 
 
 class CropConfig(Config):
@@ -96,6 +104,8 @@ class TermsConfig(Config):
     ibot: float = Field(default=1.0, ge=0)
     koleo: float = Field(default=0.1, ge=0)
     gram: float = Field(default=0.0, ge=0)
+    statistics: float = Field(default=0.0, ge=0)
+    """Colours and edges of the patches, told from their tokens."""
 
 
 class TargetConfig(Config):

@@ -1,7 +1,7 @@
 """Unlabelled tiles: where they come from, and in which order they are seen."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from canopy.chips import PARTS, ChipStore
 from canopy.errors import TrainingError
 from canopy.ranks import rank, ranks
 from pretrain.augment import draw
@@ -17,6 +18,8 @@ from pretrain.config import CropConfig, PretrainConfig, TilesConfig
 from pretrain.dinov2 import TileBatch
 from pretrain.masking import draw_masks
 
+IN_MEMORY_BYTES = 2**30
+"""Stores with fewer pixels are read once."""
 GOLDEN, WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
 
@@ -66,39 +69,53 @@ class ArrayTiles:
 
 
 class Store(Protocol):
-    """What is asked of a chip store's unlabelled part."""
+    """What is asked of a part of a chip store."""
 
-    attributes: Mapping[str, Any]
+    attributes: dict[str, Any]
 
-    def __len__(self) -> int: ...
-
-    def images(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+    def images(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """(n, 3, H, W) images of some chips."""
         ...
 
 
 @dataclass(frozen=True)
 class StoredTiles:
-    """Tiles of a chip store, read one by one when they are due; needs no GDAL.
+    """Tiles within the chips of a store, read one by one when they are due; needs no GDAL.
 
     Attributes:
-        store: Opened, the unlabelled part.
-        sha256: Of its index.
+        parts: Opened parts of the store.
+        places: (N, 4) part, chip, first row and first column of each tile.
+        tile_px: Side of the tiles.
+        sha256: Of the store's digest and the places.
     """
 
-    store: Store
+    parts: Sequence[Store]
+    places: NDArray[np.int64]
+    tile_px: int
     sha256: str
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.places)
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
-        tile: NDArray[np.uint8] = self.store.images([number])[0]
-        return tile
+        part, chip, row, col = (int(place) for place in self.places[number])
+        image: NDArray[np.uint8] = self.parts[part].images([chip])[0]
+        return image[:, row : row + self.tile_px, col : col + self.tile_px]
 
     def gsd_m(self, number: int) -> float:
         """GSD of a tile, in true ground metres."""
-        return float(self.store.attributes["gsd_m"])
+        return float(self.parts[int(self.places[number, 0])].attributes["gsd_m"])
+
+    def loaded(self) -> ArrayTiles:
+        """The same tiles in memory: a store's overhead of some milliseconds a chip is a tenth of a small step."""
+        images = np.empty((len(self), 3, self.tile_px, self.tile_px), np.uint8)
+        chips, members = np.unique(self.places[:, :2], axis=0, return_inverse=True)
+        for number, (part, chip) in enumerate(chips):
+            image = self.parts[part].images([int(chip)])[0]
+            for tile in np.flatnonzero(members == number):
+                row, col = self.places[tile, 2:]
+                images[tile] = image[:, row : row + self.tile_px, col : col + self.tile_px]
+        return ArrayTiles(images, np.array([self.gsd_m(n) for n in range(len(self))]), self.sha256)
 
 
 @dataclass(frozen=True)
@@ -127,11 +144,23 @@ class ChosenTiles:
 
 
 def read_tiles(config: TilesConfig) -> Tiles:
-    """Read all sources; where an index is named, choose by it.
+    """Read all sources, or open the store; where an index is named, choose by it.
 
     Raises:
         TrainingError: No imagery, imagery that is not RGB uint8, or an index of another pool.
+        DatasetError: No chip store.
     """
+    pool: Tiles
+    if config.store is None:
+        pool = _cut_files(config)
+    else:
+        pool = open_stored(config.store, config.tile_px)
+        if len(pool) * 3 * config.tile_px**2 <= IN_MEMORY_BYTES:
+            pool = pool.loaded()
+    return pool if config.index is None else choose(pool, config.index)
+
+
+def _cut_files(config: TilesConfig) -> ArrayTiles:
     # here, so that a node that reads a store of tiles needs no GDAL
     from pretrain.geotiff import cut_files
 
@@ -140,8 +169,38 @@ def read_tiles(config: TilesConfig) -> Tiles:
         names = ", ".join(str(source.path) for source in config.sources)
         raise TrainingError(f"every tile of {names} is more than {config.empty:.0%} empty")
     images = np.stack([tile for tile, _ in pairs])
-    pool = ArrayTiles(images, np.array([g for _, g in pairs]), hashlib.sha256(images.tobytes()).hexdigest())
-    return pool if config.index is None else choose(pool, config.index)
+    return ArrayTiles(images, np.array([g for _, g in pairs]), hashlib.sha256(images.tobytes()).hexdigest())
+
+
+def open_stored(folder: Path, tile_px: int) -> StoredTiles:
+    """All ground of a chip store that is not held out: unlabelled chips, and the images of labelled ones.
+
+    Raises:
+        DatasetError: No chip store.
+        TrainingError: Its chips are smaller than the tiles.
+    """
+    parts = [ChipStore.open(folder, part) for part in PARTS]
+    places: list[tuple[int, int, int, int]] = []
+    for number, part in enumerate(parts):
+        if len(part) and part.attributes["chip_px"] < tile_px:
+            raise TrainingError(f"{folder}: {part.part} chips of {part.attributes['chip_px']} px, tiles of {tile_px}")
+        rows, cols = part.column("real_rows"), part.column("real_cols")
+        for chip in part.rows("train"):
+            places += [
+                (number, int(chip), row, col)
+                for row in starts(int(rows[chip]), tile_px)
+                for col in starts(int(cols[chip]), tile_px)
+            ]
+    if not places:
+        raise TrainingError(f"{folder} holds no chip to train on")
+    made = np.array(places, np.int64)
+    digest = hashlib.sha256(f"{parts[0].attributes['digest']} {tile_px}".encode() + made.tobytes()).hexdigest()
+    return StoredTiles(parts, made, tile_px, digest)
+
+
+def starts(length: int, tile_px: int) -> list[int]:
+    """Where tiles begin side by side; the last is pushed back inside, or the only one mirrored beyond the end."""
+    return sorted({*range(0, length - tile_px + 1, tile_px), max(0, length - tile_px)})
 
 
 def choose(pool: Tiles, index: Path) -> ChosenTiles:

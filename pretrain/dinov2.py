@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canopy.loop import blend, frozen_copy
@@ -18,6 +19,7 @@ from pretrain.losses import Centre, dino_loss, gram_loss, ibot_loss, koleo_loss,
 from pretrain.monitors import collapse_signs, warn_of
 from pretrain.scale import scale_encoder, spread
 from pretrain.schedules import Schedules
+from pretrain.statistics import STATISTICS, Standardiser, patch_statistics
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class Tokens(NamedTuple):
         patch_logits: (M, K) of the masked patches.
         cls: (C, B, D) class tokens of the global crops.
         patches: (C B, P, D) patches of the global crops.
+        statistics: (C B, P, STATISTICS) what the patches' tokens say of colours and edges, if asked.
     """
 
     cls_logits: Tensor
     patch_logits: Tensor
     cls: Tensor
     patches: Tensor
+    statistics: Tensor | None
 
 
 class Distiller(nn.Module):
@@ -68,13 +72,15 @@ class Distiller(nn.Module):
         encoder: Turns crops into tokens.
         heads: Shape of the heads.
         ibot: Whether patches need logits at all.
+        statistics: Whether patches tell their colours and edges.
     """
 
-    def __init__(self, encoder: Encoder, heads: HeadConfig, *, ibot: bool) -> None:
+    def __init__(self, encoder: Encoder, heads: HeadConfig, *, ibot: bool, statistics: bool) -> None:
         super().__init__()
         shape = (encoder.width, heads.hidden, heads.bottleneck, heads.prototypes, heads.layers)
         self.encoder, self.cls_head = encoder, Head(*shape)
         self.own_patch_head = Head(*shape) if heads.untied and ibot else None
+        self.statistics_head = nn.Linear(encoder.width, STATISTICS) if statistics else None
 
     def forward(self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, *, blind: bool) -> Tokens:
         """Tokens and logits of crops.
@@ -94,7 +100,8 @@ class Distiller(nn.Module):
             all_cls = torch.cat([all_cls, local_cls.view(len(local_crops), batch, -1)])
         patch_head = self.own_patch_head or self.cls_head
         masked = patches[where.flatten(1)]
-        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches)
+        statistics = self.statistics_head(patches) if self.statistics_head else None
+        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches, statistics)
 
 
 class SelfDistillation:
@@ -118,6 +125,7 @@ class SelfDistillation:
         self.centres = nn.ModuleList(
             Centre(config.heads.prototypes, config.target.centre_momentum) for _ in range(2)
         ).to(device)
+        self.standardiser = Standardiser().to(device) if config.terms.statistics else None
         still = dict.fromkeys(net for net in (self.average, self.teacher, self.anchor) if net is not None)
         self.net = spread([self.student, *still], config.scale.sharding)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
@@ -128,7 +136,8 @@ class SelfDistillation:
     def parts(self) -> dict[str, Any]:
         """Student, moving average, centres, optimizer, and the Gram teacher where there is one."""
         made = {"net": self.student, "average": self.average, "centres": self.centres, "optimizer": self.optimizer}
-        return made if self.anchor is None else {**made, "anchor": self.anchor}
+        extra = {"anchor": self.anchor, "standardiser": self.standardiser}
+        return made | {name: part for name, part in extra.items() if part is not None}
 
     def schedule(self, step: int) -> dict[str, float]:
         """Set rate and decay of every group; prototypes stand still at first."""
@@ -187,6 +196,9 @@ class SelfDistillation:
             terms["koleo"] = torch.stack([koleo_loss(crop) for crop in mine.cls]).mean()
         if self.anchor is not None and step >= self._gram_start():
             terms["gram"] = gram_loss(mine.patches, self.anchor(global_crops.flatten(0, 1))[1])
+        if self.standardiser is not None and mine.statistics is not None:
+            truth = self.standardiser(patch_statistics(global_crops.flatten(0, 1), self.student.encoder.patch_px))
+            terms["statistics"] = F.smooth_l1_loss(mine.statistics.float(), truth)
         return terms
 
     @torch.no_grad()
@@ -212,7 +224,7 @@ def build_distiller(config: PretrainConfig) -> Distiller:
     torch.manual_seed(config.loop.seed)
     px = config.high_resolution.global_px if config.high_resolution else config.global_crops.px
     encoder = Encoder(config.encoder, dict(config.encoder_args), px, config.mean, config.std, config.drop_path)
-    return Distiller(encoder, config.heads, ibot=config.terms.ibot > 0)
+    return Distiller(encoder, config.heads, ibot=config.terms.ibot > 0, statistics=config.terms.statistics > 0)
 
 
 def patch_weights(masks: Tensor) -> Tensor:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from canopy.bundle import Card, read_bundle, save_bundle
 from canopy.errors import ConfigError, ModelError
+from canopy.models.dpt import ENCODER
 from canopy.models.model import load_weights
 
 MLP_LAYERS = {"swiglu": SwiGLUPacked}
-DPT_PREFIX = "dpt.encoder.model."
+CLASSIFIER = "head."
+"""smp keeps timm's classifier, which nothing reads."""
 
 
 class Encoder(nn.Module):
@@ -110,10 +112,11 @@ def load_encoder(path: Path) -> tuple[Card, Encoder]:
     """
     card, weights, _ = read_bundle(path)
     if card.family == "dpt":
-        start = len(DPT_PREFIX)
-        weights = {name[start:]: array for name, array in weights.items() if name.startswith(DPT_PREFIX)}
+        start = len(ENCODER)
+        weights = {name[start:]: array for name, array in weights.items() if name.startswith(ENCODER)}
+        weights = {name: array for name, array in weights.items() if not name.startswith(CLASSIFIER)}
         if not weights:
-            raise ModelError(f"{path}: no weights under {DPT_PREFIX!r}, where a height model's encoder is expected")
+            raise ModelError(f"{path}: no weights under {ENCODER!r}, where a height model's encoder is expected")
     elif card.family != "encoder":
         raise ModelError(f"{path} is of the family {card.family}: an encoder, or a height model of ours, is expected")
     encoder = from_card(card)

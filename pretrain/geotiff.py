@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from canopy.errors import TrainingError
 from pretrain.config import SourceConfig, TilesConfig
+from pretrain.data import starts
 
 
 def cut_files(source: SourceConfig, config: TilesConfig) -> Iterator[tuple[NDArray[np.uint8], float]]:
@@ -51,13 +52,9 @@ def _gsd_m(opened: rasterio.DatasetReader) -> float:
 
 def _windows(shape: tuple[int, ...], tile_px: int) -> Iterator[tuple[slice, slice]]:
     """Tiles side by side; the last of a row or column is pushed back inside."""
-    for row in _starts(shape[0], tile_px):
-        for col in _starts(shape[1], tile_px):
+    for row in starts(shape[0], tile_px):
+        for col in starts(shape[1], tile_px):
             yield slice(row, row + tile_px), slice(col, col + tile_px)
-
-
-def _starts(length: int, tile_px: int) -> list[int]:
-    return sorted({*range(0, length - tile_px + 1, tile_px), max(0, length - tile_px)})
 
 
 def _pad(tile: NDArray[np.uint8], tile_px: int) -> NDArray[np.uint8]:

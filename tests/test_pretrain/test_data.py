@@ -1,6 +1,6 @@
 """Tiles from files, and the order in which they are seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from chip_stores import build_forests
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pretraining import tiny_config, tiny_tiles
+from pydantic import ValidationError
 from rasters import make_raster
 
+from canopy.chips import ChipStore
 from canopy.errors import TrainingError
 from pretrain.config import TilesConfig
-from pretrain.data import StoredTiles, choose, crops_at, draw_batch, read_tiles, shuffled
+from pretrain.data import StoredTiles, choose, crops_at, draw_batch, open_stored, read_tiles, shuffled
 
 
 def tiles_config(**values: object) -> TilesConfig:
@@ -89,27 +92,43 @@ def test_the_last_phase_has_larger_crops() -> None:
 
 
 class MemoryStore:
-    """The unlabelled part of a chip store, in memory; counts what is read."""
-
-    attributes: Mapping[str, Any] = {"gsd_m": 0.6}
+    """A part of a chip store, in memory; counts what is read."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
+        self.attributes: dict[str, Any] = {"gsd_m": 0.6}
         self._images, self.read = images, list[int]()
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def images(self, rows: Sequence[int]) -> NDArray[np.uint8]:
-        self.read += rows
+    def images(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        self.read += [int(row) for row in rows]
         return self._images[list(rows)]
 
 
 def test_a_store_is_read_only_where_a_batch_needs_it() -> None:
     store = MemoryStore(tiny_tiles().images)
-    made = draw_batch(1, StoredTiles(store, "0"), tiny_config(), 8)
+    tiles = StoredTiles([store], np.array([(0, chip, 0, 0) for chip in range(12)]), 32, "0")
+    made = draw_batch(1, tiles, tiny_config(), 8)
     assert made.gsd_m.tolist() == pytest.approx([0.6] * 4)
     assert store.read == [shuffled(4 + row, 12, 0) for row in range(4)]
     assert torch.equal(made.tiles, draw_batch(1, tiny_tiles(), tiny_config(), 8).tiles)
+
+
+def test_tiles_of_a_store_lie_within_its_training_ground(tmp_path: Path) -> None:
+    build_forests(tmp_path)
+    store = ChipStore.open(tmp_path / "store")
+    tiles = open_stored(tmp_path / "store", 32)
+    held = {row["chip"] for row in store.index.to_pylist() if row["split"] != "train"}
+    seen = {store[int(chip)].row["chip"] for _, chip, _, _ in tiles.places}
+    assert seen and not seen & held
+    np.testing.assert_array_equal(tiles.loaded().images, np.stack([tiles[n] for n in range(len(tiles))]))
+    for number, (_, chip, row, col) in enumerate(tiles.places):
+        np.testing.assert_array_equal(tiles[number], store[int(chip)].image[:, row : row + 32, col : col + 32])
+    config = tiles_config(store=tmp_path / "store")
+    assert read_tiles(config).sha256 == tiles.sha256
+    with pytest.raises(TrainingError, match="tiles of 128"):
+        open_stored(tmp_path / "store", 128)
+    for both in ({}, {"store": tmp_path, "sources": [{"path": tmp_path}]}):
+        with pytest.raises(ValidationError, match="not both"):
+            TilesConfig.model_validate(both)
 
 
 def test_an_index_chooses_tiles_and_refuses_another_pool(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""What a patch shows, in numbers: its colours and its edges, as targets that need no teacher.
+
+Wei et al. 2022 (MaskFeat, arXiv 2112.09133, section 3.3) predict histograms of hidden patches instead of their pixels;
+colours and oriented gradients served best among what is not learnt. Unlike there, a gradient keeps its magnitude, for
+a crown differs from a meadow by its contrast.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import ReduceOp
+
+from canopy.ranks import over_ranks
+
+LEVELS = (0.05, 0.17, 0.29, 0.41, 0.53, 0.65, 0.77)
+"""Centres of the soft bins of each channel's histogram."""
+BIN_WIDTH = 0.1
+DIRECTIONS = 8
+SCALES = 3
+"""Gradients of the image, and of its averages over 2 and 4 pixels."""
+STATISTICS = 3 * len(LEVELS) + SCALES * DIRECTIONS
+
+
+@torch.no_grad()
+def patch_statistics(image: Tensor, patch_px: int) -> Tensor:
+    """Colour histograms and histograms of oriented gradients.
+
+    Args:
+        image: (n, 3, H, W) RGB in [0, 1].
+        patch_px: Side of a patch, a multiple of 4.
+
+    Returns:
+        (n, patches, STATISTICS), patches in raster order.
+    """
+    centres = torch.tensor(LEVELS, device=image.device).view(1, 1, -1, 1, 1)
+    members = torch.exp(-(((image[:, :, None] - centres) / BIN_WIDTH) ** 2)).flatten(1, 2)
+    grey = image.mean(dim=1, keepdim=True)
+    parts = [F.avg_pool2d(members, patch_px)]
+    for scale in range(SCALES):
+        coarse = F.avg_pool2d(grey, 2**scale)
+        parts.append(F.avg_pool2d(_oriented(coarse), patch_px >> scale))
+    return torch.cat(parts, dim=1).flatten(2).movedim(1, 2)
+
+
+def _oriented(grey: Tensor) -> Tensor:
+    """Magnitude of the gradient, in the channel of its direction: (n, 1, H, W) to (n, DIRECTIONS, H, W)."""
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    place = torch.atan2(down, across).remainder(math.pi) / math.pi * DIRECTIONS
+    channel = place.long().clamp(max=DIRECTIONS - 1)
+    return torch.zeros_like(grey).expand(-1, DIRECTIONS, -1, -1).scatter(1, channel, torch.hypot(across, down))
+
+
+class Standardiser(nn.Module):
+    """Running mean and variance of the statistics, over all ranks.
+
+    Args:
+        momentum: Of the running values.
+    """
+
+    mean: Tensor
+    square: Tensor
+    seen: Tensor
+
+    def __init__(self, momentum: float = 0.99) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(STATISTICS))
+        self.register_buffer("square", torch.zeros(STATISTICS))
+        self.register_buffer("seen", torch.zeros(()))
+
+    @torch.no_grad()
+    def forward(self, statistics: Tensor) -> Tensor:
+        """(n, patches, STATISTICS) to the same with mean 0 and variance 1; takes them in first."""
+        flat = statistics.flatten(0, 1)
+        count = over_ranks(flat.new_tensor(float(len(flat))), ReduceOp.SUM)
+        keep = self.momentum * self.seen
+        self.mean.lerp_(over_ranks(flat.sum(dim=0)) / count, 1 - keep)
+        self.square.lerp_(over_ranks(flat.square().sum(dim=0)) / count, 1 - keep)
+        self.seen.fill_(1)
+        return (statistics - self.mean) / (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
