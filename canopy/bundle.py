@@ -52,7 +52,7 @@ class HeightHead(_Frozen):
 
     bins: int = 64
     max_m: float = 70.0
-    spacing: Literal["sqrt", "linear", "mixlog", "none"] = "sqrt"
+    spacing: Literal["sqrt", "linear", "log", "mixed", "mixlog", "none"] = "sqrt"
     """``mixlog`` is CHMv2's own; ``none`` for a network whose output is a share of ``max_m``."""
 
 

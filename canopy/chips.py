@@ -110,6 +110,10 @@ class ChipStore:
         """Numbers of the chips of one split: train, val or test."""
         return np.flatnonzero(self.column("split") == split)
 
+    def place(self, row: int) -> tuple[str, float, float]:
+        """CRS, and x and y of the upper-left corner of a chip."""
+        return tuple(self.column(name)[row] for name in ("crs", "x", "y"))
+
     def images(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images (n, 3, H, W) uint8 of some chips. One chunk a read: zarr's fancy indexing is ten times slower."""
         return np.stack([self._read(self._image, int(row)) for row in rows])
@@ -196,19 +200,18 @@ class CategoryBatches:
     seed: int = 0
 
     @classmethod
-    def of(cls, store: ChipStore, batch: int, *, split: str = "train", seed: int = 0) -> "CategoryBatches":
-        """Batches over one split of a store.
+    def of(cls, store: ChipStore, rows: NDArray[np.int64], batch: int, **settings: Any) -> "CategoryBatches":
+        """Batches over some chips of a store; settings are the last attributes.
 
         Raises:
-            DatasetError: The split holds no chip.
+            DatasetError: No chip.
         """
-        rows = store.rows(split)
         if not len(rows):
-            raise DatasetError(f"{store.folder}: no {split} chip; see canopy dataset info {store.folder}")
+            raise DatasetError(f"{store.folder}: no chip to draw from; see canopy dataset info {store.folder}")
         weight, short, tall = (
             store.column(name)[rows].astype(np.float64) for name in ("weight", "short_share", "tall_share")
         )
-        return cls(rows, weight, short, tall, batch=batch, seed=seed)
+        return cls(rows, weight, short, tall, batch=batch, **settings)
 
     def __call__(self, number: int) -> NDArray[np.int64]:
         """Chips of batch `number`, in the store's numbers."""

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -66,12 +66,63 @@ class PairsConfig(Config):
     licences: tuple[str, ...] = ()
 
 
-class LossWeights(Config):
-    """Weights of the loss terms."""
+class Ramp(Config):
+    """A weight that changes along a straight line, and is constant before and after."""
 
-    histogram: float = 1.0
-    charbonnier: float = 0.1
-    gradient: float = 0.1
+    first: float = Field(ge=0)
+    last: float = Field(ge=0)
+    begins: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps."""
+    ends: float = Field(default=1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Ramp":
+        if self.begins > self.ends:
+            raise ValueError("a ramp must begin before it ends")
+        return self
+
+
+Weight = Annotated[float, Field(ge=0)] | Ramp
+
+
+def weight_at(weight: Weight, share: float) -> float:
+    """A weight after a share of the steps."""
+    if not isinstance(weight, Ramp):
+        return weight
+    done = min(1.0, max(0.0, (share - weight.begins) / max(weight.ends - weight.begins, 1e-9)))
+    return weight.first + done * (weight.last - weight.first)
+
+
+class LossWeights(Config):
+    """Weights of the loss terms, constant or ramps; 0 leaves one out. docs/training.md has CHMv2's curriculum."""
+
+    histogram: Weight = 1.0
+    charbonnier: Weight = 0.1
+    gradient: Weight = 0.1
+    silog: Weight = 0.0
+    l1: Weight = 0.0
+    patch_gradient: Weight = 0.0
+    shift_cells: int = Field(default=0, ge=0, le=2)
+    """Each chip's heights may move by this to where they fit the prediction best: for imperfect registration."""
+
+    @model_validator(mode="after")
+    def _any(self) -> "LossWeights":
+        terms = [getattr(self, name) for name in type(self).model_fields if name != "shift_cells"]
+        if not any(isinstance(term, Ramp) or term > 0 for term in terms):
+            raise ValueError("every loss term is 0")
+        return self
+
+
+class StoreConfig(Config):
+    """A chip store of `canopy dataset build`, with its own split, weights and licences."""
+
+    path: Path
+    exclude: tuple[str, ...] = ()
+    """Sources of the store that are left out."""
+    short: float = Field(default=0.1, ge=0, le=0.5)
+    """Least share of a batch drawn by how much of a chip is below 1 m."""
+    tall: float = Field(default=0.15, ge=0, le=0.5)
+    """The same for trees above 25 m."""
 
 
 class TrainConfig(Config):
@@ -81,12 +132,18 @@ class TrainConfig(Config):
     licence: str = "Apache-2.0"
     provisional: bool = True
     notes: str = ""
-    pairs: PairsConfig
+    pairs: PairsConfig | None = None
+    store: StoreConfig | None = None
+    """In place of pairs."""
     loop: LoopConfig
     loss: LossWeights = LossWeights()
     architecture: Architecture = Architecture()
     start: Path | None = None
     """Bundle of the same architecture from whose weights training starts."""
+    encoder: Path | None = None
+    """Bundle of `canopy pretrain` (or a height model's) whose encoder training starts from."""
+    encoder_rate: float = Field(default=1.0, ge=0, le=1)
+    """Factor on the encoder's learning rate; 0 keeps the encoder frozen."""
     detail_weights: Path | None = None
     """State dict of a classifier (torch file) from which the detail network starts; random if None."""
     head: HeightHead = HeightHead()
@@ -104,6 +161,12 @@ class TrainConfig(Config):
     """Share of the chips that are patched together from two scenes."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
     std: tuple[float, float, float] = (0.20, 0.19, 0.17)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "TrainConfig":
+        if (self.pairs is None) == (self.store is None):
+            raise ValueError("pairs or store must be given, and not both")
+        return self
 
 
 class SourceConfig(Config):

@@ -25,6 +25,7 @@ Batch = TypeVar("Batch")
 Net = TypeVar("Net", bound=nn.Module)
 Sample = TypeVar("Sample", contravariant=True)
 KEEP_CHECKPOINTS = 2
+Loss = Callable[[nn.Module, Batch, int], Tensor]
 
 
 class Learner(Protocol[Sample]):
@@ -67,14 +68,17 @@ class Supervised(Generic[Batch]):
 
     Args:
         net: Trained in place.
-        loss: Scalar loss of the network on a batch.
+        loss: Scalar loss of the network on a batch at a step.
         config: Rates and decays.
+        slow: Prefix of the names of parameters with a rate of their own, and its factor.
     """
 
-    def __init__(self, net: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], config: LoopConfig) -> None:
+    def __init__(
+        self, net: nn.Module, loss: Loss[Batch], config: LoopConfig, slow: tuple[str, float] = ("", 1.0)
+    ) -> None:
         self.net, self.average = net, frozen_copy(net)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            _groups(net, config.weight_decay), lr=config.lr, betas=config.betas
+            list(_groups(net, config.weight_decay, *slow)), lr=config.lr, betas=config.betas
         )
         self._loss, self._config = loss, config
 
@@ -86,12 +90,12 @@ class Supervised(Generic[Batch]):
         """Warm-up and cosine."""
         rate = learning_rate(step, self._config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         return {"lr": rate}
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """The loss given."""
-        return self._loss(self.net, batch)
+        return self._loss(self.net, batch, step)
 
     def update(self, step: int) -> dict[str, Any]:
         """Blend the weights into their average, faster over the first steps."""
@@ -101,7 +105,7 @@ class Supervised(Generic[Batch]):
 
 def fit(
     net: nn.Module,
-    loss: Callable[[nn.Module, Batch], Tensor],
+    loss: Loss[Batch],
     batches: Callable[[int], Batch],
     config: LoopConfig,
     run: Path,
@@ -109,18 +113,20 @@ def fit(
     resume: bool,
     evaluate: Callable[[nn.Module, int], dict[str, Any]],
     report: Callable[[dict[str, Any]], None],
+    slow: tuple[str, float] = ("", 1.0),
 ) -> nn.Module:
     """Train a network and return the moving average of its weights.
 
     Args:
         net: Trained in place.
-        loss: Scalar loss of the network on a batch.
+        loss: Scalar loss of the network on a batch at a step.
         batches: Batch by its number, from 0; called from one background thread, ahead of need.
         config: Steps, rates, checkpoints.
         run: Folder for `log.jsonl` and `checkpoints/`.
         resume: Go on from the last checkpoint in `run`, if any.
         evaluate: Called with the averaged network every `evaluate_every` steps and at the end.
         report: Called with every line of the log.
+        slow: Prefix of the names of parameters with a rate of their own, and its factor.
 
     Returns:
         The averaged network, in eval mode.
@@ -128,7 +134,7 @@ def fit(
     Raises:
         TrainingError: The loss is not finite, or the checkpoint does not fit.
     """
-    learner = Supervised(net, loss, config)
+    learner = Supervised(net, loss, config, slow)
     return fit_learner(learner, batches, config, run, resume=resume, evaluate=evaluate, report=report)
 
 
@@ -197,12 +203,16 @@ def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: S
     return float(over_ranks(total)) / ranks()
 
 
-def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _groups(net: nn.Module, weight_decay: float, prefix: str, factor: float) -> Iterator[dict[str, Any]]:
     """Weight decay on matrices only: biases, norms, LayerScale and position embeddings are spared."""
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    spared = [p for name, p in named if p.ndim < 2 or "pos_embed" in name or "cls_token" in name]
-    decayed = [p for name, p in named if not (p.ndim < 2 or "pos_embed" in name or "cls_token" in name)]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    for scale in sorted({1.0, factor}):
+        here = [(name, p) for name, p in named if (factor if name.startswith(prefix) else 1.0) == scale]
+        spared = [p for name, p in here if p.ndim < 2 or "pos_embed" in name or "cls_token" in name]
+        decayed = [p for name, p in here if not (p.ndim < 2 or "pos_embed" in name or "cls_token" in name)]
+        for members, decay in ((decayed, weight_decay), (spared, 0.0)):
+            if members:
+                yield {"params": members, "weight_decay": decay, "scale": scale}
 
 
 def frozen_copy(net: Net) -> Net:

@@ -1,7 +1,7 @@
 """Scenes of image and lidar heights for training: reading, holding ground out, drawing augmented chips."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from canopy.config import PairsConfig
+from canopy.chips import CategoryBatches, ChipStore
+from canopy.config import PairsConfig, StoreConfig
 from canopy.errors import TrainingError
 
 Chip = tuple[Tensor, Tensor]
@@ -54,11 +55,23 @@ class Scene:
 
 @dataclass(frozen=True)
 class Split:
-    """Scenes to train on and scenes held out; no ground is in both."""
+    """Scenes to train on and scenes held out; no ground is in both.
+
+    Attributes:
+        train: To train on.
+        test: Held out.
+        chances: (n,) of each training scene to be drawn for a chip.
+        sha256: Of all their pixels.
+        licences: Of the data.
+        batches: Training scenes of a batch by its number, in place of chances.
+    """
 
     train: tuple[Scene, ...]
     test: tuple[Scene, ...]
+    chances: NDArray[np.float64]
     sha256: str
+    licences: tuple[str, ...] = ()
+    batches: Callable[[int], NDArray[np.int64]] | None = None
 
 
 def read_pairs(config: PairsConfig) -> Split:
@@ -87,7 +100,78 @@ def read_pairs(config: PairsConfig) -> Split:
         if kind := _group(folder.name, config):
             train.append(replace(_read_scene(folder, kind), pseudo=True))
             digest.update(train[-1].name.encode() + train[-1].image.tobytes() + train[-1].height_m.tobytes())
-    return Split(tuple(train), tuple(test), digest.hexdigest())
+    return Split(tuple(train), tuple(test), _chances(train, config), digest.hexdigest(), config.licences)
+
+
+def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
+    """Chips of a chip store as scenes: its own split, and batches that each hold short and tall trees.
+
+    Where test chips overlap, the later one's heights are unknown, so that no ground counts twice.
+
+    Args:
+        config: The store, and what every batch must hold.
+        batch: Chips in a batch.
+        seed: Of the batches.
+
+    Raises:
+        DatasetError: No chip store, or one without training chips.
+        TrainingError: Its pixels are not half as wide as its height cells.
+    """
+    store = ChipStore.open(config.path)
+    cell_m, gsd_m = float(store.attributes["height_cell_m"]), float(store.attributes["gsd_m"])
+    if round(cell_m / gsd_m, 6) != 2:
+        raise TrainingError(f"{config.path}: cells of {cell_m:g} m over pixels of {gsd_m:g} m; half of a cell expected")
+    kept = np.array([source not in config.exclude for source in store.column("source")])
+    train, test = (rows[kept[rows]] for rows in (store.rows("train"), store.rows("test")))
+    digest = hashlib.sha256(f"{store.attributes['digest']} {sorted(config.exclude)}".encode()).hexdigest()
+    drawn = CategoryBatches.of(store, train, batch, short=config.short, tall=config.tall, seed=seed)
+    number = {int(row): at for at, row in enumerate(train)}
+    return Split(
+        train=tuple(_stored(store, row) for row in train),
+        test=tuple(_without_overlap([(_stored(store, row), store.place(row)) for row in test])),
+        chances=drawn.weight / drawn.weight.sum(),
+        sha256=digest,
+        licences=tuple(sorted({*store.column("licence")[np.concatenate([train, test])]})),
+        batches=lambda which: np.array([number[int(row)] for row in drawn(which)]),
+    )
+
+
+def _stored(store: ChipStore, row: int) -> Scene:
+    """A chip without the border that mirrors it."""
+    chip = store[int(row)]
+    assert chip.height_m is not None
+    rows, cols = (int(chip.row[name]) // 2 for name in ("real_rows", "real_cols"))
+    image = np.ascontiguousarray(chip.image[:, : 2 * rows, : 2 * cols])
+    heights = np.ascontiguousarray(chip.height_m[:rows, :cols])
+    return Scene(chip.row["chip"], chip.row["source"], image, heights, float(store.attributes["height_cell_m"]))
+
+
+def _without_overlap(scenes: Sequence[tuple[Scene, tuple[str, float, float]]]) -> Iterator[Scene]:
+    """Scenes in order, with the cells unknown that an earlier one of the same grid holds."""
+    seen: dict[str, list[tuple[int, int, Scene]]] = {}
+    for scene, (crs, x, y) in scenes:
+        row, col = round(-y / scene.cell_m), round(x / scene.cell_m)
+        height_m = scene.height_m.copy()
+        for top, left, other in seen.get(crs, []):
+            down, across = top - row, left - col
+            height_m[
+                max(0, down) : max(0, down + other.height_m.shape[0]),
+                max(0, across) : max(0, across + other.height_m.shape[1]),
+            ] = np.nan
+        seen.setdefault(crs, []).append((row, col, scene))
+        if not np.isnan(height_m).all():
+            yield replace(scene, height_m=height_m)
+
+
+def _chances(scenes: Sequence[Scene], config: PairsConfig) -> NDArray[np.float64]:
+    """Chance of each scene: its group's share, spread within the group by area."""
+    areas = np.array([scene.height_m.size for scene in scenes], np.float64)
+    chances = np.zeros(len(scenes))
+    for group, share in config.groups.items():
+        inside = np.array([scene.group == group for scene in scenes])
+        if inside.any():
+            chances[inside] = share * areas[inside] / areas[inside].sum()
+    return np.asarray(chances / chances.sum())
 
 
 def _scene_folders(root: Path) -> list[Path]:

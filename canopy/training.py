@@ -1,25 +1,27 @@
 """Decoder stage: heights learnt from pairs of image and lidar, written as a bundle."""
 
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from canopy import __version__
 from canopy.bundle import Card, HeightIntervals, read_bundle, read_card, save_bundle
-from canopy.config import Config, LossWeights, PairsConfig, TrainConfig, dump_config, load_config
+from canopy.config import Config, LossWeights, TrainConfig, dump_config, load_config, weight_at
 from canopy.errors import TrainingError
 from canopy.evaluation import Heights, height_metrics
 from canopy.intervals import FEWEST_CELLS, coverage, fit_intervals, raw_interval_m, widened
 from canopy.loop import fit
-from canopy.losses import charbonnier, gradient_loss, histogram_loss
-from canopy.models.dpt import DPTHeights
-from canopy.models.heads import SqrtBins
+from canopy.losses import absolute, best_shift, charbonnier, gradient_loss, histogram_loss, patch_gradient, silog
+from canopy.models.dpt import ENCODER, DPTHeights
+from canopy.models.heads import HeightBins
 from canopy.models.model import load_weights
 from canopy.scenes import (
     Chip,
@@ -31,6 +33,7 @@ from canopy.scenes import (
     jitter_sharpness,
     mix_chips,
     read_pairs,
+    read_store,
 )
 
 ChipBatch = Chip
@@ -40,7 +43,7 @@ ChipBatch = Chip
 class BinNet(Protocol):
     """A network that ends in logits over height bins at half of the image's resolution."""
 
-    bins: SqrtBins
+    bins: HeightBins
 
     def __call__(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, bins, H / 2, W / 2)."""
@@ -66,23 +69,37 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         TrainingError: Data or run are unusable.
     """
     claim_run(run, config, resume)
-    split = read_pairs(config.pairs)
-    card = _card(config, split)
-    net = _start(config, card)
+    split = read_split(config)
+    card = make_card(config, split)
+    net = start_net(config, card)
     fit(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
-        partial(height_loss, weights=config.loss),
-        partial(draw_batch, scenes=split.train, config=config),
+        partial(height_loss, weights=config.loss, steps=config.loop.steps),
+        partial(draw_batch, split=split, config=config),
         config.loop,
         run,
         resume=resume,
         evaluate=_Evaluation(run, card, split),
         report=partial(print_entry, steps=config.loop.steps),
+        slow=(ENCODER, config.encoder_rate),
     )
     return run / "best.safetensors"
 
 
-def _start(config: TrainConfig, card: Card) -> DPTHeights:
+def read_split(config: TrainConfig) -> Split:
+    """Scenes to train on and scenes held out, from pairs or from a chip store.
+
+    Raises:
+        TrainingError: The scenes are unusable.
+        DatasetError: The store is.
+    """
+    if config.store is not None:
+        return read_store(config.store, config.batch, config.loop.seed)
+    assert config.pairs is not None
+    return read_pairs(config.pairs)
+
+
+def start_net(config: TrainConfig, card: Card) -> DPTHeights:
     """The network with the weights that training starts from."""
     torch.manual_seed(config.loop.seed)
     net = DPTHeights(card, drop_path=config.drop_path)
@@ -92,7 +109,41 @@ def _start(config: TrainConfig, card: Card) -> DPTHeights:
         net.detail.load_features(config.detail_weights)
     if config.start:
         load_weights(net, read_bundle(config.start)[1], config.start)
+    if config.encoder:
+        take_encoder(net, card, config.encoder)
+    if config.encoder_rate == 0:
+        net.freeze_encoder()
     return net
+
+
+def take_encoder(net: DPTHeights, card: Card, bundle: Path) -> None:
+    """Give a network the encoder of a bundle, its position embeddings brought to the network's size.
+
+    Raises:
+        TrainingError: The bundle's encoder is another network, or sees images normalised otherwise.
+    """
+    given, weights, _ = read_bundle(bundle)
+    for name, own, theirs in (
+        ("encoder", card.architecture.encoder, given.architecture.encoder),
+        ("encoder_args", card.architecture.encoder_args, given.architecture.encoder_args),
+        ("mean", card.mean, given.mean),
+        ("std", card.std, given.std),
+    ):
+        if own != theirs:
+            raise TrainingError(f"encoder {bundle}: its {name} is {theirs}, the configuration's {own}")
+    prefix = "" if given.family == "encoder" else ENCODER
+    state = net.dpt.encoder.model.state_dict()
+    found = {name[len(prefix) :]: torch.from_numpy(a).float() for name, a in weights.items() if name.startswith(prefix)}
+    taken = {name: value for name, value in found.items() if name in state}
+    position = taken.get("pos_embed")
+    if position is not None and position.shape != state["pos_embed"].shape:
+        extra = net.dpt.encoder.model.num_prefix_tokens
+        side = math.isqrt(state["pos_embed"].shape[1] - extra)
+        taken["pos_embed"] = resample_abs_pos_embed(position, [side, side], num_prefix_tokens=extra)
+    missing = [name for name in state if name not in taken and not name.startswith(("head.", "norm."))]
+    if missing or any(value.shape != state[name].shape for name, value in taken.items()):
+        raise TrainingError(f"encoder {bundle} does not fit {card.architecture.encoder}: {missing[:3] or 'shapes'}")
+    net.dpt.encoder.model.load_state_dict({**state, **taken})
 
 
 def claim_run(run: Path, config: Config, resume: bool) -> None:
@@ -188,37 +239,48 @@ def _starts(length: int, chip_px: int) -> list[int]:
     return sorted({*range(0, length - chip_px, chip_px), length - chip_px})
 
 
-def height_loss(net: nn.Module, batch: ChipBatch, weights: LossWeights) -> Tensor:
-    """Weighted sum of the losses of a network with `bins` on a batch of chips."""
+def height_loss(net: nn.Module, batch: ChipBatch, step: int, weights: LossWeights, steps: int) -> Tensor:
+    """Weighted sum of the losses of a network with `bins` on a batch of chips, at a step of so many."""
     device = next(net.parameters()).device
     image, height = (part.to(device, non_blocking=True) for part in batch)
-    known = ~torch.isnan(height)
     logits = net(image)
-    bins = cast(SqrtBins, net.bins)
+    bins = cast(HeightBins, net.bins)
     heights = bins.height_m(logits)
-    return (
-        weights.histogram * histogram_loss(logits, height, known, bins)
-        + weights.charbonnier * charbonnier(heights, height, known)
-        + weights.gradient * gradient_loss(heights, height, known)
-    )
+    height = best_shift(heights, height, weights.shift_cells)
+    known = ~torch.isnan(height)
+    terms: dict[str, Callable[[], Tensor]] = {
+        "histogram": lambda: histogram_loss(logits, height, known, bins),
+        **{name: partial(loss, heights, height, known) for name, loss in HEIGHT_LOSSES.items()},
+    }
+    now = {name: weight_at(getattr(weights, name), step / steps) for name in terms}
+    return torch.stack([now[name] * term() for name, term in terms.items() if now[name] > 0]).sum()
 
 
-def draw_batch(number: int, scenes: Sequence[Scene], config: TrainConfig) -> ChipBatch:
+HEIGHT_LOSSES = {
+    "charbonnier": charbonnier,
+    "gradient": gradient_loss,
+    "silog": silog,
+    "l1": absolute,
+    "patch_gradient": patch_gradient,
+}
+
+
+def draw_batch(number: int, split: Split, config: TrainConfig) -> ChipBatch:
     """The batch of a number: image (B, 3, H, W) and height_m (B, H / 2, W / 2)."""
     generator = np.random.default_rng((config.loop.seed, number))
-    chances = _chances(scenes, config.pairs)
+    chosen = split.batches(number) if split.batches else [None] * config.batch
     chips = []
-    for _ in range(config.batch):
-        chip = _draw(scenes, chances, generator, config)
+    for which in chosen:
+        chip = _draw(split, which, generator, config)
         if generator.random() < config.mix:
-            chip = mix_chips(chip, _draw(scenes, chances, generator, config), generator)
+            chip = mix_chips(chip, _draw(split, None, generator, config), generator)
         chips.append(chip)
     images, heights = zip(*chips, strict=True)
     return torch.stack(images), torch.stack(heights)
 
 
-def _draw(scenes: Sequence[Scene], chances: np.ndarray, generator: np.random.Generator, config: TrainConfig) -> Chip:
-    scene = scenes[generator.choice(len(scenes), p=chances)]
+def _draw(split: Split, which: int | None, generator: np.random.Generator, config: TrainConfig) -> Chip:
+    scene = split.train[generator.choice(len(split.train), p=split.chances) if which is None else which]
     image, height = draw_chip(scene, generator, config.chip_px, config.zoom)
     if generator.random() < config.shadows:
         image = cast_shadows(image, generator)
@@ -227,23 +289,13 @@ def _draw(scenes: Sequence[Scene], chances: np.ndarray, generator: np.random.Gen
     return image, height
 
 
-def _chances(scenes: Sequence[Scene], config: PairsConfig) -> np.ndarray:
-    """Chance of each scene: its group's share, spread within the group by area."""
-    areas = np.array([scene.height_m.size for scene in scenes], np.float64)
-    chances = np.zeros(len(scenes))
-    for group, share in config.groups.items():
-        inside = np.array([scene.group == group for scene in scenes])
-        if inside.any():
-            chances[inside] = share * areas[inside] / areas[inside].sum()
-    return np.asarray(chances / chances.sum())
-
-
-def _card(config: TrainConfig, split: Split) -> Card:
+def make_card(config: TrainConfig, split: Split) -> Card:
+    """The card of a model to be trained: what it learns from and how; its scores are still to come."""
     lidar = [scene for scene in split.train if not scene.pseudo]
     pseudo = [scene for scene in split.train if scene.pseudo]
     training = {
         "data_sha256": split.sha256,
-        "data_licences": list(config.pairs.licences),
+        "data_licences": list(split.licences),
         "train_scenes": [scene.name for scene in lidar],
         "train_ha": _hectares(lidar),
         "pseudo_scenes": len(pseudo),
@@ -253,6 +305,8 @@ def _card(config: TrainConfig, split: Split) -> Card:
         "steps": read_card(config.start).training.get("steps", 0) if config.start else 0,
         "chips_per_step": config.batch * config.loop.accumulate,
         "seed": config.loop.seed,
+        "encoder": read_card(config.encoder).name if config.encoder else "",
+        "encoder_frozen": config.encoder_rate == 0,
     }
     own = {name: getattr(config, name) for name in Card.model_fields if name in TrainConfig.model_fields}
     return Card(**own, canopy_version=__version__, training=training)

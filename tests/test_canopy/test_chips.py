@@ -154,8 +154,8 @@ def test_batches_without_tall_trees_are_still_full() -> None:
 
 
 def test_a_split_without_chips_is_an_error(store: ChipStore) -> None:
-    with pytest.raises(DatasetError, match="no val chip"):
-        CategoryBatches.of(store, 8, split="val")
+    with pytest.raises(DatasetError, match="no chip to draw from"):
+        CategoryBatches.of(store, store.rows("val"), 8)
 
 
 @pytest.mark.parametrize("part", ["labelled", "unlabelled"])

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from canopy.bundle import HeightIntervals
 from canopy.intervals import LEVELS, coverage, fit_intervals, interval_m, raw_interval_m, widened
-from canopy.models.heads import SqrtBins
+from canopy.models.heads import HeightBins
 
-BINS = SqrtBins(64, 70.0)
+BINS = HeightBins(64, 70.0)
 
 
 def logits(seed: int = 0) -> torch.Tensor:

@@ -6,20 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from chip_stores import build_forests
+from pydantic import ValidationError
 from rasters import make_raster
 from torch import Tensor, nn
 
-from canopy.bundle import Card, find_bundle, read_bundle, read_card, save_bundle
+from canopy.bundle import Architecture, Card, find_bundle, read_bundle, read_card, save_bundle
+from canopy.chips import ChipStore
 from canopy.config import LoopConfig, PairsConfig, TrainConfig, load_config
 from canopy.errors import ConfigError, ModelError, TrainingError
 from canopy.loop import fit, learning_rate
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
-from canopy.models.heads import SqrtBins
+from canopy.models.heads import HeightBins
 from canopy.models.model import load_model
 from canopy.scenes import Scene, cast_shadows, draw_chip, jitter_colour, mix_chips, read_pairs
-from canopy.training import train
+from canopy.training import draw_batch, make_card, read_split, start_net, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -33,14 +37,14 @@ def card(**changes: Any) -> Card:
 
 
 def test_bins_decode_the_mean_of_their_distribution() -> None:
-    bins = SqrtBins(4, 16.0)
+    bins = HeightBins(4, 16.0)
     np.testing.assert_allclose(bins.centres_m.numpy(), [0.5, 2.5, 6.5, 12.5])
     logits = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4])).view(1, 4, 1, 1)
     assert bins.height_m(logits).item() == pytest.approx(0.05 + 0.5 + 1.95 + 5.0)
 
 
 def test_histogram_loss_is_least_at_the_true_height() -> None:
-    bins = SqrtBins(64, 70.0)
+    bins = HeightBins(64, 70.0)
     height = torch.full((1, 1, 1), 12.0)
     known = torch.ones(1, 1, 1, dtype=torch.bool)
     at = [
@@ -83,7 +87,7 @@ def train_line(run: Path, steps: int, *, resume: bool = False) -> nn.Module:
     def batch(number: int) -> Tensor:
         return torch.randn(16, 4, generator=torch.Generator().manual_seed(number))
 
-    def loss(model: nn.Module, x: Tensor) -> Tensor:
+    def loss(model: nn.Module, x: Tensor, step: int) -> Tensor:
         return (model(x)[:, 0] - x.sum(dim=1)).square().mean()
 
     config = LoopConfig(steps=10, lr=0.01, warmup_steps=2, checkpoint_every=5, evaluate_every=5, amp=False)
@@ -109,7 +113,7 @@ def test_nan_loss_stops_the_run(tmp_path: Path) -> None:
     net = nn.Linear(1, 1)
     config = LoopConfig(steps=2)
     with pytest.raises(TrainingError, match="loss is nan at step 0"):
-        fit(net, lambda model, x: model(x).sum() * torch.nan, lambda number: torch.ones(1, 1), config, tmp_path,
+        fit(net, lambda model, x, step: model(x).sum() * torch.nan, lambda number: torch.ones(1, 1), config, tmp_path,
             resume=False, evaluate=lambda model, step: {}, report=lambda entry: None)  # fmt: skip
 
 
@@ -153,6 +157,134 @@ def test_training_writes_bundles_and_learns(tmp_path: Path) -> None:
         train(config, tmp_path / "run")
     with pytest.raises(TrainingError, match="differs"):
         train(config.model_copy(update={"batch": 3}), tmp_path / "run", resume=True)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chips")
+    build_forests(folder)
+    return folder / "store"
+
+
+def store_config(folder: Path, **changes: Any) -> TrainConfig:
+    values = {
+        "name": "tiny", "store": {"path": str(folder)}, "chip_px": 32, "batch": 4, "colour": 0, "shadows": 0, "mix": 0,
+        "drop_path": 0, "architecture": {"encoder_args": {"mlp_ratio": 1.0}},
+        "loop": {"steps": 2, "warmup_steps": 1, "amp": False, "checkpoint_every": 1, "evaluate_every": 2},
+    }  # fmt: skip
+    return TrainConfig.model_validate({**values, **changes})
+
+
+def test_a_store_trains_on_its_training_side_and_tests_no_cell_twice(store: Path) -> None:
+    split = read_split(store_config(store))
+    chips = ChipStore.open(store)
+    names = {
+        side: {row["chip"] for row in chips.index.to_pylist() if row["split"] == side} for side in ("train", "test")
+    }
+    assert {scene.name for scene in split.train} == names["train"]
+    assert {scene.name for scene in split.test} <= names["test"]
+    assert {scene.group for scene in split.test} == {"a", "b"}
+    assert split.licences == ("CC0-1.0",)
+    place = {row["chip"]: (row["crs"], row["x"], row["y"]) for row in chips.index.to_pylist()}
+    cells = []
+    for scene in split.test:
+        crs, x, y = place[scene.name]
+        assert scene.image.shape[1:] == tuple(2 * side for side in scene.height_m.shape)
+        cells += [(crs, x + col, y - row) for row, col in np.argwhere(~np.isnan(scene.height_m))]
+    assert len(cells) == len(set(cells)) > 0
+    everything = np.concatenate(
+        [chips[int(row)].height_m[~np.isnan(chips[int(row)].height_m)] for row in chips.rows("test")]
+    )
+    assert len(cells) < len(everything), "chips of the test side overlap"
+    first, again, other = (draw_batch(number, split, store_config(store)) for number in (0, 0, 1))
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+    left_out = read_split(store_config(store, store={"path": str(store), "exclude": ["b"]}))
+    assert {scene.group for scene in (*left_out.train, *left_out.test)} == {"a"}
+    assert left_out.sha256 != split.sha256
+
+
+def encoder_bundle(path: Path, **changes: Any) -> Path:
+    """An encoder as `canopy pretrain` leaves it, learnt on images of another size."""
+    torch.manual_seed(5)
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, dynamic_img_size=True, mlp_ratio=1.0)
+    arch = Architecture(encoder="vit_tiny_patch16_224", encoder_args={"mlp_ratio": 1.0})
+    values: dict[str, Any] = {
+        "family": "encoder",
+        "architecture": arch,
+        "mean": (0.45, 0.47, 0.40),
+        "std": (0.20, 0.19, 0.17),
+    }
+    save_bundle(path, card(**{**values, **changes}), {n: v.numpy() for n, v in vit.state_dict().items()})
+    return path
+
+
+def test_a_frozen_encoder_stays_as_it_was_to_the_bit(store: Path, tmp_path: Path) -> None:
+    bundle = encoder_bundle(tmp_path / "encoder.safetensors")
+    config = store_config(store, encoder=str(bundle), encoder_rate=0, drop_path=0.5)
+    split = read_split(config)
+    net = start_net(config, make_card(config, split))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    given = read_bundle(bundle)[1]
+    assert np.array_equal(
+        before["dpt.encoder.model.blocks.2.attn.qkv.weight"].numpy(), given["blocks.2.attn.qkv.weight"]
+    )
+    assert before["dpt.encoder.model.pos_embed"].shape[1] == 1 + 4
+    made = torch.load(fitted_run(config, tmp_path / "run") / "checkpoints" / "00000002.pt", weights_only=True)
+    moved = {name.split(".")[0] for name, value in made["net"].items() if not torch.equal(value, before[name])}
+    frozen = [name for name in made["net"] if name.startswith("dpt.encoder.")]
+    assert all(torch.equal(made["net"][name], before[name]) for name in frozen)
+    assert all(torch.equal(made["average"][name], before[name]) for name in frozen)
+    assert moved == {"dpt", "head"}
+    made_card = read_card(tmp_path / "run" / "last.safetensors")
+    assert made_card.training["encoder_frozen"] is True
+    assert made_card.training["encoder"] == "tiny"
+
+
+def fitted_run(config: TrainConfig, run: Path) -> Path:
+    train(config, run)
+    return run
+
+
+def test_a_slow_encoder_moves_less(store: Path, tmp_path: Path) -> None:
+    bundle = encoder_bundle(tmp_path / "encoder.safetensors")
+    moved = []
+    for rate in (1.0, 0.1):
+        config = store_config(store, encoder=str(bundle), encoder_rate=rate)
+        net = start_net(config, make_card(config, read_split(config)))
+        before = net.dpt.encoder.model.blocks[0].mlp.fc1.weight.detach().clone()
+        made = torch.load(fitted_run(config, tmp_path / str(rate)) / "checkpoints" / "00000002.pt", weights_only=True)
+        moved.append(float((made["net"]["dpt.encoder.model.blocks.0.mlp.fc1.weight"] - before).abs().mean()))
+    assert 0 < moved[1] < 0.2 * moved[0]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"mean": (0.5, 0.5, 0.5)}, "its mean is"),
+    ({"architecture": Architecture(encoder="vit_small_patch16_224")}, "its encoder is vit_small"),
+])  # fmt: skip
+def test_an_encoder_that_does_not_fit_is_a_clear_error(
+    store: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    bundle = encoder_bundle(tmp_path / "encoder.safetensors", **changes)
+    with pytest.raises(TrainingError, match=message):
+        train(store_config(store, encoder=str(bundle)), tmp_path / "run")
+
+
+def test_two_runs_with_one_seed_give_the_same_weights_under_any_loss(store: Path, tmp_path: Path) -> None:
+    losses = {"silog": {"first": 1, "last": 0, "ends": 0.5}, "charbonnier": {"first": 0, "last": 1, "ends": 0.5},
+              "patch_gradient": 0.1, "l1": 0.1, "histogram": 0.1, "shift_cells": 1}  # fmt: skip
+    head = {"bins": 16, "max_m": 40.0, "spacing": "mixed"}
+    config = store_config(store, loss=losses, head=head)
+    one, other = (read_bundle(fitted_run(config, tmp_path / name) / "last.safetensors")[1] for name in "ab")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert read_card(tmp_path / "a" / "last.safetensors").head.spacing == "mixed"
+
+
+def test_pairs_and_store_exclude_each_other(store: Path) -> None:
+    with pytest.raises(ValidationError, match="not both"):
+        store_config(store, pairs={"root": str(store), "groups": {}})
+    with pytest.raises(ValidationError, match="not both"):
+        TrainConfig.model_validate({"name": "x", "loop": {"steps": 1}})
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -231,7 +363,7 @@ def test_no_scenes_is_an_error(tmp_path: Path) -> None:
 
 def test_held_out_ground_is_not_trained_on(shared_data: Path) -> None:
     config = load_config(CONFIGS / "train-small.yaml", TrainConfig, (f"pairs.root={shared_data / 'pairs'}",))
-    split = read_pairs(config.pairs)
+    split = read_split(config)
     train, test = {s.name for s in split.train}, {s.name for s in split.test}
     assert not train & test
     assert not {name.split(":")[0] for name in train | test} & set(config.pairs.exclude)

