@@ -39,7 +39,7 @@ class Backend:
     """Runs functions as they are: torch, eagerly, in float32.
 
     Attributes:
-        name: Of what computes, down to the version that its bits depend on.
+        name: Of what computes, with the version of what compiles.
         memory_format: Of the network's convolutions.
     """
 
