@@ -52,6 +52,7 @@ def predict(
         float | None, typer.Option(help="Cell size in units of the CRS (default: the model's GSD).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, eager, compile, openvino or bf16.")] = "auto",
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Add the 5th and 95th percentile.")] = False,
     calibration: Annotated[Path | None, typer.Option(help="Calibration (JSON of canopy calibrate).")] = None,
     bands: Annotated[str | None, typer.Option(help="Red, green, blue bands, from 1: 3,2,1.")] = None,
@@ -67,7 +68,7 @@ def predict(
     with show_progress() as report:
         made = prediction.predict(
             aoi, imagery, model, out, crs=crs,
-            resolution=resolution, device=device, uncertainty=uncertainty, calibration=calibration,
+            resolution=resolution, device=device, backend=backend, uncertainty=uncertainty, calibration=calibration,
             bands=_numbers("--bands", bands, int),
             scale=_numbers("--scale", scale, float), imagery_datetime=imagery_datetime, overwrite=overwrite,
             force=force, report=report,

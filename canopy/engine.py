@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from canopy.layers import Layers
+from canopy.models.backends import BATCH
 from tiles.blend import Blender, ChipLattice
 from tiles.grid import PixelWindow
 
@@ -16,7 +17,6 @@ Image = NDArray[np.float32]
 Heights = NDArray[np.float32]
 
 OVERLAP_PX = 32
-BATCH = 4
 CACHED_CHIPS = 128
 STEP_M = 1 / 128
 """Heights are rounded to this: far below any model's error, and files get a third smaller."""

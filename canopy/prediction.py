@@ -136,6 +136,7 @@ class Job:
             "tile_px": self.grid.tile_px,
             "overlap_px": OVERLAP_PX,
             "model": self.model.sha256,
+            "backend": getattr(self.model, "backend", None),
             "uncertainty": self.layers.uncertainty,
             "calibration": self.calibration and self.calibration.sha256,
             "imagery": self.source.fingerprint(),
@@ -153,6 +154,7 @@ def predict(
     crs: str = "auto",
     resolution: float | None = None,
     device: str = "auto",
+    backend: str = "auto",
     uncertainty: bool = False,
     calibration: str | Path | Calibration | None = None,
     bands: Sequence[int] | None = None,
@@ -175,6 +177,7 @@ def predict(
         crs: ``auto`` for the AOI's UTM zone, or any CRS.
         resolution: Cell size in units of the output's CRS; the model's GSD if None.
         device: ``auto``, ``cpu`` or ``cuda``.
+        backend: What runs a model given by name or path: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``.
         uncertainty: Also write the 5th and 95th percentile of height.
         calibration: File of `canopy calibrate`, or a calibration, applied to the heights.
         bands: 1-based red, green, blue bands, where colour interpretation does not tell.
@@ -191,7 +194,7 @@ def predict(
     path = _output_path(aoi, out)
     require_new(path, overwrite)
     source = _open(imagery, area, bands, scale, imagery_datetime)
-    network = load_model(model, device) if isinstance(model, str | Path) else model
+    network = load_model(model, device, backend) if isinstance(model, str | Path) else model
     fitted = read_calibration(Path(calibration)) if isinstance(calibration, str | Path) else calibration
     layers = _layers(network, uncertainty, fitted)
     _check_imagery(source, area, network, force)
@@ -438,7 +441,7 @@ def _claim(folder: Path, plan: str, overwrite: bool) -> None:
     if record.is_file() and record.read_text(encoding="utf-8") != plan:
         if not overwrite:
             raise OutputError(
-                f"{folder} holds work of another AOI, model, imagery or version: pass --overwrite to drop it"
+                f"{folder} holds work of another AOI, model, backend, imagery or version: pass --overwrite to drop it"
             )
         for leftover in folder.glob("*.tif*"):
             leftover.unlink()

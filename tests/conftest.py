@@ -19,6 +19,14 @@ settings.register_profile("dev", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests keep models and what is compiled of them, in place of the user's own folder."""
+    folder = tmp_path_factory.mktemp("models")
+    os.environ["CANOPY_MODELS"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data, too large for the repository; tests that need it are skipped without it."""

@@ -60,7 +60,8 @@ class HeightBins(nn.Module):
         Returns:
             (B, H, W) float32 metres.
         """
-        return torch.einsum("bkhw,k->bhw", logits.float().softmax(dim=1), self.centres_m)
+        # Bins last: a softmax over them is then read as it lies in memory, a tenth of a network's time in OpenVINO.
+        return (logits.float().permute(0, 2, 3, 1).softmax(dim=-1) * self.centres_m).sum(dim=-1)
 
     def quantiles_m(self, logits: Tensor, levels: Sequence[float]) -> Tensor:
         """Quantiles of the distribution over bins, linear within a bin.

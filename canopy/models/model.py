@@ -11,6 +11,7 @@ from torch import Tensor
 from canopy.bundle import DEFAULT_MODEL, Card, find_bundle, read_bundle
 from canopy.errors import ModelError
 from canopy.intervals import interval_m
+from canopy.models.backends import Backend, pick_backend
 from canopy.models.conversion import is_published, read_published
 from canopy.models.dpt import DPTHeights
 from canopy.models.families import build_net
@@ -43,11 +44,16 @@ class CanopyModel:
         card: The bundle's card.
         sha256: Of the bundle file.
         device: Where it runs.
+        backend: What runs it, and where; other bits may come from another.
     """
 
-    def __init__(self, card: Card, net: HeightNet, sha256: str, device: torch.device) -> None:
+    def __init__(self, card: Card, net: HeightNet, sha256: str, device: torch.device, backend: Backend) -> None:
         self.card, self.sha256, self.device = card, sha256, device
-        self._net = net.to(device).eval().requires_grad_(False)
+        self.backend = f"{backend.name} on {device.type}"
+        self._net = net.to(device).to(memory_format=backend.memory_format).eval().requires_grad_(False)
+        self._heights = backend.fast(self._net.height_m, "heights")
+        self._tokens = backend.fast(self._net.tokens, "tokens")
+        self._interval = backend.fast(self._net_interval, "interval")
 
     @torch.inference_mode()
     def predict(self, image: Tensor) -> Tensor:
@@ -62,7 +68,7 @@ class CanopyModel:
         Raises:
             ModelError: The image has another shape or holds NaN.
         """
-        return self._net.height_m(self._checked(image)).cpu()
+        return self._heights(self._checked(image)).cpu()
 
     @torch.inference_mode()
     def predict_interval(self, image: Tensor) -> Tensor:
@@ -77,15 +83,18 @@ class CanopyModel:
         Raises:
             ModelError: As of `predict`, or the bundle holds no calibrated interval.
         """
-        intervals = self.card.intervals
-        if intervals is None or not isinstance(self._net, DPTHeights):
-            raise ModelError(f"model {self.card.name} holds no calibrated interval: map without --uncertainty")
-        return self._net.decoded(self._checked(image), partial(interval_m, self._net.bins, intervals)).cpu()
+        return self._interval(self._checked(image)).cpu()
 
     @torch.inference_mode()
     def features(self, image: Tensor) -> Tensor:
         """The encoder's last patch tokens: (B, C, H / 16, W / 16) float32, on the CPU; image as of `predict`."""
-        return self._net.tokens(self._checked(image)).cpu()
+        return self._tokens(self._checked(image)).cpu()
+
+    def _net_interval(self, image: Tensor) -> Tensor:
+        intervals = self.card.intervals
+        if intervals is None or not isinstance(self._net, DPTHeights):
+            raise ModelError(f"model {self.card.name} holds no calibrated interval: map without --uncertainty")
+        return self._net.decoded(image, partial(interval_m, self._net.bins, intervals))
 
     def _checked(self, image: Tensor) -> Tensor:
         if image.ndim != 4 or image.shape[1] != 3:
@@ -95,15 +104,16 @@ class CanopyModel:
         return image.to(self.device, torch.float32)
 
 
-def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto") -> CanopyModel:
+def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto", backend: str = "auto") -> CanopyModel:
     """Read a model.
 
     Args:
         model: Name of a bundled or fetched model, path of a bundle, or of a publisher's checkpoint as it came.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or any torch device.
+        backend: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``: see `canopy.models.backends`.
 
     Raises:
-        ModelError: No such model, a damaged one, or weights that do not fit its card.
+        ModelError: No such model, a damaged one, weights that do not fit its card, or a backend that cannot run it.
     """
     path = find_bundle(model)
     card, weights, sha256 = read_published(path) if is_published(path) else read_bundle(path)
@@ -111,7 +121,8 @@ def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto") -> Canop
         raise ModelError(f"{path} holds an encoder alone: a height model, made from one by canopy train, is expected")
     net = build_net(card)
     load_weights(net, weights, path)
-    return CanopyModel(card, net, sha256, pick_device(device))
+    place = pick_device(device)
+    return CanopyModel(card, net, sha256, place, pick_backend(backend, card, sha256, place))
 
 
 def load_weights(net: torch.nn.Module, weights: dict[str, np.ndarray], path: Path) -> None:
