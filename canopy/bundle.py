@@ -67,6 +67,16 @@ class HeightIntervals(_Frozen):
     """Added to the 95th."""
 
 
+class Domain(_Frozen):
+    """What the images of a model's training look like; `canopy.domain` says how that is measured."""
+
+    mean: tuple[float, ...]
+    precision: tuple[tuple[float, ...], ...]
+    """Inverse covariance."""
+    limit: float = Field(gt=0)
+    """Mahalanobis distance beyond which imagery is unlike the training's."""
+
+
 class Card(_Frozen):
     """What a bundle says of itself: all that is needed to run it, and what is known of its quality."""
 
@@ -88,6 +98,8 @@ class Card(_Frozen):
     """Calibration of the 90 % interval, where it was fitted."""
     coverage: dict[str, Any] = Field(default_factory=dict)
     """Share of held-out heights inside the interval and its width, by class of true height."""
+    domain: Domain | None = None
+    """What imagery it was trained on looks like, where that was measured."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Data (sites, hectares, hash, licences), steps, seed, configuration."""
     metrics: dict[str, Any] = Field(default_factory=dict)

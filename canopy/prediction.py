@@ -27,6 +27,7 @@ from rasterio.io import MemoryFile
 from canopy import __version__
 from canopy.bundle import DEFAULT_MODEL
 from canopy.calibration import Calibration, apply_to_bands, calibration_tags, describe, read_calibration
+from canopy.domain import DomainCheck
 from canopy.engine import OVERLAP_PX, ChipEngine, Heights, Image
 from canopy.errors import CalibrationError, CoverageError, ImageryError, OutputBusyError, OutputError, RasterError
 from canopy.grids import output_lattice, working_lattice
@@ -50,6 +51,8 @@ TILE_PX = 1024
 READ_CACHE_BYTES = 32 * 2**20
 """GDAL's own default is a share of the machine's memory, which a large scene would fill."""
 COARSEST_GSD_RATIO = 2.0
+OUTSIDE_SHARE = 0.05
+"""More of the imagery outside the model's domain is worth a warning."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -264,11 +267,15 @@ def predict_array(
 def _map_tiles(job: Job, pending: Sequence[Tile], folder: Path, report: Report) -> None:
     """Read, infer and write side by side: a reader one tile ahead, a writer one tile behind."""
     engine = ChipEngine(job.layers, ChipLattice(job.model.card.chip_px, OVERLAP_PX))
+    domain = job.model.card.domain
+    check = DomainCheck(domain, job.model.card.chip_px) if domain is not None else None
     total = sum(tile.window.height * tile.window.width for tile in job.tiles)
     pixels = total - sum(tile.window.height * tile.window.width for tile in pending)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
         for done, (tile, core, image, wanted) in enumerate(_read_ahead(job, pending, engine, reader), 1):
+            if check is not None:
+                check.look(np.where(wanted, image[:, *core.slices_in(engine.read_window(core))], np.float32(np.nan)))
             made = engine.heights(image, engine.read_window(core), wanted, core)
             heights = _on_output(job, tile, core, made)
             if writing is not None:
@@ -278,6 +285,13 @@ def _map_tiles(job: Job, pending: Sequence[Tile], folder: Path, report: Report) 
             report(Progress(len(job.tiles) - len(pending) + done, len(job.tiles), pixels, total))
         if writing is not None:
             writing.result()
+    if check is not None and check.share > OUTSIDE_SHARE:
+        _LOG.warning(
+            "%.0f %% of the imagery looks unlike what %s was trained on (clouds, snow, another season or sensor?): "
+            "do not trust heights there unchecked",
+            100 * check.share,
+            job.model.card.name,
+        )
 
 
 def _read_ahead(

@@ -13,8 +13,9 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from canopy import __version__
-from canopy.bundle import Card, HeightIntervals, read_bundle, read_card, save_bundle
+from canopy.bundle import Card, Domain, HeightIntervals, read_bundle, read_card, save_bundle
 from canopy.config import Config, LossWeights, TrainConfig, dump_config, load_config, weight_at
+from canopy.domain import fit_domain
 from canopy.errors import TrainingError
 from canopy.evaluation import Heights, height_metrics
 from canopy.intervals import FEWEST_CELLS, coverage, fit_intervals, raw_interval_m, widened
@@ -72,6 +73,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     split = read_split(config)
     card = make_card(config, split)
     net = start_net(config, card)
+    card = card.model_copy(update={"domain": measure_domain(config, split)})
     fit(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
         partial(height_loss, weights=config.loss, steps=config.loop.steps),
@@ -97,6 +99,19 @@ def read_split(config: TrainConfig) -> Split:
         return read_store(config.store, config.batch, config.loop.seed)
     assert config.pairs is not None
     return read_pairs(config.pairs)
+
+
+def measure_domain(config: TrainConfig, split: Split) -> Domain:
+    """What the images of the training look like, from chips drawn as in training but not recoloured.
+
+    Recoloured as for training they would hold anything, clouds too.
+    """
+    plain = config.model_copy(update={"colour": 0.0, "shadows": 0.0, "mix": 0.0})
+    batches = (draw_batch(number, split, plain)[0] for number in range(-(-DOMAIN_CHIPS // config.batch)))
+    return fit_domain(image.numpy() for batch in batches for image in batch)
+
+
+DOMAIN_CHIPS = 400
 
 
 def start_net(config: TrainConfig, card: Card) -> DPTHeights:

@@ -14,8 +14,7 @@ import torch
 from canopy.bundle import read_bundle, save_bundle
 from canopy.config import TrainConfig, load_config
 from canopy.models.dpt import DPTHeights
-from canopy.scenes import read_pairs
-from canopy.training import held_out_intervals, predict_scene, score
+from canopy.training import held_out_intervals, predict_scene, read_split, score
 
 
 def average(before: Path, after: Path, out: Path, config: TrainConfig) -> None:
@@ -26,7 +25,7 @@ def average(before: Path, after: Path, out: Path, config: TrainConfig) -> None:
     weights = {name: _mean(first[name], part) for name, part in second.items()}
     net = DPTHeights(card)
     net.load_state_dict({name: torch.from_numpy(part) for name, part in weights.items()})
-    predictions = [(scene, predict_scene(net.eval(), scene)) for scene in read_pairs(config.pairs).test]
+    predictions = [(scene, predict_scene(net.eval(), scene)) for scene in read_split(config).test]
     metrics = score(predictions)
     intervals, coverage = held_out_intervals(predictions)
     training = {**card.training, "mean_of_sha256": [old_sha256, new_sha256]}
