@@ -3,8 +3,8 @@
 Run: python benchmarks/ssl_ablation.py CONFIG.yaml PAIRS [--steps N] [--seeds N] [--variants FILE.yaml] [--out DIR]
 
 The ingredients come in the order of DINOv2's table 1 and then ours, each on top of the ones before; the last row leaves
-the others out again. Scores are R2 of the mean height
-of 16 m cells in spatial blocks held out (`canopy probe`); beside the mean over the seeds stands its standard deviation.
+the others out again. Scores are R2 of the mean height of 16 m cells in spatial blocks held out (`canopy probe`); beside
+the mean over the seeds stands its standard deviation.
 """
 
 import argparse

@@ -141,7 +141,7 @@ class TrainConfig(Config):
     start: Path | None = None
     """Bundle of the same architecture from whose weights training starts."""
     encoder: Path | None = None
-    """Bundle of `canopy pretrain` (or a height model's) whose encoder training starts from."""
+    """Bundle of `canopy pretrain` or of a height model, or a bundled one's name: the encoder to start from."""
     encoder_rate: float = Field(default=1.0, ge=0, le=1)
     """Factor on the encoder's learning rate; 0 keeps the encoder frozen."""
     detail_weights: Path | None = None

@@ -13,7 +13,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from canopy import __version__
-from canopy.bundle import Card, Domain, HeightIntervals, read_bundle, read_card, save_bundle
+from canopy.bundle import Card, Domain, HeightIntervals, find_bundle, read_bundle, read_card, save_bundle
 from canopy.config import Config, LossWeights, TrainConfig, dump_config, load_config, weight_at
 from canopy.domain import fit_domain
 from canopy.errors import TrainingError
@@ -137,7 +137,7 @@ def take_encoder(net: DPTHeights, card: Card, bundle: Path) -> None:
     Raises:
         TrainingError: The bundle's encoder is another network, or sees images normalised otherwise.
     """
-    given, weights, _ = read_bundle(bundle)
+    given, weights, _ = read_bundle(find_bundle(bundle))
     for name, own, theirs in (
         ("encoder", card.architecture.encoder, given.architecture.encoder),
         ("encoder_args", card.architecture.encoder_args, given.architecture.encoder_args),
@@ -320,7 +320,7 @@ def make_card(config: TrainConfig, split: Split) -> Card:
         "steps": read_card(config.start).training.get("steps", 0) if config.start else 0,
         "chips_per_step": config.batch * config.loop.accumulate,
         "seed": config.loop.seed,
-        "encoder": read_card(config.encoder).name if config.encoder else "",
+        "encoder": read_card(find_bundle(config.encoder)).name if config.encoder else "",
         "encoder_frozen": config.encoder_rate == 0,
     }
     own = {name: getattr(config, name) for name in Card.model_fields if name in TrainConfig.model_fields}

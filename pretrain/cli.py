@@ -43,15 +43,20 @@ def curate(config: ConfigFile, out: RunFolder = None, set_: Settings = None) -> 
 
 
 def probe(
-    encoder: Annotated[Path, typer.Argument(help="Bundle of an encoder or of a height model.")],
+    encoder: Annotated[
+        Path, typer.Argument(help="Bundle of an encoder or a height model, a bundled one's name, or timm:NAME.")
+    ],
     pairs: Annotated[Path, typer.Option(help="Folder of scenes: rgb.tif and chm_cm.tif in a folder each.")],
     picture: Annotated[Path | None, typer.Option(help="PNG of the patch features of the largest scene.")] = None,
     seed: Annotated[int, typer.Option(help="Of the untrained encoder and of the resampling.")] = 0,
+    record: Annotated[bool, typer.Option(help="Keep the result in the bundle's card.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Regress canopy height and cover on frozen features, against an untrained encoder and colour."""
-    from pretrain.probe import format_table
+    from pretrain.probe import format_table, record_probe
     from pretrain.probe import probe as run
 
     made = run(encoder, pairs, picture=picture, seed=seed)
+    if record:
+        record_probe(encoder, made)
     typer.echo(json.dumps(made) if as_json else format_table(made))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from canopy.bundle import find_bundle, read_bundle, save_bundle
 from canopy.config import PairsConfig
 from canopy.errors import TrainingError
 from canopy.scenes import Scene, read_pairs
@@ -51,7 +52,7 @@ def probe(encoder: Path, pairs: Path, *, picture: Path | None = None, seed: int 
     """Compare an encoder with the same one untrained, and with colour statistics.
 
     Args:
-        encoder: Bundle of an encoder or of a height model.
+        encoder: Bundle of an encoder or of a height model, or a bundled one's name.
         pairs: Folder of scenes of image and lidar heights.
         picture: PNG to write: patch features of the middle of the largest scene as colours.
         seed: Of the untrained encoder, the folds and the resampling.
@@ -86,6 +87,18 @@ def probe(encoder: Path, pairs: Path, *, picture: Path | None = None, seed: int 
             predictions = {name: held_out(regress, c, target, seed) for name, c in cells.items()}
             made.setdefault(target, {})[method] = compare(truth, predictions, draws)
     return made
+
+
+def record_probe(encoder: Path, made: dict[str, Any]) -> None:
+    """Keep what `probe` returned in the card of the bundle that was probed.
+
+    Raises:
+        ModelError: Not a bundle.
+    """
+    path = find_bundle(encoder)
+    card, weights, _ = read_bundle(path)
+    metrics = {**card.metrics, "probe": {name: value for name, value in made.items() if name != "name"}}
+    save_bundle(path, card.model_copy(update={"metrics": metrics}), weights)
 
 
 def compare(truth: Array, predictions: dict[str, Array], draws: Sequence[NDArray[np.int64]]) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 from pretraining import tiny_config
 from rasters import make_raster
 from typer.testing import CliRunner
 
+from canopy.bundle import read_card
 from canopy.cli import app
-from canopy.errors import TrainingError
+from canopy.errors import ModelError, TrainingError
 from canopy.scenes import Scene
 from pretrain import cli
 from pretrain.encoder import load_encoder
@@ -153,10 +156,42 @@ def test_the_command_compares_encoder_random_and_colour(
     assert (made["cells"], made["blocks"]) == (6 * 36, 12)
     assert made["height_m"]["linear"]["colour"]["r2"] > 0.99
     assert made["height_m"]["linear"]["encoder"]["r2"] < 1
-    table = CliRunner().invoke(application, ["probe", str(bundle), "--pairs", str(pairs)]).stdout
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(bundle.read_bytes())
+    table = CliRunner().invoke(application, ["probe", str(copy), "--pairs", str(pairs), "--record"]).stdout
+    assert read_card(copy).metrics["probe"]["height_m"]["linear"] == made["height_m"]["linear"]
+    assert load_encoder(copy)[0].training == read_card(bundle).training
     assert table.count("| colour |") == 4
     with pytest.raises(TrainingError, match="no scenes"):
         probe(bundle, tmp_path)
+
+
+def test_any_encoder_can_be_probed_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = timm.create_model
+    torch.manual_seed(0)
+    vit = make("vit_tiny_patch16_224", num_classes=0, img_size=128, patch_size=16, dynamic_img_size=True)
+
+    def brought(name: str, *, pretrained: bool = False, **args: object) -> torch.nn.Module:
+        return vit if pretrained else make(name, **args)
+
+    monkeypatch.setattr(timm, "create_model", brought)
+    card, encoder = load_encoder(Path("timm:vit_tiny_patch16_224.augreg_in21k"))
+    assert card.mean == (0.5, 0.5, 0.5)
+    image = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(encoder(image)[1], vit.forward_features((image - 0.5) / 0.5)[:, 1:])
+    with pytest.raises(ModelError, match="knows no pretrained"):
+        load_encoder(Path("timm:vit_tiny_patch16_224.nothing"))
+    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained=False, **k: offline(pretrained) or make(*a, **k))
+    with pytest.raises(ModelError, match="timm cannot bring vit_tiny"):
+        load_encoder(Path("timm:vit_tiny_patch16_224.augreg_in21k"))
+    monkeypatch.setattr(timm, "create_model", make)
+    card, encoder = load_encoder(Path("canopy-small"))
+    assert (card.family, encoder.width) == ("dpt", 192)
+
+
+def offline(pretrained: bool) -> None:
+    if pretrained:
+        raise OSError("no network")
 
 
 def test_principal_colours_tell_two_textures_apart(bundle: Path, tmp_path: Path) -> None:
