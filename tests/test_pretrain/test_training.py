@@ -52,8 +52,8 @@ def flat(state: Any) -> list[torch.Tensor]:
 
 
 def test_five_steps_and_five_more_equal_ten_to_the_bit(imagery: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    settings = config(imagery, drop_path=0.3, target={"kind": "centre"}, terms={"gram": 1.0}, gram={"start": 0.3},
-                      high_resolution={"start": 0.7, "global_px": 64, "local_px": 24})  # fmt: skip
+    settings = config(imagery, drop_path=0.3, target={"kind": "centre"}, terms={"gram": 1.0, "statistics": 5.0},
+                      gram={"start": 0.3}, high_resolution={"start": 0.7, "global_px": 64, "local_px": 24})  # fmt: skip
     pretrain(settings, tmp_path / "whole")
 
     def interrupt(entry: dict[str, Any], steps: int) -> None:
@@ -174,7 +174,7 @@ def launch(settings: PretrainConfig, run: Path, ranks: int) -> None:
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_ranks_equal_one_and_their_checkpoint_loads_on_one(imagery: Path, tmp_path: Path, sharding: str) -> None:
     settings = config(imagery, loop={"steps": 4, "checkpoint_every": 2}, scale={"sharding": sharding},
-                      terms={"gram": 1.0}, gram={"start": 0.5})  # fmt: skip
+                      terms={"gram": 1.0, "statistics": 5.0}, gram={"start": 0.5})  # fmt: skip
     pretrain(settings, tmp_path / "one")
     launch(settings, tmp_path / "two", 2)
     one, two = (checkpoint(tmp_path / name, 4) for name in ("one", "two"))
