@@ -35,23 +35,25 @@ def patch_statistics(image: Tensor, patch_px: int) -> Tensor:
         (n, patches, STATISTICS), patches in raster order.
     """
     centres = torch.tensor(LEVELS, device=image.device).view(1, 1, -1, 1, 1)
-    members = torch.exp(-(((image[:, :, None] - centres) / BIN_WIDTH) ** 2)).flatten(1, 2)
+    members = (image[:, :, None] - centres).square_().mul_(-1 / BIN_WIDTH**2).exp_().flatten(1, 2)
     grey = image.mean(dim=1, keepdim=True)
-    parts = [F.avg_pool2d(members, patch_px)]
-    for scale in range(SCALES):
-        coarse = F.avg_pool2d(grey, 2**scale)
-        parts.append(F.avg_pool2d(_oriented(coarse), patch_px >> scale))
-    return torch.cat(parts, dim=1).flatten(2).movedim(1, 2)
+    parts = [F.avg_pool2d(members, patch_px).flatten(2).movedim(1, 2)]
+    parts += [_oriented(F.avg_pool2d(grey, 2**scale), patch_px >> scale) for scale in range(SCALES)]
+    return torch.cat(parts, dim=2)
 
 
-def _oriented(grey: Tensor) -> Tensor:
-    """Magnitude of the gradient, in the channel of its direction: (n, 1, H, W) to (n, DIRECTIONS, H, W)."""
+def _oriented(grey: Tensor, side: int) -> Tensor:
+    """Mean magnitude of the gradients of each direction: (n, 1, H, W) to (n, patches of a side, DIRECTIONS)."""
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
     place = torch.atan2(down, across).remainder(math.pi) / math.pi * DIRECTIONS
-    channel = place.long().clamp(max=DIRECTIONS - 1)
-    return torch.zeros_like(grey).expand(-1, DIRECTIONS, -1, -1).scatter(1, channel, torch.hypot(across, down))
+    channel, magnitude = (
+        F.pixel_unshuffle(values, side).flatten(2).movedim(1, 2)
+        for values in (place.long().clamp(max=DIRECTIONS - 1), torch.hypot(across, down))
+    )
+    histogram = magnitude.new_zeros(*magnitude.shape[:2], DIRECTIONS)
+    return histogram.scatter_add(2, channel, magnitude) / side**2
 
 
 class Standardiser(nn.Module):
