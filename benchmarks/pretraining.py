@@ -139,7 +139,7 @@ def lightly_step(config: PretrainConfig, tiles: Tiles) -> Callable[[int], None]:
         pictures = [Image.fromarray(tiles[i % len(tiles)].transpose(1, 2, 0)) for i in range(config.batch)]
         crops = [torch.stack(crop).to(DEVICE) for crop in zip(*(views(p) for p in pictures), strict=True)]
         global_crops, local_crops = torch.stack(crops[:2]), torch.stack(crops[2:])
-        masks = random_block_mask((2 * config.batch, side, side)).to(DEVICE)
+        masks = random_block_mask((2 * config.batch, side, side), min_num_masks_per_block=1).to(DEVICE)
         by_crop = masks.view(2, config.batch, side, side)
         with autocast(config):
             with torch.no_grad():
