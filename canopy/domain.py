@@ -16,6 +16,8 @@ Image = NDArray[np.float32]
 Floats = NDArray[np.float64]
 KNOWN = 0.5
 """Least share of a chip that must be known to be judged."""
+EVERY_ROW = 4
+"""Rows that are judged: all of them would take a tenth of a map's time and say the same."""
 LIMIT = 0.995
 """Share of the training chips within the limit."""
 SLACK = 1.5
@@ -32,14 +34,18 @@ def chip_statistics(image: Image) -> Floats | None:
         (8,): mean and logarithm of the deviation of each channel, mean saturation, logarithm of the mean step between
         neighbouring pixels; None where too little is known.
     """
+    image = image[:, ::EVERY_ROW]
     known = ~np.isnan(image[0])
     if known.mean() < KNOWN:
         return None
-    pixels = image[:, known].astype(np.float64)
+    pixels = image if known.all() else image[:, known]
+    pixels = pixels.reshape(3, -1)
     steps = np.abs(np.diff(image, axis=2))
     step = float(np.nanmean(steps)) if np.isfinite(steps).any() else 0.0
     saturation = (pixels.max(axis=0) - pixels.min(axis=0)).mean()
-    return np.array([*pixels.mean(axis=1), *np.log(pixels.std(axis=1) + 0.005), saturation, np.log(step + 0.001)])
+    deviation = pixels.std(axis=1, dtype=np.float64)
+    mean = pixels.mean(axis=1, dtype=np.float64)
+    return np.array([*mean, *np.log(deviation + 0.005), saturation, np.log(step + 0.001)])
 
 
 def fit_domain(chips: Iterable[Image]) -> Domain:
