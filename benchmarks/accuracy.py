@@ -72,13 +72,17 @@ def unet(split: Split, config: TrainConfig, run: Path, encoder: str, imagenet: b
     """A U-Net, trained as the others are."""
     torch.manual_seed(config.loop.seed)
     weights = imagenet_weights() if imagenet else None
-    return fitted(Teacher(config.head.bins, config.head.max_m, weights, encoder), split, config, run)
+    net = Teacher(config.head.bins, config.head.max_m, weights, encoder)
+    training.start_head(net.unet.segmentation_head[0], net.bins, split)
+    return fitted(net, split, config, run)
 
 
 def ours(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predict:
     """The encoder with its DPT decoder."""
     changed = config.model_copy(update=changes)
-    return fitted(training.start_net(changed, training.make_card(changed, split)), split, changed, run)
+    net = training.start_net(changed, training.make_card(changed, split))
+    training.start_head(net.head[-1], net.bins, split)
+    return fitted(net, split, changed, run)
 
 
 def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Predict:

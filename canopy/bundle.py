@@ -38,6 +38,10 @@ class Architecture(_Frozen):
     """Arguments over timm's own."""
     taps: tuple[int, int, int, int] = (2, 5, 8, 11)
     """Blocks (0-based) whose tokens the decoder reads."""
+    enlarge: int = Field(default=1, ge=1, le=8)
+    """The encoder sees the image so many times enlarged: a patch then covers that much less ground."""
+    normed: bool = False
+    """Whether those tokens and the head's features are normalised: their scales differ by encoder and block."""
     decoder_channels: tuple[int, int, int, int] = (48, 96, 192, 192)
     fusion_channels: int = 64
     detail: str = ""

@@ -46,26 +46,6 @@ class LoopConfig(StepConfig):
     """Decay of the moving average of the weights, which is what gets shipped."""
 
 
-class PairsConfig(Config):
-    """Scenes of image and lidar heights, and which ground is held out."""
-
-    root: Path
-    """Folder with one folder a scene: rgb.tif, chm_cm.tif and perhaps exclude_mask.tif."""
-    pseudo: Path | None = None
-    """Folder of the same kind with heights from another model instead of lidar: trained on, never tested on."""
-    groups: dict[str, float]
-    """Prefix of scene names -> share of the training chips. A scene under no prefix is left out."""
-    test_only: tuple[str, ...] = ()
-    """Prefixes of sites held out whole."""
-    exclude: tuple[str, ...] = ()
-    """Scenes whose labels are not to be trusted: neither trained on nor tested on."""
-    strips_m: dict[str, int] = Field(default_factory=dict)
-    """Scene -> width in metres of the eastern strip that is held out of a scene too large to hold out whole."""
-    held_out: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the other places (scenes within 64 m of each other are one place) held out whole."""
-    licences: tuple[str, ...] = ()
-
-
 class Ramp(Config):
     """A weight that changes along a straight line, and is constant before and after."""
 
@@ -123,18 +103,27 @@ class StoreConfig(Config):
     """Least share of a batch drawn by how much of a chip is below 1 m."""
     tall: float = Field(default=0.15, ge=0, le=0.5)
     """The same for trees above 25 m."""
+    made: Path | None = None
+    """Folder of scenes (rgb.tif, chm_cm.tif) whose heights come from a model or a renderer: only trained on."""
+    shares: dict[str, float] = Field(default_factory=dict)
+    """Prefix of sources and of made scenes -> share of the training chips, in place of the store's weights and of
+    `short` and `tall`. What no prefix fits is not trained on."""
+
+    @model_validator(mode="after")
+    def _made_scenes_have_a_share(self) -> "StoreConfig":
+        if self.made and not self.shares:
+            raise ValueError("made scenes need a share: shares must say how often they are drawn")
+        return self
 
 
 class TrainConfig(Config):
-    """`canopy train`: heights from pairs of image and lidar."""
+    """`canopy train`: heights from the labelled chips of a store."""
 
     name: str
     licence: str = "Apache-2.0"
     provisional: bool = True
     notes: str = ""
-    pairs: PairsConfig | None = None
-    store: StoreConfig | None = None
-    """In place of pairs."""
+    store: StoreConfig
     loop: LoopConfig
     loss: LossWeights = LossWeights()
     architecture: Architecture = Architecture()
@@ -161,12 +150,6 @@ class TrainConfig(Config):
     """Share of the chips that are patched together from two scenes."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
     std: tuple[float, float, float] = (0.20, 0.19, 0.17)
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "TrainConfig":
-        if (self.pairs is None) == (self.store is None):
-            raise ValueError("pairs or store must be given, and not both")
-        return self
 
 
 class SourceConfig(Config):

@@ -1,14 +1,14 @@
 """Scenes of image and lidar heights for training: reading, holding ground out, drawing augmented chips."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
-import shapely
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -16,13 +16,12 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from canopy.chips import CategoryBatches, ChipStore
-from canopy.config import PairsConfig, StoreConfig
+from canopy.config import StoreConfig
 from canopy.errors import TrainingError
 
 Chip = tuple[Tensor, Tensor]
 """Image (3, H, W) float32 in [0, 1] and height_m (H / 2, W / 2) float32, NaN where unknown."""
 
-PLACE_M = 64.0
 UNKNOWN_CM = 65535
 TREE_M = 5.0
 
@@ -74,33 +73,13 @@ class Split:
     batches: Callable[[int], NDArray[np.int64]] | None = None
 
 
-def read_pairs(config: PairsConfig) -> Split:
-    """Read all scenes and hold ground out, by whole places and by strips.
+def read_scenes(root: Path) -> tuple[Scene, ...]:
+    """Scenes of a folder, each in a folder of its own: `rgb.tif`, `chm_cm.tif`, perhaps `exclude_mask.tif`.
 
     Raises:
         TrainingError: No folder, no scenes, or a scene that breaks the format.
     """
-    folders = _scene_folders(config.root)
-    groups = {f: g for f in folders if f.name not in config.exclude and (g := _group(f.name, config))}
-    if not groups:
-        raise TrainingError(f"none of the {len(folders)} scenes under {config.root} is in pairs.groups")
-    whole = [f for f in groups if f.name not in config.strips_m and groups[f] not in config.test_only]
-    held_out = _held_out(whole, config.held_out) | {f.name for f in groups if groups[f] in config.test_only}
-    digest, train, test = hashlib.sha256(), [], []
-    for folder, group in groups.items():
-        scene = _read_scene(folder, group)
-        digest.update(scene.name.encode() + scene.image.tobytes() + scene.height_m.tobytes())
-        if folder.name in config.strips_m:
-            west, east = _cut(scene, config.strips_m[folder.name])
-            train.append(west)
-            test.append(east)
-        else:
-            (test if folder.name in held_out else train).append(scene)
-    for folder in _scene_folders(config.pseudo) if config.pseudo else []:
-        if kind := _group(folder.name, config):
-            train.append(replace(_read_scene(folder, kind), pseudo=True))
-            digest.update(train[-1].name.encode() + train[-1].image.tobytes() + train[-1].height_m.tobytes())
-    return Split(tuple(train), tuple(test), _chances(train, config), digest.hexdigest(), config.licences)
+    return tuple(_read_scene(folder, folder.name) for folder in _scene_folders(root))
 
 
 def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
@@ -123,17 +102,39 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
         raise TrainingError(f"{config.path}: cells of {cell_m:g} m over pixels of {gsd_m:g} m; half of a cell expected")
     kept = np.array([source not in config.exclude for source in store.column("source")])
     train, test = (rows[kept[rows]] for rows in (store.rows("train"), store.rows("test")))
-    digest = hashlib.sha256(f"{store.attributes['digest']} {sorted(config.exclude)}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{store.attributes['digest']} {sorted(config.exclude)}".encode())
     drawn = CategoryBatches.of(store, train, batch, short=config.short, tall=config.tall, seed=seed)
     number = {int(row): at for at, row in enumerate(train)}
-    return Split(
+    split = Split(
         train=tuple(_stored(store, row) for row in train),
         test=tuple(_without_overlap([(_stored(store, row), store.place(row)) for row in test])),
         chances=drawn.weight / drawn.weight.sum(),
-        sha256=digest,
+        sha256=digest.hexdigest(),
         licences=tuple(sorted({*store.column("licence")[np.concatenate([train, test])]})),
         batches=lambda which: np.array([number[int(row)] for row in drawn(which)]),
     )
+    if not config.shares:
+        return split
+    made = tuple(_made(config.made, config.shares, digest)) if config.made else ()
+    chosen = [
+        replace(scene, group=prefix)
+        for scene in (*split.train, *made)
+        if (prefix := _prefix(scene.group, config.shares))
+    ]
+    if not chosen:
+        raise TrainingError(f"{config.path}: no scene fits any of store.shares: {', '.join(config.shares)}")
+    return replace(
+        split, train=tuple(chosen), chances=_chances(chosen, config.shares), sha256=digest.hexdigest(), batches=None
+    )
+
+
+def _made(folder: Path, prefixes: Iterable[str], digest: Any) -> Iterator[Scene]:
+    """Scenes with heights from a model or a renderer; their pixels go into the digest."""
+    for path in _scene_folders(folder):
+        if group := _prefix(path.name, prefixes):
+            scene = replace(_read_scene(path, group), pseudo=True)
+            digest.update(scene.name.encode() + scene.image.tobytes() + scene.height_m.tobytes())
+            yield scene
 
 
 def _stored(store: ChipStore, row: int) -> Scene:
@@ -163,11 +164,11 @@ def _without_overlap(scenes: Sequence[tuple[Scene, tuple[str, float, float]]]) -
             yield replace(scene, height_m=height_m)
 
 
-def _chances(scenes: Sequence[Scene], config: PairsConfig) -> NDArray[np.float64]:
+def _chances(scenes: Sequence[Scene], shares: Mapping[str, float]) -> NDArray[np.float64]:
     """Chance of each scene: its group's share, spread within the group by area."""
     areas = np.array([scene.height_m.size for scene in scenes], np.float64)
     chances = np.zeros(len(scenes))
-    for group, share in config.groups.items():
+    for group, share in shares.items():
         inside = np.array([scene.group == group for scene in scenes])
         if inside.any():
             chances[inside] = share * areas[inside] / areas[inside].sum()
@@ -314,31 +315,9 @@ def cast_shadows(image: Tensor, generator: np.random.Generator) -> Tensor:
     return image * (1 - shade * (1 - light.float().clamp(max=1)))
 
 
-def _group(name: str, config: PairsConfig) -> str | None:
-    return next((prefix for prefix in (*config.groups, *config.test_only) if name.startswith(prefix)), None)
-
-
-def _held_out(folders: Sequence[Path], share: float) -> set[str]:
-    """Names of the scenes of the held-out places: every 1/share-th place of each site, ordered by a hash."""
-    sites: dict[str, list[Path]] = {}
-    for folder in folders:
-        sites.setdefault("_".join(folder.name.split("_")[:-1]), []).append(folder)
-    chosen: set[str] = set()
-    for members in sites.values():
-        places = sorted(_places(members), key=lambda place: hashlib.sha256(min(place).encode()).hexdigest())
-        for place in places[: round(share * len(places))]:
-            chosen |= place
-    return chosen
-
-
-def _places(folders: Sequence[Path]) -> list[set[str]]:
-    outlines = {}
-    for folder in folders:
-        with rasterio.open(folder / "rgb.tif") as opened:
-            outlines[folder.name] = shapely.box(*opened.bounds)
-    merged = shapely.unary_union([outline.buffer(PLACE_M / 2) for outline in outlines.values()])
-    parts = shapely.get_parts(merged)
-    return [{name for name, outline in outlines.items() if part.intersects(outline)} for part in parts]
+def _prefix(name: str, prefixes: Iterable[str]) -> str | None:
+    """The first prefix that fits a name."""
+    return next((prefix for prefix in prefixes if name.startswith(prefix)), None)
 
 
 def _read_scene(folder: Path, group: str) -> Scene:
@@ -360,15 +339,3 @@ def _read_scene(folder: Path, group: str) -> Scene:
             "uint8 of twice the heights' rows and columns expected"
         )
     return Scene(folder.name, group, image, height_m, cell_m)
-
-
-def _cut(scene: Scene, strip_m: int) -> tuple[Scene, Scene]:
-    at = scene.height_m.shape[1] - round(strip_m / scene.cell_m)
-    if at <= 0:
-        raise TrainingError(f"scene {scene.name} is narrower than the strip of {strip_m} m held out of it")
-
-    def part(name: str, cols: slice) -> Scene:
-        image = np.ascontiguousarray(scene.image[:, :, slice(2 * (cols.start or 0), cols.stop and 2 * cols.stop)])
-        return Scene(f"{scene.name}:{name}", scene.group, image, scene.height_m[:, cols].copy(), scene.cell_m)
-
-    return part("west", slice(0, at)), part("east", slice(at, None))

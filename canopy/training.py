@@ -1,8 +1,9 @@
-"""Decoder stage: heights learnt from pairs of image and lidar, written as a bundle."""
+"""Decoder stage: heights learnt from images and lidar, written as a bundle."""
 
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -33,7 +34,6 @@ from canopy.scenes import (
     jitter_colour,
     jitter_sharpness,
     mix_chips,
-    read_pairs,
     read_store,
 )
 
@@ -73,6 +73,8 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     split = read_split(config)
     card = make_card(config, split)
     net = start_net(config, card)
+    if config.start is None:
+        start_head(cast(nn.Conv2d, net.head[-1]), net.bins, split)
     card = card.model_copy(update={"domain": measure_domain(config, split)})
     fit(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
@@ -89,23 +91,24 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
 
 
 def read_split(config: TrainConfig) -> Split:
-    """Scenes to train on and scenes held out, from pairs or from a chip store.
+    """Scenes to train on and scenes held out.
 
     Raises:
         TrainingError: The scenes are unusable.
         DatasetError: The store is.
     """
-    if config.store is not None:
-        return read_store(config.store, config.batch, config.loop.seed)
-    assert config.pairs is not None
-    return read_pairs(config.pairs)
+    return read_store(config.store, config.batch, config.loop.seed)
 
 
 def measure_domain(config: TrainConfig, split: Split) -> Domain:
-    """What the images of the training look like, from chips drawn as in training but not recoloured.
+    """What the images with lidar heights look like, from chips drawn as in training but not recoloured.
 
-    Recoloured as for training they would hold anything, clouds too.
+    Recoloured as for training they would hold anything, clouds too; and rendered ones look like no place.
     """
+    lidar = np.array([not scene.pseudo for scene in split.train])
+    if not lidar.all():
+        chances = split.chances[lidar] / split.chances[lidar].sum()
+        split = replace(split, train=tuple(scene for scene in split.train if not scene.pseudo), chances=chances)
     plain = config.model_copy(update={"colour": 0.0, "shadows": 0.0, "mix": 0.0})
     batches = (draw_batch(number, split, plain)[0] for number in range(-(-DOMAIN_CHIPS // config.batch)))
     return fit_domain(image.numpy() for batch in batches for image in batch)
@@ -129,6 +132,26 @@ def start_net(config: TrainConfig, card: Card) -> DPTHeights:
     if config.encoder_rate == 0:
         net.freeze_encoder()
     return net
+
+
+@torch.no_grad()
+def start_head(head: nn.Conv2d, bins: HeightBins, split: Split) -> None:
+    """Let a head begin with how common each height is, as its bias, instead of at the mean of the bins.
+
+    A rare class is then no surprise at first (Lin et al. 2017, section 3.3), and no steps are spent on learning it.
+
+    Args:
+        head: Last convolution, of one channel a bin.
+        bins: Height bins.
+        split: Whose training heights are counted, each scene by its chance to be drawn.
+    """
+    counts = torch.zeros(bins.bins)
+    for scene, chance in zip(split.train, split.chances, strict=True):
+        known = torch.from_numpy(scene.height_m[~np.isnan(scene.height_m)])
+        at = bins.position(known).long().clamp(max=bins.bins - 1)
+        counts += chance * torch.bincount(at, minlength=bins.bins) / max(1, known.numel())
+    assert head.bias is not None
+    head.bias.copy_(torch.log(counts + counts.sum() / (100 * bins.bins)))
 
 
 def take_encoder(net: DPTHeights, card: Card, bundle: Path) -> None:
@@ -344,7 +367,7 @@ class _Evaluation:
 
     def __call__(self, net: nn.Module, step: int) -> dict[str, Any]:
         assert isinstance(net, DPTHeights)
-        predictions = [(scene, predict_scene(net, scene)) for scene in self._test]
+        predictions = [(scene, predict_scene(net, scene, self._card.chip_px)) for scene in self._test]
         metrics = score(predictions) if predictions else {}
         intervals, covered = held_out_intervals(predictions) if predictions else (None, {})
         training = {**self._card.training, "steps": self._card.training["steps"] + step + 1}

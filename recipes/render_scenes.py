@@ -1,10 +1,10 @@
 """Rendered woodland with exact heights: sun, shade and crowns where no lidar was flown.
 
-    python recipes/render_scenes.py configs/train-small.yaml --set pairs.root=PAIRS --out PSEUDO
+    python recipes/render_scenes.py configs/train-frozen.yaml --out MADE
 
 Trees of known height stand on open ground; the sun lights their crowns and casts their shadows. Ground is made of
-noise, or of open ground in the scenes that the configuration trains on. Scenes are written in the format of pairs,
-for `pairs.pseudo` in the model's configuration: trained on, never tested on.
+noise, or of open ground in the scenes that the configuration trains on. Scenes are written for `store.made` in the
+model's configuration: trained on, never tested on.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from rasterio.transform import from_origin
 from scipy import ndimage
 
 from canopy.config import TrainConfig, load_config
-from canopy.scenes import Scene, read_pairs
+from canopy.scenes import Scene
+from canopy.training import read_split
 
 Array = NDArray[np.float32]
 FINE_M = 0.25
@@ -260,7 +261,7 @@ def open_ground(scenes: Sequence[Scene]) -> list[Array]:
 
 
 def write_scene(folder: Path, image: NDArray[np.uint8], height_m: Array) -> None:
-    """Write a scene in the format of pairs."""
+    """Write a scene: rgb.tif and chm_cm.tif."""
     folder.mkdir(parents=True, exist_ok=True)
     centimetres = np.round(height_m * 100).astype(np.uint16)[None]
     for name, pixels, cell_m in (("rgb.tif", image, 0.5), ("chm_cm.tif", centimetres, 1.0)):
@@ -279,8 +280,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    pairs = load_config(arguments.config, TrainConfig, tuple(arguments.set)).pairs
-    ground = open_ground(read_pairs(pairs.model_copy(update={"pseudo": None})).train)
+    config = load_config(arguments.config, TrainConfig, tuple(arguments.set))
+    ground = open_ground(read_split(config).train)
     print(f"{len(ground)} pictures of open ground", file=sys.stderr)
     for number in range(arguments.scenes):
         image, height_m = render(np.random.default_rng((arguments.seed, number)), ground)

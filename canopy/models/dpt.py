@@ -9,6 +9,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
 from torch import Tensor, nn
 
 from canopy.bundle import Card
@@ -38,8 +39,9 @@ class DPTHeights(HeightNet):
         super().__init__(card, MULTIPLE_PX)
         self._frozen = False
         arch = card.architecture
+        self._normed, self._enlarge = arch.normed, arch.enlarge
         encoder_args: dict[str, Any] = {
-            "img_size": card.chip_px,
+            "img_size": arch.enlarge * card.chip_px,
             "dynamic_img_size": True,
             **arch.encoder_args,
         }
@@ -55,9 +57,21 @@ class DPTHeights(HeightNet):
         )
         width = arch.fusion_channels
         self.dpt.segmentation_head = nn.Identity()
+        if arch.enlarge > 1:
+            self.dpt.decoder = DPTDecoder(
+                encoder_out_channels=self.dpt.encoder.out_channels,
+                encoder_output_strides=[stride // arch.enlarge for stride in self.dpt.encoder.output_strides],
+                encoder_has_prefix_tokens=self.dpt.encoder.has_prefix_tokens,
+                readout="ignore",
+                intermediate_channels=arch.decoder_channels,
+                fusion_channels=width,
+            )
         self.detail = Detail(arch.detail, arch.detail_channels) if arch.detail else None
         fused = width + (arch.detail_channels if arch.detail else 0)
-        self.head = nn.Sequential(nn.Conv2d(fused, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, card.head.bins, 1))
+        norm = [nn.BatchNorm2d(width)] if arch.normed else []
+        self.head = nn.Sequential(
+            nn.Conv2d(fused, width, 3, padding=1), *norm, nn.GELU(), nn.Conv2d(width, card.head.bins, 1)
+        )
         self.bins = HeightBins(card.head.bins, card.head.max_m, card.head.spacing)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -69,7 +83,9 @@ class DPTHeights(HeightNet):
         Returns:
             (B, bins, H / 2, W / 2) logits.
         """
-        features, prefix = self.dpt.encoder(self.normalise(image))
+        features, prefix = self._encoded(image)
+        if self._normed:
+            features = [F.layer_norm(tokens.movedim(1, -1), tokens.shape[1:2]).movedim(-1, 1) for tokens in features]
         decoded = self.dpt.decoder(features, prefix)
         if self.detail is not None:
             decoded = torch.cat([decoded, self.detail(image)], dim=1)
@@ -104,8 +120,15 @@ class DPTHeights(HeightNet):
 
     def tokens(self, image: Tensor) -> Tensor:
         """The encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
-        features, _ = self.dpt.encoder(self.normalise(self.padded(image)))
-        return cast(Tensor, features[-1])
+        features, _ = self._encoded(self.padded(image))
+        return F.avg_pool2d(features[-1], self._enlarge)
+
+    def _encoded(self, image: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Patch tokens (B, C, h, w) of each tap, and what stands before them."""
+        seen = self.normalise(image)
+        if self._enlarge > 1:
+            seen = F.interpolate(seen, scale_factor=self._enlarge, mode="bilinear", align_corners=False)
+        return cast(tuple[list[Tensor], list[Tensor | None]], self.dpt.encoder(seen))
 
 
 class Detail(nn.Module):

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from canopy.bundle import Architecture, Card, find_bundle, read_bundle, read_card, save_bundle
 from canopy.chips import ChipStore
-from canopy.config import LoopConfig, PairsConfig, TrainConfig, load_config
+from canopy.config import LoopConfig, TrainConfig, load_config
 from canopy.errors import ConfigError, ModelError, TrainingError
 from canopy.loop import fit, learning_rate
 from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
 from canopy.models.heads import HeightBins
 from canopy.models.model import load_model
-from canopy.scenes import Scene, cast_shadows, draw_chip, jitter_colour, mix_chips, read_pairs
-from canopy.training import draw_batch, make_card, read_split, start_net, train
+from canopy.scenes import Scene, cast_shadows, draw_chip, jitter_colour, mix_chips, read_scenes
+from canopy.training import draw_batch, make_card, measure_domain, read_split, start_head, start_net, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -129,36 +129,6 @@ def tiny_pairs(root: Path) -> Path:
     return root
 
 
-def test_training_writes_bundles_and_learns(tmp_path: Path) -> None:
-    root = tiny_pairs(tmp_path / "pairs")
-    overrides = (
-        *("name=tiny", "chip_px=64", "batch=2", "colour=0", "shadows=0", "zoom=1", "drop_path=0"),
-        *(f"pairs.root={root}", "pairs.groups={a_: 1.0}", "pairs.strips_m={a_1: 24}", "pairs.held_out=0"),
-        *("loop.steps=30", "loop.warmup_steps=3", "loop.lr=0.002", "loop.evaluate_every=30", "loop.amp=false"),
-    )
-    config = load_config(CONFIGS / "train-small.yaml", TrainConfig, overrides)
-    best = train(config, tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
-    made = read_card(best)
-    assert made.metrics["all"]["n_px"] == 24 * 64
-    assert made.training["train_scenes"] == ["a_1:west", "a_2"]
-    assert load_model(best).predict(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 64)
-    one_step = config.loop.model_copy(update={"steps": 1, "lr": 1e-12, "warmup_steps": 0, "evaluate_every": 1})
-    again = train(config.model_copy(update={"start": best, "loop": one_step}), tmp_path / "again")
-    before, after = (read_bundle(path)[1]["head.2.weight"] for path in (best, again))
-    assert np.allclose(before, after, atol=1e-3)
-    assert read_card(again).training["steps"] == made.training["steps"] + 1
-    no_detail = config.architecture.model_copy(update={"detail": ""})
-    with pytest.raises(TrainingError, match="detail_weights"):
-        train(config.model_copy(update={"architecture": no_detail, "detail_weights": best}), tmp_path / "none")
-    with pytest.raises(TrainingError, match="--resume"):
-        train(config, tmp_path / "run")
-    with pytest.raises(TrainingError, match="differs"):
-        train(config.model_copy(update={"batch": 3}), tmp_path / "run", resume=True)
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chips")
@@ -202,6 +172,103 @@ def test_a_store_trains_on_its_training_side_and_tests_no_cell_twice(store: Path
     left_out = read_split(store_config(store, store={"path": str(store), "exclude": ["b"]}))
     assert {scene.group for scene in (*left_out.train, *left_out.test)} == {"a"}
     assert left_out.sha256 != split.sha256
+
+
+def test_scenes_that_were_made_are_trained_on_by_their_share_and_never_tested_on(store: Path, tmp_path: Path) -> None:
+    made = tiny_pairs(tmp_path / "made")
+    shares = {"a_": 0.25, "a": 0.75}
+    given = {"path": str(store), "made": str(made), "shares": shares}
+    split, plain = read_split(store_config(store, store=given)), read_split(store_config(store))
+    assert {scene.group for scene in split.train} == {"a", "a_"}, "b has no share"
+    assert {scene.name for scene in split.train if scene.pseudo} == {"a_1", "a_2"}
+    for group, share in shares.items():
+        mine = np.array([scene.group == group for scene in split.train])
+        assert split.chances[mine].sum() == pytest.approx(share)
+    assert [scene.name for scene in split.test] == [scene.name for scene in plain.test]
+    assert split.sha256 != plain.sha256
+    drawn = draw_batch(0, split, store_config(store, store=given))[0]
+    assert drawn.shape == (4, 3, 32, 32)
+    lidar = store_config(store, store={"path": str(store), "shares": {"a": 1.0}})
+    domain = measure_domain(lidar, read_split(lidar))
+    assert measure_domain(store_config(store, store=given), split) == domain, "nothing made is in the domain"
+    with pytest.raises(ValidationError, match="need a share"):
+        store_config(store, store={"path": str(store), "made": str(made)})
+    with pytest.raises(TrainingError, match="no scene fits"):
+        read_split(store_config(store, store={"path": str(store), "shares": {"c": 1.0}}))
+
+
+def test_the_head_begins_with_how_common_each_height_is(store: Path) -> None:
+    config = store_config(store)
+    split = read_split(config)
+    net = start_net(config, make_card(config, split))
+    start_head(net.head[-1], net.bins, split)
+    began = net.head[-1].bias.softmax(dim=0)
+    assert net.bins.height_m(net.head[-1].bias.view(1, -1, 1, 1)).item() == pytest.approx(
+        sum(chance * np.nanmean(scene.height_m) for scene, chance in zip(split.train, split.chances, strict=True)),
+        abs=1.0,
+    )
+    assert began.min() > 1e-5, "a height that was never seen is unlikely, not impossible"
+
+
+def test_an_enlarged_encoder_sees_finer_patches_for_the_same_map(store: Path) -> None:
+    shape = Architecture(enlarge=2, normed=True)
+    net = DPTHeights(card(architecture=shape)).eval()
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Size] = []
+    net.dpt.encoder.register_forward_hook(lambda module, given, made: seen.append(made[0][0].shape))
+    with torch.inference_mode():
+        assert net(image).shape == (1, 64, 32, 48)
+        assert net.tokens(image).shape == (1, 192, 4, 6), "features of patches of 16 px, whatever the encoder sees"
+    assert seen[0] == (1, 192, 8, 12)
+    assert net.dpt.encoder.model.pos_embed.shape[1] == 1 + 4 * 4
+
+
+def test_a_normed_decoder_does_not_mind_the_scale_of_an_encoder() -> None:
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    made = {}
+    for normed in (False, True):
+        torch.manual_seed(0)
+        net = DPTHeights(card(architecture=Architecture(normed=normed))).eval()
+        encode = net.dpt.encoder.forward
+        with torch.inference_mode():
+            before = net(image)
+            net.dpt.encoder.forward = lambda seen, encode=encode: (
+                [10 * f + 3 for f in encode(seen)[0]],
+                encode(seen)[1],
+            )
+            made[normed] = (net(image) - before).abs().max().item()
+    assert made[True] < 1e-3 < 0.1 < made[False]
+
+
+def test_training_writes_bundles_and_learns(store: Path, tmp_path: Path) -> None:
+    overrides = (
+        *("name=tiny", "chip_px=64", "batch=2", "colour=0", "shadows=0", "zoom=1", "drop_path=0", "mix=0"),
+        *(f"store.path={store}", "store.shares={a: 1.0}", "encoder=null", "encoder_rate=1"),
+        *("loop.steps=30", "loop.warmup_steps=3", "loop.lr=0.002", "loop.evaluate_every=30", "loop.amp=false"),
+    )
+    config = load_config(CONFIGS / "train-small.yaml", TrainConfig, overrides)
+    best = train(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    made = read_card(best)
+    split = read_split(config)
+    assert made.metrics["all"]["n_px"] == sum(int((~np.isnan(scene.height_m)).sum()) for scene in split.test)
+    assert set(made.training["held_out_scenes"]) == {scene.name for scene in split.test}
+    assert not set(made.training["train_scenes"]) & set(made.training["held_out_scenes"])
+    assert load_model(best).predict(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 64)
+    one_step = config.loop.model_copy(update={"steps": 1, "lr": 1e-12, "warmup_steps": 0, "evaluate_every": 1})
+    again = train(config.model_copy(update={"start": best, "loop": one_step}), tmp_path / "again")
+    before, after = (read_bundle(path)[1]["head.0.weight"] for path in (best, again))
+    assert np.allclose(before, after, atol=1e-3)
+    assert read_card(again).training["steps"] == made.training["steps"] + 1
+    no_detail = config.architecture.model_copy(update={"detail": ""})
+    with pytest.raises(TrainingError, match="detail_weights"):
+        train(config.model_copy(update={"architecture": no_detail, "detail_weights": best}), tmp_path / "none")
+    with pytest.raises(TrainingError, match="--resume"):
+        train(config, tmp_path / "run")
+    with pytest.raises(TrainingError, match="differs"):
+        train(config.model_copy(update={"batch": 3}), tmp_path / "run", resume=True)
 
 
 def encoder_bundle(path: Path, **changes: Any) -> Path:
@@ -280,13 +347,6 @@ def test_two_runs_with_one_seed_give_the_same_weights_under_any_loss(store: Path
     assert read_card(tmp_path / "a" / "last.safetensors").head.spacing == "mixed"
 
 
-def test_pairs_and_store_exclude_each_other(store: Path) -> None:
-    with pytest.raises(ValidationError, match="not both"):
-        store_config(store, pairs={"root": str(store), "groups": {}})
-    with pytest.raises(ValidationError, match="not both"):
-        TrainConfig.model_validate({"name": "x", "loop": {"steps": 1}})
-
-
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     config = LoopConfig(steps=100, lr=1.0, warmup_steps=10)
     assert learning_rate(0, config) == pytest.approx(0.1)
@@ -358,21 +418,7 @@ def test_chips_keep_image_and_heights_together() -> None:
 
 def test_no_scenes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no scenes under"):
-        read_pairs(PairsConfig(root=tmp_path, groups={"a": 1.0}))
-
-
-def test_held_out_ground_is_not_trained_on(shared_data: Path) -> None:
-    config = load_config(CONFIGS / "train-small.yaml", TrainConfig, (f"pairs.root={shared_data / 'pairs'}",))
-    split = read_split(config)
-    train, test = {s.name for s in split.train}, {s.name for s in split.test}
-    assert not train & test
-    assert not {name.split(":")[0] for name in train | test} & set(config.pairs.exclude)
-    whole = {name.split(":")[0] for name in train} & {name.split(":")[0] for name in test}
-    assert whole == {"autzen_west"}
-    west = next(s for s in split.train if s.name == "autzen_west:west")
-    east = next(s for s in split.test if s.name == "autzen_west:east")
-    assert west.height_m.shape[1] + east.height_m.shape[1] == 700
-    assert east.height_m.shape[1] == 128
+        read_scenes(tmp_path)
 
 
 def test_colour_and_shadows_stay_in_range_and_follow_the_generator() -> None:
