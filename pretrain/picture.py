@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -13,32 +14,36 @@ from tiles.files import replacing
 
 CHIP_PX = 128
 STEPS = 4
+ENLARGED = 2
+"""A patch of 16 px covers 8 m at 0.5 m, more than most shadows; enlarged, it covers 4 m."""
 
 
 @torch.inference_mode()
 def patch_map(encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Patch features on a lattice four times finer than the patches, by shifting the image.
 
+    Only the inner half of each chip is kept, so that no seams show between chips.
+
     Args:
         encoder: In eval mode.
-        image: (3, H, W) uint8, sides of at least 256 px.
+        image: (3, H, W) uint8; mirrored beyond its border.
 
     Returns:
         (rows, cols, D), at a quarter of a patch.
     """
-    shift = encoder.patch_px // STEPS
-    chips = [(length - encoder.patch_px) // CHIP_PX for length in image.shape[1:]]
-    rows, cols = (n * CHIP_PX // shift for n in chips)
-    made = np.zeros((rows, cols, encoder.width), np.float32)
+    shift, margin, inner = encoder.patch_px // STEPS, CHIP_PX // 4, CHIP_PX // 2
+    chips = [-(-length // inner) for length in image.shape[1:]]
+    beyond = [n * inner - length + margin + encoder.patch_px for n, length in zip(chips, image.shape[1:], strict=True)]
+    padded = np.pad(image, [(0, 0), (margin, beyond[0]), (margin, beyond[1])], mode="symmetric")
+    side, first, kept = CHIP_PX // encoder.patch_px, margin // encoder.patch_px, inner // encoder.patch_px
+    made = np.zeros((chips[0] * kept * STEPS, chips[1] * kept * STEPS, encoder.width), np.float32)
     for down, across, i, j in np.ndindex(STEPS, STEPS, *chips):
-        top, left = i * CHIP_PX + down * shift, j * CHIP_PX + across * shift
-        chip = torch.from_numpy(image[:, top : top + CHIP_PX, left : left + CHIP_PX].copy())
-        side = CHIP_PX // encoder.patch_px
-        patches = encoder(chip[None].float() / 255)[1].view(side, side, -1).numpy()
-        made[
-            top // shift : top // shift + side * STEPS : STEPS, left // shift : left // shift + side * STEPS : STEPS
-        ] = patches
-    return made
+        top, left = i * inner + down * shift, j * inner + across * shift
+        chip = torch.from_numpy(padded[:, top : top + CHIP_PX, left : left + CHIP_PX].copy())
+        patches = encoder(chip[None].float() / 255)[1].view(side, side, -1)
+        rows, cols = (slice(at // shift, at // shift + kept * STEPS, STEPS) for at in (top, left))
+        made[rows, cols] = patches[first : first + kept, first : first + kept].numpy()
+    return made[: image.shape[1] // shift, : image.shape[2] // shift]
 
 
 def principal_colours(features: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -54,13 +59,16 @@ def principal_colours(features: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def save_principal_colours(path: Path, encoder: Encoder, image: NDArray[np.uint8]) -> None:
-    """Write the image and, beside it, its patch features as colours."""
-    colours = principal_colours(patch_map(encoder, image))
-    large = colours.repeat(encoder.patch_px // STEPS, axis=1).repeat(encoder.patch_px // STEPS, axis=2)
+    """Write the image, enlarged, and beside it its patch features as colours."""
+    pixels = F.interpolate(torch.from_numpy(image)[None].float(), scale_factor=ENLARGED, mode="bicubic")
+    large = pixels.round().clamp(0, 255).byte()[0].numpy()
+    step = encoder.patch_px // STEPS
+    colours = principal_colours(patch_map(encoder, large)).repeat(step, axis=1).repeat(step, axis=2)
     # a feature stands for the middle of its patch
-    offset = (encoder.patch_px - encoder.patch_px // STEPS) // 2
-    seen = image[:, offset : offset + large.shape[1], offset : offset + large.shape[2]]
-    save_picture(path, np.concatenate([seen, large], axis=2))
+    offset = (encoder.patch_px - step) // 2
+    seen = large[:, offset:, offset:]
+    rows, cols = (min(a, b) for a, b in zip(seen.shape[1:], colours.shape[1:], strict=True))
+    save_picture(path, np.concatenate([seen[:, :rows, :cols], colours[:, :rows, :cols]], axis=2))
 
 
 def save_rows(path: Path, rows: Sequence[Sequence[NDArray[np.uint8]]], side_px: int = 96) -> None:

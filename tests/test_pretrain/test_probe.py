@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from canopy.bundle import read_card
 from canopy.cli import app
-from canopy.errors import ModelError, TrainingError
+from canopy.errors import ConfigError, ModelError, TrainingError
 from canopy.scenes import Scene
 from pretrain import cli
 from pretrain.encoder import load_encoder
-from pretrain.picture import patch_map, principal_colours
+from pretrain.picture import patch_map, principal_colours, save_principal_colours
 from pretrain.probe import (
     BLOCK_M,
     CELL_PX,
@@ -195,19 +195,47 @@ def offline(pretrained: bool) -> None:
 
 
 def test_principal_colours_tell_two_textures_apart(bundle: Path, tmp_path: Path) -> None:
-    from pretrain.picture import save_principal_colours
-
     _, encoder = load_encoder(bundle)
-    image = np.full((3, 272, 272), 90, np.uint8)
-    image[:, :, 136:] = 200
+    image = np.full((3, 136, 150), 90, np.uint8)
+    image[:, :, 75:] = 200
     features = patch_map(encoder, image)
-    assert features.shape == (128, 128, 32)
-    np.testing.assert_allclose(
-        features[4:8:4, :4:4], features[:4:4, :4:4], atol=1, err_msg="the left is even, so only positions differ"
-    )
+    assert features.shape == (68, 75, 32)
+    # a shift of the even part moves nothing but where a patch lies among its neighbours
+    np.testing.assert_allclose(features[4:8:4, :4:4], features[:4:4, :4:4], atol=1)
     colours = principal_colours(features).astype(float)
-    left, right = colours[:, :, :56].mean(axis=(1, 2)), colours[:, :, 80:].mean(axis=(1, 2))
+    left, right = colours[:, :, :30].mean(axis=(1, 2)), colours[:, :, 45:].mean(axis=(1, 2))
     assert np.abs(left - right).max() > 30
     save_principal_colours(tmp_path / "p.png", encoder, image)
     with Image.open(tmp_path / "p.png") as picture:
-        assert picture.size == (512, 256)
+        assert picture.size == (2 * 297, 269)
+
+
+def test_features_lie_where_they_were_seen(bundle: Path) -> None:
+    _, encoder = load_encoder(bundle)
+    image = np.random.default_rng(0).integers(0, 255, (3, 160, 160), dtype=np.uint8)
+    features = patch_map(encoder, image)
+    # the chip whose inner half begins at pixel 64 begins at 32; its fifth patch of 8 px is the first of that half
+    chip = torch.from_numpy(image[:, 32:160, 32:160].copy())[None].float() / 255
+    with torch.inference_mode():
+        tokens = encoder(chip)[1].view(16, 16, -1).numpy()
+    np.testing.assert_allclose(features[32:64:4, 32:64:4], tokens[4:12, 4:12], atol=1e-5)
+
+
+def test_a_picture_is_made_of_any_image_without_pairs(bundle: Path, tmp_path: Path) -> None:
+    sample = Path(__file__).parents[2] / "samples" / "yellowstone.tif"
+    cli.probe(bundle, picture=tmp_path / "p.png", scene=sample)
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.size[0] > picture.size[1] > 700
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "nothing to do"),
+        ({"scene": Path("a.tif")}, "give both"),
+        ({"picture": Path("p.png")}, "--scene IMAGE or --pairs"),
+    ],
+)
+def test_probing_nothing_says_what_to_give(bundle: Path, options: dict[str, Path], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        cli.probe(bundle, **options)
