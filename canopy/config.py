@@ -138,6 +138,9 @@ class TrainConfig(Config):
     head: HeightHead = HeightHead()
     gsd_m: float = 0.5
     chip_px: int = 256
+    """Side of the chips that the model will map."""
+    crop_px: int | None = Field(default=None, gt=0, multiple_of=32)
+    """Side of the chips it learns from, if another."""
     batch: int = Field(default=8, gt=0)
     drop_path: float = 0.1
     zoom: float = Field(default=1.25, ge=1)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -102,39 +101,39 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
         raise TrainingError(f"{config.path}: cells of {cell_m:g} m over pixels of {gsd_m:g} m; half of a cell expected")
     kept = np.array([source not in config.exclude for source in store.column("source")])
     train, test = (rows[kept[rows]] for rows in (store.rows("train"), store.rows("test")))
-    digest = hashlib.sha256(f"{store.attributes['digest']} {sorted(config.exclude)}".encode())
     drawn = CategoryBatches.of(store, train, batch, short=config.short, tall=config.tall, seed=seed)
     number = {int(row): at for at, row in enumerate(train)}
+    scenes = tuple(_stored(store, row) for row in train)
+    held_out = tuple(_without_overlap([(_stored(store, row), store.place(row)) for row in test]))
     split = Split(
-        train=tuple(_stored(store, row) for row in train),
-        test=tuple(_without_overlap([(_stored(store, row), store.place(row)) for row in test])),
+        train=scenes,
+        test=held_out,
         chances=drawn.weight / drawn.weight.sum(),
-        sha256=digest.hexdigest(),
+        sha256=_digest((*scenes, *held_out)),
         licences=tuple(sorted({*store.column("licence")[np.concatenate([train, test])]})),
         batches=lambda which: np.array([number[int(row)] for row in drawn(which)]),
     )
     if not config.shares:
         return split
-    made = tuple(_made(config.made, config.shares, digest)) if config.made else ()
-    chosen = [
-        replace(scene, group=prefix)
-        for scene in (*split.train, *made)
-        if (prefix := _prefix(scene.group, config.shares))
-    ]
+    made = tuple(replace(scene, pseudo=True) for scene in read_scenes(config.made)) if config.made else ()
+    known = ((scene, _prefix(scene.group, config.shares)) for scene in (*scenes, *made))
+    chosen = tuple(replace(scene, group=prefix) for scene, prefix in known if prefix)
     if not chosen:
         raise TrainingError(f"{config.path}: no scene fits any of store.shares: {', '.join(config.shares)}")
     return replace(
-        split, train=tuple(chosen), chances=_chances(chosen, config.shares), sha256=digest.hexdigest(), batches=None
+        split,
+        train=chosen,
+        chances=_chances(chosen, config.shares),
+        sha256=_digest((*chosen, *held_out)),
+        batches=None,
     )
 
 
-def _made(folder: Path, prefixes: Iterable[str], digest: Any) -> Iterator[Scene]:
-    """Scenes with heights from a model or a renderer; their pixels go into the digest."""
-    for path in _scene_folders(folder):
-        if group := _prefix(path.name, prefixes):
-            scene = replace(_read_scene(path, group), pseudo=True)
-            digest.update(scene.name.encode() + scene.image.tobytes() + scene.height_m.tobytes())
-            yield scene
+def _digest(scenes: Iterable[Scene]) -> str:
+    digest = hashlib.sha256()
+    for scene in scenes:
+        digest.update(scene.name.encode() + scene.image.tobytes() + scene.height_m.tobytes())
+    return digest.hexdigest()
 
 
 def _stored(store: ChipStore, row: int) -> Scene:

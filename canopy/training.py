@@ -319,7 +319,7 @@ def draw_batch(number: int, split: Split, config: TrainConfig) -> ChipBatch:
 
 def _draw(split: Split, which: int | None, generator: np.random.Generator, config: TrainConfig) -> Chip:
     scene = split.train[generator.choice(len(split.train), p=split.chances) if which is None else which]
-    image, height = draw_chip(scene, generator, config.chip_px, config.zoom)
+    image, height = draw_chip(scene, generator, config.crop_px or config.chip_px, config.zoom)
     if generator.random() < config.shadows:
         image = cast_shadows(image, generator)
     if config.colour > 0:
