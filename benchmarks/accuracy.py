@@ -85,6 +85,12 @@ def ours(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predic
     return fitted(net, split, changed, run)
 
 
+def with_detail(split: Split, config: TrainConfig, run: Path) -> Predict:
+    """The frozen encoder beside a network for detail that starts from ImageNet weights: what canopy-small is."""
+    shape = config.architecture.model_copy(update={"detail": "tf_efficientnet_lite0"})
+    return ours(split, config, run, encoder_rate=0.0, architecture=shape, detail_weights=imagenet_weights())
+
+
 def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Predict:
     """Train a network that ends in logits over height bins."""
     made: Any = fit(
@@ -108,6 +114,7 @@ ROWS: dict[str, Callable[[Split, TrainConfig, Path], Predict]] = {
     "U-Net, EfficientNet-Lite0, ImageNet": partial(unet, encoder="tu-tf_efficientnet_lite0", imagenet=True),
     "random encoder, frozen, DPT": partial(ours, encoder=None, encoder_rate=0.0),
     "pretrained encoder, frozen, DPT": partial(ours, encoder_rate=0.0),
+    "pretrained encoder, frozen, DPT, detail": with_detail,
     "random encoder, trained, DPT": partial(ours, encoder=None, encoder_rate=1.0),
     "pretrained encoder, fine-tuned, DPT": partial(ours, encoder_rate=0.5),
 }

@@ -32,6 +32,8 @@ class StepConfig(Config):
     checkpoint_every: int = Field(default=100, gt=0)
     evaluate_every: int = Field(default=500, gt=0)
     seed: int = 0
+    tensorboard: bool = False
+    """Also write the log's numbers for TensorBoard (extra `log`), into `tensorboard/` of the run."""
 
 
 class LoopConfig(StepConfig):

@@ -150,7 +150,7 @@ def fit_learner(
 ) -> nn.Module:
     """Step a learner, as `fit` does a network; arguments, result and errors are as there."""
     start = _restore(learner.parts(), run) if resume else 0
-    log = _Log(run / "log.jsonl", start, report)
+    log = _Log(run / "log.jsonl", start, report, _event_writer(run, start) if config.tensorboard else None)
     stream = _ahead(batches, start * config.accumulate, config.steps * config.accumulate)
     for step in range(start, config.steps):
         began = time.perf_counter()
@@ -286,11 +286,31 @@ def _load(part: Any, saved: dict[str, Any]) -> None:
     part.load_state_dict({**saved, "state": share(saved["state"], like)})
 
 
+def _event_writer(run: Path, start: int) -> Any:
+    """What writes numbers for TensorBoard from a step on; those of later steps, from before a kill, are hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError(
+            "loop.tensorboard needs TensorBoard: pip install 'canopy-chm[log]', or leave it out"
+        ) from error
+    return SummaryWriter(run / "tensorboard", purge_step=start or None) if rank() == 0 else None
+
+
+def numbers(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a nested entry of the log, their names joined by slashes."""
+    for name, value in entry.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
+
+
 class _Log:
     """`log.jsonl` of rank 0, cut back to the step that a run goes on from."""
 
-    def __init__(self, path: Path, start: int, report: Callable[[dict[str, Any]], None]) -> None:
-        self._path, self._report = path, report
+    def __init__(self, path: Path, start: int, report: Callable[[dict[str, Any]], None], events: Any) -> None:
+        self._path, self._report, self._events = path, report, events
         if rank() > 0:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -303,4 +323,8 @@ class _Log:
             return
         with self._path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
+        if self._events is not None:
+            for name, value in numbers({key: value for key, value in entry.items() if key != "step"}):
+                self._events.add_scalar(name, value, entry["step"])
+            self._events.flush()
         self._report(entry)

@@ -1,6 +1,7 @@
 """Bins, losses, the loop and bundles, against plain numpy and against themselves."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,35 @@ def test_a_resumed_run_ends_at_the_bits_of_an_uninterrupted_one(tmp_path: Path) 
     for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     assert len((tmp_path / "cut" / "log.jsonl").read_text().splitlines()) == 12
+
+
+def test_numbers_of_the_log_are_written_for_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = LoopConfig(steps=6, lr=0.1, warmup_steps=1, checkpoint_every=3, evaluate_every=3, tensorboard=True)
+
+    def run(*, stop_at: int, resume: bool = False) -> None:
+        def report(entry: dict[str, Any]) -> None:
+            if entry["step"] == stop_at:
+                raise KeyboardInterrupt
+
+        torch.manual_seed(0)
+        fit(nn.Linear(1, 1), lambda model, x, step: model(x).square().sum(), lambda number: torch.ones(1, 1), config,
+            tmp_path, resume=resume, evaluate=lambda model, step: {"metrics": {"all": {"mae_m": 2.5, "r2": None}}},
+            report=report)  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=4)
+    run(stop_at=-1, resume=True)
+    read = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(e.step, pytest.approx(e.value)) for e in read.Scalars("loss")] == [
+        (line["step"], line["loss"]) for line in lines if "loss" in line
+    ]
+    assert [(e.step, e.value) for e in read.Scalars("metrics/all/mae_m")] == [(2, 2.5), (5, 2.5)]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(TrainingError, match=r"canopy-chm\[log\]"):
+        run(stop_at=-1)
 
 
 def test_nan_loss_stops_the_run(tmp_path: Path) -> None:
