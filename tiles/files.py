@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files that are trusted by their checksum alone."""
 
 import contextlib
 import hashlib
@@ -74,3 +74,19 @@ def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_kept(path: Path, key: bytes) -> bytes | None:
+    """What `write_kept` wrote under the same key; None where the file is absent, damaged or of another key."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, kept = content[:32], content[32:]
+    return kept if hashlib.sha256(key + kept).digest() == digest else None
+
+
+def write_kept(path: Path, key: bytes, content: bytes) -> None:
+    """Write bytes under a key, in place of those under any other."""
+    with replacing(path) as draft:
+        draft.write_bytes(hashlib.sha256(key + content).digest() + content)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from canopy.bundle import Card, models_folder
 from canopy.errors import ModelError
-from tiles.files import replacing
+from tiles.files import read_kept, write_kept
 
 Run = Callable[[Tensor], Tensor]
 
@@ -278,19 +278,3 @@ def _code() -> list[str]:
     sources = [*sorted((package / "models").glob("*.py")), package / "intervals.py"]
     versions = [metadata.version(library) for library in libraries]
     return versions + [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
-
-
-def read_kept(path: Path, key: bytes) -> bytes | None:
-    """What `write_kept` wrote under the same key; None where the file is absent, damaged or of another key."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, kept = content[:32], content[32:]
-    return kept if hashlib.sha256(key + kept).digest() == digest else None
-
-
-def write_kept(path: Path, key: bytes, content: bytes) -> None:
-    """Write bytes under a key, in place of those under any other."""
-    with replacing(path) as draft:
-        draft.write_bytes(hashlib.sha256(key + content).digest() + content)

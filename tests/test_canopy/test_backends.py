@@ -13,9 +13,10 @@ from odc.geo.geom import box
 
 from canopy.errors import ModelError, OutputError
 from canopy.imagery.configured import SAMPLE_SCENE
-from canopy.models.backends import pick_backend, read_kept, write_kept
+from canopy.models.backends import pick_backend
 from canopy.models.model import CanopyModel, load_model
 from canopy.prediction import predict
+from tiles.files import read_kept, write_kept
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CARD = load_model(backend="eager").card
