@@ -74,19 +74,20 @@ class DPTHeights(HeightNet):
         )
         self.bins = HeightBins(card.head.bins, card.head.max_m, card.head.spacing)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, taps: Tensor | None = None) -> Tensor:
         """Logits over height bins.
 
         Args:
             image: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of 32.
+            taps: (taps, B, C, h, w) what `tapped` made of the image, if known: the encoder then rests.
 
         Returns:
             (B, bins, H / 2, W / 2) logits.
         """
-        features, prefix = self._encoded(image)
+        features = self.tapped(image) if taps is None else list(taps)
         if self._normed:
             features = [F.layer_norm(tokens.movedim(1, -1), tokens.shape[1:2]).movedim(-1, 1) for tokens in features]
-        decoded = self.dpt.decoder(features, prefix)
+        decoded = self.dpt.decoder(features, [None] * len(features))
         if self.detail is not None:
             decoded = torch.cat([decoded, self.detail(image)], dim=1)
         return cast(Tensor, self.head(decoded))
@@ -120,15 +121,14 @@ class DPTHeights(HeightNet):
 
     def tokens(self, image: Tensor) -> Tensor:
         """The encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
-        features, _ = self._encoded(self.padded(image))
-        return F.avg_pool2d(features[-1], self._enlarge)
+        return F.avg_pool2d(self.tapped(self.padded(image))[-1], self._enlarge)
 
-    def _encoded(self, image: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Patch tokens (B, C, h, w) of each tap, and what stands before them."""
+    def tapped(self, image: Tensor) -> list[Tensor]:
+        """Patch tokens (B, C, h, w) of each tap, which is all that the decoder reads of the encoder."""
         seen = self.normalise(image)
         if self._enlarge > 1:
             seen = F.interpolate(seen, scale_factor=self._enlarge, mode="bilinear", align_corners=False)
-        return cast(tuple[list[Tensor], list[Tensor | None]], self.dpt.encoder(seen))
+        return cast(list[Tensor], self.dpt.encoder(seen)[0])
 
 
 class Detail(nn.Module):
