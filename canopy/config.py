@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from canopy.bundle import Architecture, HeightHead
 from canopy.errors import ConfigError
@@ -153,8 +153,19 @@ class TrainConfig(Config):
     """Share of the chips with made-up shadows."""
     mix: float = Field(default=0.5, ge=0, le=1)
     """Share of the chips that are patched together from two scenes."""
+    pool: int | None = Field(default=None, gt=0)
+    """Learn from so many augmented chips again and again, not from new ones: a frozen encoder then sees each once."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
     std: tuple[float, float, float] = (0.20, 0.19, 0.17)
+
+    @field_validator("pool")
+    @classmethod
+    def _pool_of_a_frozen_encoder(cls, pool: int | None, info: ValidationInfo) -> int | None:
+        if pool and info.data.get("encoder_rate"):
+            raise ValueError("only a frozen encoder makes the same tokens twice: a pool needs encoder_rate 0")
+        if pool and pool % info.data.get("batch", 1):
+            raise ValueError(f"a pool is a multiple of the batch, which is {info.data['batch']}")
+        return pool
 
 
 class SourceConfig(Config):

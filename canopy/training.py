@@ -1,6 +1,7 @@
 """Decoder stage: heights learnt from images and lidar, written as a bundle."""
 
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -36,9 +38,10 @@ from canopy.scenes import (
     mix_chips,
     read_store,
 )
+from canopy.tokens import KeptTokens
 
-ChipBatch = Chip
-"""Chips stacked along a first dimension."""
+ChipBatch = Chip | tuple[Tensor, Tensor, Tensor]
+"""Chips stacked along a first dimension; those of a pool with their tokens (taps, B, C, h, w)."""
 
 
 class BinNet(Protocol):
@@ -76,10 +79,15 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     if config.start is None:
         start_head(cast(nn.Conv2d, net.head[-1]), net.bins, split)
     card = card.model_copy(update={"domain": measure_domain(config, split)})
+    net = net.to("cuda" if torch.cuda.is_available() else "cpu")
+    batches: Callable[[int], ChipBatch] = partial(draw_batch, split=split, config=config)
+    if config.pool:
+        tokens = KeptTokens(net, run / "tokens", config.pool, config.crop_px or config.chip_px)
+        batches = partial(draw_pooled, split=split, config=config, tokens=tokens)
     fit(
-        net.to("cuda" if torch.cuda.is_available() else "cpu"),
+        net,
         partial(height_loss, weights=config.loss, steps=config.loop.steps),
-        partial(draw_batch, split=split, config=config),
+        batches,
         config.loop,
         run,
         resume=resume,
@@ -87,6 +95,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
         report=partial(print_entry, steps=config.loop.steps),
         slow=(ENCODER, config.encoder_rate),
     )
+    shutil.rmtree(run / "tokens", ignore_errors=True)
     return run / "best.safetensors"
 
 
@@ -280,8 +289,8 @@ def _starts(length: int, chip_px: int) -> list[int]:
 def height_loss(net: nn.Module, batch: ChipBatch, step: int, weights: LossWeights, steps: int) -> Tensor:
     """Weighted sum of the losses of a network with `bins` on a batch of chips, at a step of so many."""
     device = next(net.parameters()).device
-    image, height = (part.to(device, non_blocking=True) for part in batch)
-    logits = net(image)
+    image, height, *taps = (part.to(device, non_blocking=True) for part in batch)
+    logits = net(image, *taps)
     bins = cast(HeightBins, net.bins)
     heights = bins.height_m(logits)
     height = best_shift(heights, height, weights.shift_cells)
@@ -303,18 +312,49 @@ HEIGHT_LOSSES = {
 }
 
 
-def draw_batch(number: int, split: Split, config: TrainConfig) -> ChipBatch:
+def draw_batch(number: int, split: Split, config: TrainConfig) -> Chip:
     """The batch of a number: image (B, 3, H, W) and height_m (B, H / 2, W / 2)."""
     generator = np.random.default_rng((config.loop.seed, number))
     chosen = split.batches(number) if split.batches else [None] * config.batch
-    chips = []
-    for which in chosen:
-        chip = _draw(split, which, generator, config)
-        if generator.random() < config.mix:
-            chip = mix_chips(chip, _draw(split, None, generator, config), generator)
-        chips.append(chip)
+    return _stacked([_augmented(split, which, generator, config) for which in chosen])
+
+
+def draw_pooled(number: int, split: Split, config: TrainConfig, tokens: KeptTokens) -> ChipBatch:
+    """The batch of a number from the pool: images, heights and tokens."""
+    assert config.pool
+    drawn = pooled(number, config.pool, config.batch, config.loop.seed)
+    chips = [_pool_chip(int(which), split, config) for which in drawn]
+    taps = [tokens(int(which), image) for which, (image, _) in zip(drawn, chips, strict=True)]
+    return *_stacked(chips), torch.stack(taps, dim=1)
+
+
+def pooled(number: int, pool: int, batch: int, seed: int) -> NDArray[np.int64]:
+    """Chips (batch,) of a pool in the batch of a number: every pass takes each chip once, in another order.
+
+    A chip keeps its place in a batch, so that every batch has its short and tall trees.
+    """
+    done, at = divmod(number, pool // batch)
+    firsts = np.tile(np.arange(0, pool, batch), (batch, 1))
+    order = np.random.default_rng((seed, done)).permuted(firsts, axis=1)
+    return np.asarray(order[:, at] + np.arange(batch))
+
+
+def _pool_chip(number: int, split: Split, config: TrainConfig) -> Chip:
+    batch, place = divmod(number, config.batch)
+    which = split.batches(batch)[place] if split.batches else None
+    return _augmented(split, which, np.random.default_rng((config.loop.seed, number)), config)
+
+
+def _stacked(chips: Sequence[Chip]) -> Chip:
     images, heights = zip(*chips, strict=True)
     return torch.stack(images), torch.stack(heights)
+
+
+def _augmented(split: Split, which: int | None, generator: np.random.Generator, config: TrainConfig) -> Chip:
+    chip = _draw(split, which, generator, config)
+    if generator.random() < config.mix:
+        chip = mix_chips(chip, _draw(split, None, generator, config), generator)
+    return chip
 
 
 def _draw(split: Split, which: int | None, generator: np.random.Generator, config: TrainConfig) -> Chip:

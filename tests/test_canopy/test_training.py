@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from rasters import make_raster
 from torch import Tensor, nn
 
+from canopy import training
 from canopy.bundle import Architecture, Card, find_bundle, read_bundle, read_card, save_bundle
 from canopy.chips import ChipStore
 from canopy.config import LoopConfig, TrainConfig, load_config
@@ -23,8 +25,19 @@ from canopy.losses import charbonnier, gradient_loss, histogram_loss
 from canopy.models.dpt import DPTHeights
 from canopy.models.heads import HeightBins
 from canopy.models.model import load_model
-from canopy.scenes import Scene, cast_shadows, draw_chip, jitter_colour, mix_chips, read_scenes
-from canopy.training import draw_batch, make_card, measure_domain, read_split, start_head, start_net, train
+from canopy.scenes import Scene, Split, cast_shadows, draw_chip, jitter_colour, mix_chips, read_scenes
+from canopy.tokens import KeptTokens
+from canopy.training import (
+    draw_batch,
+    draw_pooled,
+    make_card,
+    measure_domain,
+    pooled,
+    read_split,
+    start_head,
+    start_net,
+    train,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -341,6 +354,130 @@ def test_a_frozen_encoder_stays_as_it_was_to_the_bit(store: Path, tmp_path: Path
 def fitted_run(config: TrainConfig, run: Path) -> Path:
     train(config, run)
     return run
+
+
+def pool_config(store: Path, encoder: Path, **changes: Any) -> TrainConfig:
+    """A frozen encoder over a pool that is passed through twice and a half."""
+    loop = {"steps": 5, "warmup_steps": 1, "amp": False, "checkpoint_every": 2, "evaluate_every": 5}
+    return store_config(store, encoder=str(encoder), encoder_rate=0, pool=8, colour=0.1, loop=loop, **changes)
+
+
+def last_weights(run: Path) -> dict[str, np.ndarray]:
+    return read_bundle(run / "last.safetensors")[1]
+
+
+def pool_of(config: TrainConfig, folder: Path) -> tuple[DPTHeights, Split, KeptTokens]:
+    assert config.pool
+    split = read_split(config)
+    net = start_net(config, make_card(config, split)).eval()
+    return net, split, KeptTokens(net, folder, config.pool, config.chip_px)
+
+
+def test_a_pass_of_a_pool_takes_each_chip_once_and_keeps_its_place() -> None:
+    passes = [np.stack([pooled(number, 12, 3, seed=7) for number in range(4 * done, 4 * done + 4)]) for done in (0, 1)]
+    for one in passes:
+        assert sorted(one.ravel()) == list(range(12))
+        assert (one % 3 == np.arange(3)).all()
+    assert not np.array_equal(*passes)
+    assert np.array_equal(passes[0][2], pooled(2, 12, 3, seed=7))
+
+
+def test_chips_of_a_pool_come_back_as_they_were(store: Path, tmp_path: Path) -> None:
+    config = pool_config(store, encoder_bundle(tmp_path / "encoder.safetensors"), shadows=0.5, mix=0.5)
+    net, split, tokens = pool_of(config, tmp_path / "tokens")
+    chips: dict[int, Tensor] = {}
+    for number in range(4):
+        images, heights, taps = draw_pooled(number, split, config, tokens)
+        assert heights.shape == (4, 16, 16)
+        for which, image in zip(pooled(number, 8, 4, config.loop.seed), images, strict=True):
+            assert torch.equal(chips.setdefault(int(which), image), image)
+        with torch.inference_mode():
+            torch.testing.assert_close(net(images, taps), net(images), rtol=1e-4, atol=1e-4)
+    assert len({image.numpy().tobytes() for image in chips.values()}) == 8
+
+
+def test_learning_from_kept_tokens_ends_at_the_bits_of_running_the_encoder(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = encoder_bundle(tmp_path / "encoder.safetensors")
+    shape = Architecture(encoder_args={"mlp_ratio": 1.0}, enlarge=2, normed=True)
+    config = pool_config(store, bundle, batch=1, chip_px=64, drop_path=0.5, architecture=shape)
+    kept = last_weights(fitted_run(config, tmp_path / "kept"))
+    whole = training.height_loss
+    monkeypatch.setattr(training, "height_loss", lambda net, batch, step, **how: whole(net, batch[:2], step, **how))
+    run = last_weights(fitted_run(config, tmp_path / "run"))
+    assert all(np.array_equal(kept[name], run[name]) for name in run)
+
+
+def test_an_encoder_sees_each_chip_of_a_pool_once(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = pool_config(store, encoder_bundle(tmp_path / "encoder.safetensors"))
+    _, split, tokens = pool_of(config, tmp_path / "tokens")
+    pool = {image.numpy().tobytes() for number in (0, 1) for image in draw_pooled(number, split, config, tokens)[0]}
+    seen: list[bytes] = []
+    tapped = DPTHeights.tapped
+
+    def counted(net: DPTHeights, image: Tensor) -> list[Tensor]:
+        seen.append(image.numpy().tobytes())
+        return tapped(net, image)
+
+    monkeypatch.setattr(DPTHeights, "tapped", counted)
+    train(config, tmp_path / "run")
+    assert [seen.count(image) for image in pool] == [1] * 8
+    assert not (tmp_path / "run" / "tokens").exists(), "a finished run needs them no more"
+
+
+def test_a_killed_run_with_damaged_tokens_ends_at_the_bits_of_an_uninterrupted_one(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pool_config(store, encoder_bundle(tmp_path / "encoder.safetensors"))
+    whole = last_weights(fitted_run(config, tmp_path / "whole"))
+
+    def kill(entry: dict[str, Any], steps: int) -> None:
+        if entry["step"] == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "print_entry", kill)
+        train(config, tmp_path / "cut")
+    files = sorted((tmp_path / "cut" / "tokens").iterdir())
+    assert len(files) == 8
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    files[1].write_bytes(files[2].read_bytes())
+    files[3].write_bytes(files[3].read_bytes()[:-4] + b"\0\0\x80\x3f")
+    files[4].unlink()
+    train(config, tmp_path / "cut", resume=True)
+    resumed = last_weights(tmp_path / "cut")
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_tokens_of_another_encoder_or_chip_are_never_used(store: Path, tmp_path: Path) -> None:
+    first = pool_config(store, encoder_bundle(tmp_path / "encoder.safetensors"))
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
+    pool_of(first, tmp_path / "tokens")[2](0, image)
+    other = first.model_copy(update={"encoder": None})
+    finer = first.model_copy(update={"architecture": Architecture(encoder_args={"mlp_ratio": 1.0}, enlarge=2)})
+    for config in (other, finer, first):
+        net, _, tokens = pool_of(config, tmp_path / "tokens")
+        for chip in (image, 1 - image):
+            with torch.no_grad():
+                assert torch.equal(tokens(0, chip), torch.cat(net.tapped(chip[None])))
+
+
+def test_a_pool_without_use_or_room_is_a_clear_error(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValidationError, match="needs encoder_rate 0"):
+        store_config(store, pool=8)
+    with pytest.raises(ValidationError, match="multiple of the batch, which is 4"):
+        store_config(store, pool=9, encoder_rate=0)
+    config = pool_config(store, encoder_bundle(tmp_path / "encoder.safetensors"))
+    tokens = pool_of(config, tmp_path / "tokens")[2]
+    (tmp_path / "tokens" / "00000000").mkdir()
+    with pytest.raises(TrainingError, match=r"cannot write .*00000000: Is a directory; .* --resume"):
+        tokens(0, torch.zeros(3, 32, 32))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(TrainingError, match=r"tokens of 8 chips take .* GB are free: .*smaller pool"):
+        train(config, tmp_path / "run")
 
 
 def test_a_slow_encoder_moves_less(store: Path, tmp_path: Path) -> None:
