@@ -101,6 +101,7 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
         raise TrainingError(f"{config.path}: cells of {cell_m:g} m over pixels of {gsd_m:g} m; half of a cell expected")
     kept = np.array([source not in config.exclude for source in store.column("source")])
     train, test = (rows[kept[rows]] for rows in (store.rows("train"), store.rows("test")))
+    credits = (store.column(name)[np.concatenate([train, test])] for name in ("licence", "credit"))
     drawn = CategoryBatches.of(store, train, batch, short=config.short, tall=config.tall, seed=seed)
     number = {int(row): at for at, row in enumerate(train)}
     scenes = tuple(_stored(store, row) for row in train)
@@ -110,7 +111,7 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
         test=held_out,
         chances=drawn.weight / drawn.weight.sum(),
         sha256=_digest((*scenes, *held_out)),
-        licences=tuple(sorted({*store.column("licence")[np.concatenate([train, test])]})),
+        licences=tuple(sorted({f"{licence}: {credit}" for licence, credit in zip(*credits, strict=True)})),
         batches=lambda which: np.array([number[int(row)] for row in drawn(which)]),
     )
     if not config.shares:

@@ -197,7 +197,7 @@ def test_a_store_trains_on_its_training_side_and_tests_no_cell_twice(store: Path
     assert {scene.name for scene in split.train} == names["train"]
     assert {scene.name for scene in split.test} <= names["test"]
     assert {scene.group for scene in split.test} == {"a", "b"}
-    assert split.licences == ("CC0-1.0",)
+    assert split.licences == ("CC0-1.0: nobody",)
     place = {row["chip"]: (row["crs"], row["x"], row["y"]) for row in chips.index.to_pylist()}
     cells = []
     for scene in split.test:
