@@ -158,6 +158,8 @@ def find_bundle(model: str | Path) -> Path:
     for candidate in (path, BUNDLED / f"{model}.safetensors", models_folder() / f"{model}.safetensors"):
         if candidate.is_file():
             return candidate
+    if path.is_dir():
+        return path  # what reads it says what it lacks
     known = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors"))) or "none"
     raise ModelError(
         f"no model {str(model)!r}: neither a file nor a bundled model (bundled: {known}); "

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -124,19 +125,38 @@ def read_published(path: Path) -> tuple[Card, Weights, str]:
     )
 
 
+class _Unread(list[Any]):
+    """What stands for an object that is no tensor: it takes whatever a file gives it, and keeps and does nothing."""
+
+    def __new__(cls, *_: Any) -> "_Unread":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
 def _load_state(path: Path) -> dict[str, Any]:
     """Tensors of a torch file by the publisher's names: no wrapper, no quantisation."""
     try:
-        with warnings.catch_warnings():
+        # A file of a whole training also names classes of the publisher's, which torch would refuse.
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        unread = torch.serialization.safe_globals([(_Unread, name) for name in named])
+        with warnings.catch_warnings(), unread:
             warnings.simplefilter("ignore")  # torch warns of its own quantised tensors
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             state = loaded.get("state_dict", loaded)
             return {name.removeprefix("chm_module_."): value for name, value in _dequantise(state).items()}
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, KeyError, ValueError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path} is not a torch checkpoint that can be read without running its code: {detail}") from (
-            error
-        )
+        if not zipfile.is_zipfile(path):
+            size_mb = path.stat().st_size / 1e6
+            raise ModelError(
+                f"{path} is no torch file, or not a whole one ({size_mb:.1f} MB): fetch it again"
+            ) from error
+        detail = " ".join(str(error.__context__ or error).split())[:200]  # torch's own text advises to run it
+        raise ModelError(f"{path} cannot be read as weights without running its code: {detail}") from error
 
 
 def _dequantise(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,6 +229,8 @@ def _card(path: Path, family: Literal["chmv1", "chmv2", "depth-any-canopy"], sha
 
 
 def _read_library_folder(path: Path) -> tuple[Card, Weights, str]:
+    if not (path / PUBLISHED_CONFIG).is_file():
+        raise ModelError(f"folder {path}: no {PUBLISHED_CONFIG} in it, which says what the publisher's model is")
     config = _read_json(path / PUBLISHED_CONFIG)
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:

@@ -5,6 +5,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,32 @@ def test_chmv1_head_is_the_published_formula() -> None:
     assert nothing.item() == pytest.approx(10 * (0.001 + 10) / 2, rel=1e-6)
 
 
+def test_file_of_a_whole_training_gives_its_weights_and_runs_nothing(tmp_path, monkeypatch) -> None:
+    """As pytorch-lightning writes them: the publisher's classes, functions and optimiser beside the weights."""
+    monkeypatch.chdir(tmp_path)
+    state = released_state(**NARROW)
+    given = {"backbone_cls": Publishers, "loss": set_trap, "opt": partial(torch.optim.Adam, lr=1e-3)}
+    given |= {"made": Publishers()}
+    kept = {"state_dict": state, "hyper_parameters": given, "optimizer_states": [{"state": {}}]}
+    torch.save(kept, tmp_path / "SSLhuge.pth")
+    weights = read_published(tmp_path / "SSLhuge.pth")[1]
+    np.testing.assert_array_equal(weights["encoder.cls_token"], state["backbone.cls_token"])
+    assert [path.name for path in tmp_path.iterdir()] == ["SSLhuge.pth"]
+    # what was let in for this file is not let in for the next
+    assert not [name for name in torch.serialization.get_safe_globals() if isinstance(name, tuple)]
+
+
+def set_trap() -> None:
+    Path("trapped").touch()
+
+
+class Publishers:
+    """Reading this back would run `set_trap`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (set_trap, (), {"width": 8})
+
+
 class _Trap:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("trapped"),))
@@ -285,8 +312,12 @@ def test_truncated_file_and_wrong_outputs_are_refused(tmp_path) -> None:
     with pytest.raises(OutputError, match="exists"):
         convert(path, tmp_path / "out.safetensors")
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(ModelError, match="without running its code"):
+    with pytest.raises(ModelError, match="not a whole one"):
         convert(path, tmp_path / "other.safetensors")
+    (tmp_path / "empty").mkdir()
+    for read in (load_model, read_published):
+        with pytest.raises(ModelError, match=r"no config\.json in it"):
+            read(tmp_path / "empty")
     with pytest.raises(ModelError, match="no checkpoint"):
         convert(tmp_path / "absent.pth", tmp_path / "other.safetensors")
 
