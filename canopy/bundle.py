@@ -47,6 +47,8 @@ class Architecture(_Frozen):
     detail: str = ""
     """timm name of the convolutional network that hands the head detail finer than a patch, if any."""
     detail_channels: int = Field(default=48, gt=0)
+    colour_matching: bool = False
+    """Whether a network of CHMv1's first brings the colours of aerial imagery to those of satellite imagery."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Configuration of the ``transformers`` library's model, for the families that it runs."""
 
