@@ -177,7 +177,9 @@ def _read(path: Path, *, weights: bool) -> tuple[Card, dict[str, np.ndarray]]:
             text = (opened.metadata() or {}).get(CARD_KEY)
             arrays = {name: opened.get_tensor(name) for name in opened.keys()} if weights else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a model bundle (safetensors expected): {error}") from error
+        raise ModelError(
+            f"{path} is not a model bundle (canopy models convert makes one of a publisher's file): {error}"
+        ) from error
     if text is None:
         raise ModelError(f"{path} has no '{CARD_KEY}' in its header: not a Canopy bundle")
     return _parse_card(path, text), arrays

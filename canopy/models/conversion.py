@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from canopy import __version__
@@ -120,7 +121,8 @@ def convert(
     try:
         card = Card.model_validate(card.model_dump() | changes)
     except ValidationError as error:
-        raise ModelError(f"card of {out}: {' '.join(str(error).split())[:200]}") from error
+        fault = error.errors()[0]
+        raise ModelError(f"card of {out}: {fault['loc'][0]} {fault['input']!r}: {fault['msg']}") from error
     save_bundle(out, card, weights)
     return card
 
@@ -293,7 +295,7 @@ def _read_library_folder(path: Path) -> tuple[Card, Weights, str]:
         net, loading = model_class.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
         )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{path}: transformers cannot read it: {' '.join(str(error).split())[:300]}") from error
     faults = {kind: keys for kind, keys in loading.items() if keys}
     if faults:

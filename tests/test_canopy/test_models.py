@@ -568,6 +568,13 @@ def test_library_weights_that_do_not_fit_are_refused(tmp_path) -> None:
     (published / "config.json").write_text(json.dumps(config | {"number_output_channels": 64}))
     with pytest.raises(ModelError, match=r"cannot read it|do not fit"):
         convert(published, tmp_path / "out.safetensors")
+    (published / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="gsd_m -1: Input should be greater than 0"):
+        convert(published, tmp_path / "out.safetensors", gsd_m=-1)
+    weights = published / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="transformers cannot read it"):
+        load_model(published)
     assert not (tmp_path / "out.safetensors").exists()
 
 
