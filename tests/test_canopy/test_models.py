@@ -456,7 +456,8 @@ def test_bundles_of_before_keep_their_family() -> None:
 
 
 def tiny_chmv2(folder: Path) -> Any:
-    transformers = pytest.importorskip("transformers", reason="the extra 'meta' is not installed")
+    import transformers  # takes seconds: not for those who test something else
+
     backbone = {
         "model_type": "dinov3_vit", "image_size": 64, "hidden_size": 32, "intermediate_size": 64,
         "num_attention_heads": 2, "num_hidden_layers": 4, "num_register_tokens": 4, "key_bias": True,
@@ -471,7 +472,8 @@ def tiny_chmv2(folder: Path) -> Any:
 
 
 def tiny_depth_any_canopy(folder: Path) -> Any:
-    transformers = pytest.importorskip("transformers", reason="the extra 'meta' is not installed")
+    import transformers  # takes seconds: not for those who test something else
+
     backbone = {
         "model_type": "dinov2", "image_size": 56, "patch_size": 14, "hidden_size": 32, "num_attention_heads": 2,
         "num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False, "apply_layernorm": True,
