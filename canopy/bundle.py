@@ -47,6 +47,8 @@ class Architecture(_Frozen):
     detail: str = ""
     """timm name of the convolutional network that hands the head detail finer than a patch, if any."""
     detail_channels: int = Field(default=48, gt=0)
+    colour_matching: bool = False
+    """Whether a network of CHMv1's first brings the colours of aerial imagery to those of satellite imagery."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Configuration of the ``transformers`` library's model, for the families that it runs."""
 
@@ -158,6 +160,8 @@ def find_bundle(model: str | Path) -> Path:
     for candidate in (path, BUNDLED / f"{model}.safetensors", models_folder() / f"{model}.safetensors"):
         if candidate.is_file():
             return candidate
+    if path.is_dir():
+        return path  # what reads it says what it lacks
     known = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors"))) or "none"
     raise ModelError(
         f"no model {str(model)!r}: neither a file nor a bundled model (bundled: {known}); "
@@ -173,7 +177,9 @@ def _read(path: Path, *, weights: bool) -> tuple[Card, dict[str, np.ndarray]]:
             text = (opened.metadata() or {}).get(CARD_KEY)
             arrays = {name: opened.get_tensor(name) for name in opened.keys()} if weights else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a model bundle (safetensors expected): {error}") from error
+        raise ModelError(
+            f"{path} is not a model bundle (canopy models convert makes one of a publisher's file): {error}"
+        ) from error
     if text is None:
         raise ModelError(f"{path} has no '{CARD_KEY}' in its header: not a Canopy bundle")
     return _parse_card(path, text), arrays

@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from canopy.bundle import Card
+from canopy.models.colour import ColourMatching
 from canopy.models.heads import LinearBins
 from canopy.models.network import HeightNet
 
@@ -35,6 +36,7 @@ class CHMv1(HeightNet):
         arch = card.architecture
         width, fused = int(arch.encoder_args["embed_dim"]), arch.fusion_channels
         self.taps = arch.taps
+        self.colour = ColourMatching() if arch.colour_matching else nn.Identity()
         self.encoder = VisionTransformer(
             img_size=TRAINED_PX,
             patch_size=PATCH_PX,
@@ -56,6 +58,10 @@ class CHMv1(HeightNet):
         self.hidden = nn.Conv2d(fused // 2, HIDDEN, 3, padding=1)
         self.logits = nn.Conv2d(HIDDEN, card.head.bins, 1)
         self.bins = LinearBins(card.head.bins, card.head.max_m)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] to what the encoder was trained on, colours first matched if the card says so."""
+        return super().normalise(self.colour(image))
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits over height bins.

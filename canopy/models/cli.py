@@ -69,13 +69,16 @@ def fetch(
 
 @models.command("convert")
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Publisher's file, or folder with config.json.")],
+    checkpoint: Annotated[str, typer.Argument(help="Publisher's file, folder with config.json, or a fetched model.")],
     out: Annotated[Path, typer.Option(help="Bundle (.safetensors).")],
     gsd: Annotated[float | None, typer.Option(help="Metres per pixel to feed it at (default: its family's).")] = None,
+    colour_matching: Annotated[
+        Path | None, typer.Option(help="CHMv1's network for aerial imagery (.ckpt), to be part of the bundle.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
 ) -> None:
-    """Convert a publisher's checkpoint, recognised by its keys, into a bundle."""
+    """Convert a publisher's checkpoint, recognised by its keys, into a bundle; or a bundle into another."""
     from canopy.models import conversion
 
-    conversion.convert(checkpoint, out, gsd_m=gsd, overwrite=overwrite)
+    conversion.convert(checkpoint, out, gsd_m=gsd, colour_matching=colour_matching, overwrite=overwrite)
     typer.echo(out)

@@ -5,6 +5,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from canopy.bundle import Architecture, Card, HeightHead, read_card, save_bundle
 from canopy.errors import ModelError, OutputError
 from canopy.models import download as downloads
+from canopy.models.colour import ColourMatching
 from canopy.models.conversion import convert, read_published
 from canopy.models.download import download
 from canopy.models.fetching import fetch
@@ -251,6 +253,155 @@ def test_chmv1_head_is_the_published_formula() -> None:
     assert nothing.item() == pytest.approx(10 * (0.001 + 10) / 2, rel=1e-6)
 
 
+# --- colour matching of aerial imagery
+
+
+def released_colours() -> dict[str, Tensor]:
+    """Random weights under the names and shapes of the released network that predicts percentiles."""
+    made = torch.Generator().manual_seed(9)
+    state: dict[str, Tensor] = {}
+
+    def layer(name: str, *shape: int) -> None:
+        fan = int(np.prod(shape[1:]))
+        state[f"backbone.{name}.weight"] = (2 / fan) ** 0.5 * torch.randn(shape, generator=made)
+        state[f"backbone.{name}.bias"] = 0.1 * torch.randn(shape[0], generator=made)
+
+    given = 3
+    for index, width in enumerate((8, 16, 32, 64, 64, 128)):
+        name = f"conv_block{index}" if index else "input_layer"
+        layer(f"{name}.0", width, given, 1, 1)
+        for part, low in (("weight", 0.5), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 0.5)):
+            state[f"backbone.{name}.1.{part}"] = low + torch.rand(width, generator=made)
+        state[f"backbone.{name}.1.num_batches_tracked"] = torch.tensor(100)
+        layer(f"{name}.3", width, width, 3, 3)
+        given = width
+    for name, width, wide in (("fc1.0", 64, 128 * 8 * 8), ("fc2.0", 64, 64), ("fc3.0", 32, 64), ("fc4", 6, 32)):
+        layer(name, width, wide)
+    state["backbone.fc4.weight"] *= 0.01
+    state["backbone.fc4.bias"] = torch.tensor((0.12, 0.15, 0.1, 0.6, 0.55, 0.5))
+    return state
+
+
+def released_matching(state: dict[str, Tensor], image: Tensor) -> np.ndarray:
+    """A chip (3, 256, 256) matched after the released files, percentiles and stretch by numpy."""
+    weights = {name.removeprefix("backbone."): value for name, value in state.items()}
+    x = image[None]
+    for index in range(6):
+        name = f"conv_block{index}" if index else "input_layer"
+        x = F.conv2d(x, weights[f"{name}.0.weight"], weights[f"{name}.0.bias"])
+        scale = weights[f"{name}.1.weight"] / (weights[f"{name}.1.running_var"] + 1e-5).sqrt()
+        x = (x - weights[f"{name}.1.running_mean"].view(-1, 1, 1)) * scale.view(-1, 1, 1)
+        x = (x + weights[f"{name}.1.bias"].view(-1, 1, 1)).relu()
+        x = F.conv2d(x, weights[f"{name}.3.weight"], weights[f"{name}.3.bias"], padding=1)
+        x = F.max_pool2d(x, 2) if index < 5 else x
+    y = x.flatten().numpy().astype(np.float64)
+    for name in ("fc1.0", "fc2.0", "fc3.0"):
+        y = np.maximum(weights[f"{name}.weight"].numpy() @ y + weights[f"{name}.bias"].numpy(), 0)
+    y = weights["fc4.weight"].numpy() @ y + weights["fc4.bias"].numpy()
+    matched = []
+    for band, low, high in zip(image.numpy().astype(np.float64), y[:3], y[3:], strict=True):
+        p5, p95 = np.percentile(band, (5, 95))
+        matched.append((band - p5) * (high - low) / (p95 - p5) + low)
+    return np.stack(matched)
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """The file that predicts percentiles, as a training leaves it."""
+    path = tmp_path / "aerial_normalization_quantiles_predictor.ckpt"
+    torch.save({"state_dict": released_colours(), "hyper_parameters": {"backbone_cls": Publishers}}, path)
+    return path
+
+
+def test_colour_matching_equals_the_published_formula(tmp_path, colours) -> None:
+    state = released_state(**NARROW)
+    torch.save(state, tmp_path / "SSLlarge.pth")
+    card = convert(tmp_path / "SSLlarge.pth", tmp_path / "matched.safetensors", colour_matching=colours)
+    assert card.architecture.colour_matching
+    assert card.training["converted_from"] == "SSLlarge.pth"
+    assert card.training["colour_matching_sha256"] == hashlib.sha256(colours.read_bytes()).hexdigest()
+    assert read_card(tmp_path / "matched.safetensors") == card
+    # a fetched bundle, whose download is gone
+    convert(tmp_path / "SSLlarge.pth", tmp_path / "fetched.safetensors", gsd_m=0.6)
+    again = convert(tmp_path / "fetched.safetensors", tmp_path / "again.safetensors", colour_matching=colours)
+    assert (again.training, again.gsd_m) == (card.training, 0.6)
+    # two chips of different colours: each is matched by its own percentiles
+    image = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    image[1] = 0.2 + 0.3 * image[1] ** 2
+    expected = torch.from_numpy(np.stack([released_matching(released_colours(), chip) for chip in image])).float()
+    assert (expected[0] - expected[1]).abs().mean() > 0.05
+    made = load_model(tmp_path / "matched.safetensors").predict(image)
+    heights = released_forward(state, expected, (4, 11, 17, 23))
+    torch.testing.assert_close(made, heights, atol=2e-3, rtol=0)
+    assert (load_model(tmp_path / "SSLlarge.pth").predict(image) - heights).abs().mean() > 0.1
+
+
+def test_colours_of_any_size_and_of_a_single_colour_are_matched() -> None:
+    net = ColourMatching().eval()
+    torch.nn.init.constant_(net.regress[-1].bias[3:], 0.6)  # the 95th above the 5th, as a trained network says
+    image = torch.rand(2, 3, 300, 200, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        made, expected = net(image).numpy(), net.expected(image)[..., 0, 0].numpy()
+        np.testing.assert_allclose(np.percentile(made, (5, 95), axis=(2, 3)), expected, atol=1e-5)
+        single = torch.full((1, 3, 256, 256), 0.4)
+        assert torch.equal(net(single), net.expected(single)[0].expand_as(single))
+
+
+def test_colour_matching_is_refused_where_it_does_not_belong(tmp_path, colours, canopy) -> None:
+    large, out = tmp_path / "SSLlarge_aerial.pth", tmp_path / "out.safetensors"
+    torch.save(released_state(**NARROW), large)
+    with pytest.raises(ModelError, match="no height model: give it to one by --colour-matching"):
+        convert(colours, out)
+    with pytest.raises(ModelError, match="is not CHMv1's colour matching"):
+        convert(large, out, colour_matching=large)
+    with pytest.raises(ModelError, match="no file"):
+        convert(large, out, colour_matching=tmp_path / "absent.ckpt")
+    assert not out.exists()
+    code, _, err = canopy("models", "convert", large, "--out", out, "--colour-matching", colours)
+    assert code == 0
+    assert "SSLlarge_aerial was trained on aerial imagery" in err
+    colours.write_bytes(colours.read_bytes()[:-1000])
+    code, _, err = canopy("models", "convert", large, "--out", out, "--overwrite", "--colour-matching", colours)
+    assert code == 1
+    assert "not a whole one" in err
+    assert read_card(out).architecture.colour_matching
+
+
+def test_colour_matching_of_another_family_is_refused(tmp_path, colours) -> None:
+    tiny_chmv2(tmp_path / "published")
+    with pytest.raises(ModelError, match="published is of the family chmv2"):
+        convert(tmp_path / "published", tmp_path / "out.safetensors", colour_matching=colours)
+
+
+# --- files that are not what they should be
+
+
+def test_file_of_a_whole_training_gives_its_weights_and_runs_nothing(tmp_path, monkeypatch) -> None:
+    """As pytorch-lightning writes them: the publisher's classes, functions and optimiser beside the weights."""
+    monkeypatch.chdir(tmp_path)
+    state = released_state(**NARROW)
+    given = {"backbone_cls": Publishers, "loss": set_trap, "opt": partial(torch.optim.Adam, lr=1e-3)}
+    given |= {"made": Publishers()}
+    kept = {"state_dict": state, "hyper_parameters": given, "optimizer_states": [{"state": {}}]}
+    torch.save(kept, tmp_path / "SSLhuge.pth")
+    weights = read_published(tmp_path / "SSLhuge.pth")[1]
+    np.testing.assert_array_equal(weights["encoder.cls_token"], state["backbone.cls_token"])
+    assert [path.name for path in tmp_path.iterdir()] == ["SSLhuge.pth"]
+    # what was let in for this file is not let in for the next
+    assert not [name for name in torch.serialization.get_safe_globals() if isinstance(name, tuple)]
+
+
+def set_trap() -> None:
+    Path("trapped").touch()
+
+
+class Publishers:
+    """Reading this back would run `set_trap`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (set_trap, (), {"width": 8})
+
+
 class _Trap:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("trapped"),))
@@ -285,9 +436,13 @@ def test_truncated_file_and_wrong_outputs_are_refused(tmp_path) -> None:
     with pytest.raises(OutputError, match="exists"):
         convert(path, tmp_path / "out.safetensors")
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(ModelError, match="without running its code"):
+    with pytest.raises(ModelError, match="not a whole one"):
         convert(path, tmp_path / "other.safetensors")
-    with pytest.raises(ModelError, match="no checkpoint"):
+    (tmp_path / "empty").mkdir()
+    for read in (load_model, read_published):
+        with pytest.raises(ModelError, match=r"no config\.json in it"):
+            read(tmp_path / "empty")
+    with pytest.raises(ModelError, match="neither a file nor"):
         convert(tmp_path / "absent.pth", tmp_path / "other.safetensors")
 
 
@@ -301,7 +456,8 @@ def test_bundles_of_before_keep_their_family() -> None:
 
 
 def tiny_chmv2(folder: Path) -> Any:
-    transformers = pytest.importorskip("transformers", reason="the extra 'meta' is not installed")
+    import transformers  # takes seconds: not for those who test something else
+
     backbone = {
         "model_type": "dinov3_vit", "image_size": 64, "hidden_size": 32, "intermediate_size": 64,
         "num_attention_heads": 2, "num_hidden_layers": 4, "num_register_tokens": 4, "key_bias": True,
@@ -316,7 +472,8 @@ def tiny_chmv2(folder: Path) -> Any:
 
 
 def tiny_depth_any_canopy(folder: Path) -> Any:
-    transformers = pytest.importorskip("transformers", reason="the extra 'meta' is not installed")
+    import transformers  # takes seconds: not for those who test something else
+
     backbone = {
         "model_type": "dinov2", "image_size": 56, "patch_size": 14, "hidden_size": 32, "num_attention_heads": 2,
         "num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False, "apply_layernorm": True,
@@ -413,6 +570,13 @@ def test_library_weights_that_do_not_fit_are_refused(tmp_path) -> None:
     (published / "config.json").write_text(json.dumps(config | {"number_output_channels": 64}))
     with pytest.raises(ModelError, match=r"cannot read it|do not fit"):
         convert(published, tmp_path / "out.safetensors")
+    (published / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="gsd_m -1: Input should be greater than 0"):
+        convert(published, tmp_path / "out.safetensors", gsd_m=-1)
+    weights = published / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="transformers cannot read it"):
+        load_model(published)
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -456,6 +620,17 @@ def test_sample_is_mapped_with_a_narrow_chmv1(tmp_path, canopy) -> None:
     heights = mapped(canopy, tmp_path / "SSLlarge.pth", tmp_path / "map.tif")
     assert 0.5 < np.isfinite(heights).mean() < 0.9
     assert np.nanstd(heights) > 0.05
+
+
+def test_sample_is_mapped_with_matched_colours(tmp_path, canopy, colours) -> None:
+    torch.save({"state_dict": released_state(**NARROW)}, tmp_path / "SSLlarge.pth")
+    bundle = tmp_path / "matched.safetensors"
+    code, _, err = canopy("models", "convert", tmp_path / "SSLlarge.pth", "--out", bundle, "--colour-matching", colours)
+    assert code == 0, err
+    plain = mapped(canopy, tmp_path / "SSLlarge.pth", tmp_path / "plain.tif")
+    matched = mapped(canopy, bundle, tmp_path / "matched.tif")
+    np.testing.assert_array_equal(np.isnan(matched), np.isnan(plain))
+    assert np.nanmean(np.abs(matched - plain)) > 0.05
 
 
 @pytest.mark.slow
