@@ -103,7 +103,8 @@ def _create(name: str, args: dict[str, Any], image_px: int, drop_path: float) ->
 def from_card(card: Card, drop_path: float = 0.0) -> Encoder:
     """The untrained encoder that a card describes."""
     arch = card.architecture
-    return Encoder(arch.encoder, dict(arch.encoder_args), card.chip_px, card.mean, card.std, drop_path)
+    seen_px = arch.enlarge * card.chip_px
+    return Encoder(arch.encoder, dict(arch.encoder_args), seen_px, card.mean, card.std, drop_path)
 
 
 def load_encoder(path: Path) -> tuple[Card, Encoder]:
