@@ -132,7 +132,7 @@ class TrainConfig(Config):
     start: Path | None = None
     """Bundle of the same architecture from whose weights training starts."""
     encoder: Path | None = None
-    """Bundle of `canopy pretrain` or of a height model, or a bundled one's name: the encoder to start from."""
+    """The encoder to start from: a bundle, a bundled one's name, or ``timm:NAME`` for one of timm's pretrained ones."""
     encoder_rate: float = Field(default=1.0, ge=0, le=1)
     """Factor on the encoder's learning rate; 0 keeps the encoder frozen."""
     detail_weights: Path | None = None

@@ -16,7 +16,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from canopy import __version__
-from canopy.bundle import Card, Domain, HeightIntervals, find_bundle, read_bundle, read_card, save_bundle
+from canopy.bundle import Card, Domain, HeightIntervals, read_bundle, read_card, save_bundle
 from canopy.config import Config, LossWeights, TrainConfig, dump_config, load_config, weight_at
 from canopy.domain import fit_domain
 from canopy.errors import TrainingError
@@ -25,6 +25,7 @@ from canopy.intervals import FEWEST_CELLS, coverage, fit_intervals, raw_interval
 from canopy.loop import fit
 from canopy.losses import absolute, best_shift, charbonnier, gradient_loss, histogram_loss, patch_gradient, silog
 from canopy.models.dpt import ENCODER, DPTHeights
+from canopy.models.encoders import encoder_card, read_encoder
 from canopy.models.heads import HeightBins
 from canopy.models.model import load_weights
 from canopy.scenes import (
@@ -164,12 +165,13 @@ def start_head(head: nn.Conv2d, bins: HeightBins, split: Split) -> None:
 
 
 def take_encoder(net: DPTHeights, card: Card, bundle: Path) -> None:
-    """Give a network the encoder of a bundle, its position embeddings brought to the network's size.
+    """Give a network the encoder of a bundle or of timm, its position embeddings brought to the network's size.
 
     Raises:
+        ModelError: As of `read_encoder`.
         TrainingError: The bundle's encoder is another network, or sees images normalised otherwise.
     """
-    given, weights, _ = read_bundle(find_bundle(bundle))
+    given, weights = read_encoder(bundle)
     for name, own, theirs in (
         ("encoder", card.architecture.encoder, given.architecture.encoder),
         ("encoder_args", card.architecture.encoder_args, given.architecture.encoder_args),
@@ -184,7 +186,8 @@ def take_encoder(net: DPTHeights, card: Card, bundle: Path) -> None:
     taken = {name: value for name, value in found.items() if name in state}
     position = taken.get("pos_embed")
     if position is not None and position.shape != state["pos_embed"].shape:
-        extra = net.dpt.encoder.model.num_prefix_tokens
+        vit = net.dpt.encoder.model
+        extra = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
         side = math.isqrt(state["pos_embed"].shape[1] - extra)
         taken["pos_embed"] = resample_abs_pos_embed(position, [side, side], num_prefix_tokens=extra)
     missing = [name for name in state if name not in taken and not name.startswith(("head.", "norm."))]
@@ -371,6 +374,7 @@ def make_card(config: TrainConfig, split: Split) -> Card:
     """The card of a model to be trained: what it learns from and how; its scores are still to come."""
     lidar = [scene for scene in split.train if not scene.pseudo]
     pseudo = [scene for scene in split.train if scene.pseudo]
+    encoder = encoder_card(config.encoder) if config.encoder else None
     training = {
         "data_sha256": split.sha256,
         "data_licences": list(split.licences),
@@ -383,7 +387,8 @@ def make_card(config: TrainConfig, split: Split) -> Card:
         "steps": read_card(config.start).training.get("steps", 0) if config.start else 0,
         "chips_per_step": config.batch * config.loop.accumulate,
         "seed": config.loop.seed,
-        "encoder": read_card(find_bundle(config.encoder)).name if config.encoder else "",
+        "encoder": encoder.name if encoder else "",
+        "encoder_licence": encoder.licence if encoder else "",
         "encoder_frozen": config.encoder_rate == 0,
     }
     own = {name: getattr(config, name) for name in Card.model_fields if name in TrainConfig.model_fields}

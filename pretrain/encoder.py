@@ -10,14 +10,13 @@ import torch
 from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
-from canopy import __version__
-from canopy.bundle import Architecture, Card, find_bundle, read_bundle, save_bundle
+from canopy.bundle import Card, save_bundle
 from canopy.errors import ConfigError, ModelError
 from canopy.models.dpt import ENCODER
+from canopy.models.encoders import read_encoder
 from canopy.models.model import load_weights
 
 MLP_LAYERS = {"swiglu": SwiGLUPacked}
-TIMM, TIMM_PX, PATCH_PX = "timm:", 128, 16
 CLASSIFIER = "head."
 """smp keeps timm's classifier, which nothing reads."""
 
@@ -116,9 +115,7 @@ def load_encoder(path: Path) -> tuple[Card, Encoder]:
     Raises:
         ModelError: Not a bundle, or weights that do not fit its card, or that timm cannot bring.
     """
-    if str(path).startswith(TIMM):
-        return _timm_encoder(str(path).removeprefix(TIMM))
-    card, weights, _ = read_bundle(find_bundle(path))
+    card, weights = read_encoder(path)
     if card.family == "dpt":
         start = len(ENCODER)
         weights = {name[start:]: array for name, array in weights.items() if name.startswith(ENCODER)}
@@ -132,38 +129,6 @@ def load_encoder(path: Path) -> tuple[Card, Encoder]:
     # smp drops the last norm, which feeds no tap; the untrained one only scales
     fill = {name: encoder.vit.state_dict()[name].numpy() for name in missing if name.startswith("norm.")}
     load_weights(encoder.vit, {name: array.astype(np.float32) for name, array in (weights | fill).items()}, path)
-    return card, encoder.eval().requires_grad_(False)
-
-
-def _timm_encoder(name: str) -> tuple[Card, Encoder]:
-    """A pretrained encoder of timm's, its patches resampled to 16 px; timm downloads the weights."""
-    try:
-        found = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:
-        raise ModelError(f"timm knows no pretrained weights {name!r}") from error
-    assert found is not None
-    card = Card.model_validate(
-        {
-            "name": name,
-            "family": "encoder",
-            "architecture": Architecture(encoder=name, encoder_args={"patch_size": PATCH_PX}),
-            "gsd_m": 0.5,
-            "chip_px": TIMM_PX,
-            "mean": found.mean,
-            "std": found.std,
-            "canopy_version": __version__,
-            "licence": found.license or "unknown",
-            "provisional": False,
-        }
-    )
-    encoder = from_card(card)
-    try:
-        weights = timm.create_model(
-            name, pretrained=True, num_classes=0, img_size=TIMM_PX, patch_size=PATCH_PX, dynamic_img_size=True
-        ).state_dict()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"timm cannot bring {name}: {' '.join(str(error).split())[:200]}") from error
-    encoder.vit.load_state_dict(weights)
     return card, encoder.eval().requires_grad_(False)
 
 

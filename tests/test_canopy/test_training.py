@@ -504,6 +504,36 @@ def test_an_encoder_that_does_not_fit_is_a_clear_error(
         train(store_config(store, encoder=str(bundle)), tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", [
+    "vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_reg4_dinov2.lvd142m", "vit_small_patch16_dinov3.lvd1689m",
+])  # fmt: skip
+def test_encoders_of_timm_are_taken_as_they_come(store: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    make, brought = timm.create_model, {}
+
+    def create(model: str, *, pretrained: bool = False, **args: Any) -> nn.Module:
+        made: nn.Module = make(model, **args)
+        if pretrained:
+            brought.update({key: value.clone() for key, value in made.state_dict().items()})
+        return made
+
+    monkeypatch.setattr(timm, "create_model", create)
+    known = timm.get_pretrained_cfg(name)
+    assert known is not None
+    shape = {"encoder": name, "encoder_args": {"patch_size": 16}, "normed": True}
+    config = store_config(
+        store, encoder=f"timm:{name}", encoder_rate=0, architecture=shape, mean=known.mean, std=known.std
+    )
+    made_card = make_card(config, read_split(config))
+    net = start_net(config, made_card)
+    state = net.dpt.encoder.model.state_dict()
+    taken = [key for key in state if key in brought and key != "pos_embed"]
+    assert len(taken) > 100
+    assert all(torch.equal(state[key], brought[key]) for key in taken)
+    assert made_card.training["encoder"] == name
+    assert made_card.training["encoder_licence"] == known.license
+    assert net.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 64, 32, 32)
+
+
 def test_two_runs_with_one_seed_give_the_same_weights_under_any_loss(store: Path, tmp_path: Path) -> None:
     losses = {"silog": {"first": 1, "last": 0, "ends": 0.5}, "charbonnier": {"first": 0, "last": 1, "ends": 0.5},
               "patch_gradient": 0.1, "l1": 0.1, "histogram": 0.1, "shift_cells": 1}  # fmt: skip
