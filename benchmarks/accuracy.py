@@ -80,9 +80,7 @@ def unet(split: Split, config: TrainConfig, run: Path, encoder: str, imagenet: b
 def ours(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predict:
     """The encoder with its DPT decoder."""
     changed = config.model_copy(update=changes)
-    net = training.start_net(changed, training.make_card(changed, split))
-    training.start_head(net.head[-1], net.bins, split)
-    return fitted(net, split, changed, run)
+    return fitted(training.start_net(changed, training.make_card(changed, split), split), split, changed, run)
 
 
 def with_detail(split: Split, config: TrainConfig, run: Path) -> Predict:

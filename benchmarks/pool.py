@@ -35,10 +35,10 @@ def main() -> None:
     config = load_config(given.config, TrainConfig, tuple(given.set))
     config = config.model_copy(update={"pool": POOL_BATCHES * config.batch, "encoder_rate": 0.0})
     split = read_split(config)
-    net = start_net(config, make_card(config, split)).train()
+    net = start_net(config, make_card(config, split), split).train()
     learner = Supervised(net, partial(height_loss, weights=config.loss, steps=config.loop.steps), config.loop)
     with tempfile.TemporaryDirectory() as folder:
-        tokens = KeptTokens(net, Path(folder) / "tokens", POOL_BATCHES * config.batch, config.crop_px or config.chip_px)
+        tokens = KeptTokens(net, Path(folder) / "tokens", POOL_BATCHES * config.batch, config.drawn_px)
         draw_kept = partial(draw_pooled, split=split, config=config, tokens=tokens)
         ways = partial(draw_batch, split=split, config=config), draw_kept
         for number in range(POOL_BATCHES):

@@ -107,6 +107,8 @@ class StoreConfig(Config):
     """The same for trees above 25 m."""
     made: Path | None = None
     """Folder of scenes (rgb.tif, chm_cm.tif) whose heights come from a model or a renderer: only trained on."""
+    made_licences: tuple[str, ...] = ()
+    """Of the made scenes' imagery, with credits: they join the store's in the card."""
     shares: dict[str, float] = Field(default_factory=dict)
     """Prefix of sources and of made scenes -> share of the training chips, in place of the store's weights and of
     `short` and `tall`. What no prefix fits is not trained on."""
@@ -157,6 +159,11 @@ class TrainConfig(Config):
     """Learn from so many augmented chips again and again, not from new ones: a frozen encoder then sees each once."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
     std: tuple[float, float, float] = (0.20, 0.19, 0.17)
+
+    @property
+    def drawn_px(self) -> int:
+        """Side of the chips it learns from."""
+        return self.crop_px or self.chip_px
 
     @field_validator("pool")
     @classmethod

@@ -297,11 +297,11 @@ def _event_writer(run: Path, start: int) -> Any:
     return SummaryWriter(run / "tensorboard", purge_step=start or None) if rank() == 0 else None
 
 
-def numbers(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Numbers of a nested entry of the log, their names joined by slashes."""
     for name, value in entry.items():
         if isinstance(value, dict):
-            yield from numbers(value, f"{prefix}{name}/")
+            yield from _numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{name}", float(value)
 
@@ -324,7 +324,7 @@ class _Log:
         with self._path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
         if self._events is not None:
-            for name, value in numbers({key: value for key, value in entry.items() if key != "step"}):
+            for name, value in _numbers({key: value for key, value in entry.items() if key != "step"}):
                 self._events.add_scalar(name, value, entry["step"])
             self._events.flush()
         self._report(entry)

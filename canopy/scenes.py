@@ -101,32 +101,32 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
         raise TrainingError(f"{config.path}: cells of {cell_m:g} m over pixels of {gsd_m:g} m; half of a cell expected")
     kept = np.array([source not in config.exclude for source in store.column("source")])
     train, test = (rows[kept[rows]] for rows in (store.rows("train"), store.rows("test")))
-    credits = (store.column(name)[np.concatenate([train, test])] for name in ("licence", "credit"))
-    drawn = CategoryBatches.of(store, train, batch, short=config.short, tall=config.tall, seed=seed)
-    number = {int(row): at for at, row in enumerate(train)}
     scenes = tuple(_stored(store, row) for row in train)
     held_out = tuple(_without_overlap([(_stored(store, row), store.place(row)) for row in test]))
-    split = Split(
+    batches: Callable[[int], NDArray[np.int64]] | None = None
+    if config.shares:
+        made = tuple(replace(scene, pseudo=True) for scene in read_scenes(config.made)) if config.made else ()
+        known = ((scene, _prefix(scene.group, config.shares)) for scene in (*scenes, *made))
+        scenes = tuple(replace(scene, group=prefix) for scene, prefix in known if prefix)
+        if not scenes:
+            raise TrainingError(f"{config.path}: no scene fits any of store.shares: {', '.join(config.shares)}")
+        chances = _chances(scenes, config.shares)
+    else:
+        drawn = CategoryBatches.of(store, train, batch, short=config.short, tall=config.tall, seed=seed)
+        chances, number = drawn.weight / drawn.weight.sum(), {int(row): at for at, row in enumerate(train)}
+
+        def batches(which: int) -> NDArray[np.int64]:
+            return np.array([number[int(row)] for row in drawn(which)])
+
+    used = np.concatenate([train, test])
+    licences = zip(store.column("licence")[used], store.column("credit")[used], strict=True)
+    return Split(
         train=scenes,
         test=held_out,
-        chances=drawn.weight / drawn.weight.sum(),
+        chances=chances,
         sha256=_digest((*scenes, *held_out)),
-        licences=tuple(sorted({f"{licence}: {credit}" for licence, credit in zip(*credits, strict=True)})),
-        batches=lambda which: np.array([number[int(row)] for row in drawn(which)]),
-    )
-    if not config.shares:
-        return split
-    made = tuple(replace(scene, pseudo=True) for scene in read_scenes(config.made)) if config.made else ()
-    known = ((scene, _prefix(scene.group, config.shares)) for scene in (*scenes, *made))
-    chosen = tuple(replace(scene, group=prefix) for scene, prefix in known if prefix)
-    if not chosen:
-        raise TrainingError(f"{config.path}: no scene fits any of store.shares: {', '.join(config.shares)}")
-    return replace(
-        split,
-        train=chosen,
-        chances=_chances(chosen, config.shares),
-        sha256=_digest((*chosen, *held_out)),
-        batches=None,
+        licences=tuple(sorted({*(f"{licence}: {credit}" for licence, credit in licences), *config.made_licences})),
+        batches=batches,
     )
 
 

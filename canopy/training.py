@@ -76,14 +76,12 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     claim_run(run, config, resume)
     split = read_split(config)
     card = make_card(config, split)
-    net = start_net(config, card)
-    if config.start is None:
-        start_head(cast(nn.Conv2d, net.head[-1]), net.bins, split)
+    net = start_net(config, card, split)
     card = card.model_copy(update={"domain": measure_domain(config, split)})
     net = net.to("cuda" if torch.cuda.is_available() else "cpu")
     batches: Callable[[int], ChipBatch] = partial(draw_batch, split=split, config=config)
     if config.pool:
-        tokens = KeptTokens(net, run / "tokens", config.pool, config.crop_px or config.chip_px)
+        tokens = KeptTokens(net, run / "tokens", config.pool, config.drawn_px)
         batches = partial(draw_pooled, split=split, config=config, tokens=tokens)
     fit(
         net,
@@ -111,7 +109,7 @@ def read_split(config: TrainConfig) -> Split:
 
 
 def measure_domain(config: TrainConfig, split: Split) -> Domain:
-    """What the images with lidar heights look like, from chips drawn as in training but not recoloured.
+    """What the images with lidar heights look like, from chips as large as those mapped, drawn but not recoloured.
 
     Recoloured as for training they would hold anything, clouds too; and rendered ones look like no place.
     """
@@ -119,7 +117,7 @@ def measure_domain(config: TrainConfig, split: Split) -> Domain:
     if not lidar.all():
         chances = split.chances[lidar] / split.chances[lidar].sum()
         split = replace(split, train=tuple(scene for scene in split.train if not scene.pseudo), chances=chances)
-    plain = config.model_copy(update={"colour": 0.0, "shadows": 0.0, "mix": 0.0})
+    plain = config.model_copy(update={"colour": 0.0, "shadows": 0.0, "mix": 0.0, "crop_px": None})
     batches = (draw_batch(number, split, plain)[0] for number in range(-(-DOMAIN_CHIPS // config.batch)))
     return fit_domain(image.numpy() for batch in batches for image in batch)
 
@@ -127,10 +125,11 @@ def measure_domain(config: TrainConfig, split: Split) -> Domain:
 DOMAIN_CHIPS = 400
 
 
-def start_net(config: TrainConfig, card: Card) -> DPTHeights:
+def start_net(config: TrainConfig, card: Card, split: Split) -> DPTHeights:
     """The network with the weights that training starts from."""
     torch.manual_seed(config.loop.seed)
     net = DPTHeights(card, drop_path=config.drop_path)
+    start_head(cast(nn.Conv2d, net.head[-1]), net.bins, split)
     if config.detail_weights:
         if net.detail is None:
             raise TrainingError("detail_weights are given, but architecture.detail names no detail network")
@@ -362,7 +361,7 @@ def _augmented(split: Split, which: int | None, generator: np.random.Generator, 
 
 def _draw(split: Split, which: int | None, generator: np.random.Generator, config: TrainConfig) -> Chip:
     scene = split.train[generator.choice(len(split.train), p=split.chances) if which is None else which]
-    image, height = draw_chip(scene, generator, config.crop_px or config.chip_px, config.zoom)
+    image, height = draw_chip(scene, generator, config.drawn_px, config.zoom)
     if generator.random() < config.shadows:
         image = cast_shadows(image, generator)
     if config.colour > 0:

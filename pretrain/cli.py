@@ -55,6 +55,7 @@ def probe(
     scene: Annotated[
         Path | None, typer.Option(help="Image of the picture; the middle of the largest pair if left out.")
     ] = None,
+    enlarge: Annotated[int, typer.Option(help="Times that images are enlarged for the regression: 1, 2 or 4.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the untrained encoder and of the resampling.")] = 0,
     record: Annotated[bool, typer.Option(help="Keep the result in the bundle's card.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -71,7 +72,7 @@ def probe(
         if picture:
             return
         raise ConfigError("nothing to do: give --pairs DIR to regress heights, or --picture FILE and --scene IMAGE")
-    made = run(encoder, pairs, seed=seed)
+    made = run(encoder, pairs, enlarge=enlarge, seed=seed)
     if record:
         record_probe(encoder, made)
     typer.echo(json.dumps(made) if as_json else format_table(made))

@@ -50,12 +50,13 @@ class Cells:
     block: NDArray[np.int64]
 
 
-def probe(encoder: Path, pairs: Path, *, seed: int = 0) -> dict[str, Any]:
+def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0) -> dict[str, Any]:
     """Compare an encoder with the same one untrained, and with colour statistics.
 
     Args:
         encoder: Bundle of an encoder or of a height model, or a bundled one's name.
         pairs: Folder of scenes of image and lidar heights.
+        enlarge: Times that encoders see images enlarged, as `architecture.enlarge` of a height model says: 1, 2 or 4.
         seed: Of the untrained encoder, the folds and the resampling.
 
     Returns:
@@ -64,15 +65,18 @@ def probe(encoder: Path, pairs: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Raises:
         ModelError: Not a bundle.
+        ConfigError: Enlarged otherwise.
         TrainingError: No scenes.
     """
+    if enlarge not in (1, 2, 4):
+        raise ConfigError(f"images enlarged {enlarge} times: 1, 2 or 4 expected")
     card, trained = load_encoder(encoder)
     torch.manual_seed(seed)
     untrained = from_card(card).eval()
     scenes = read_scenes(pairs)
     kinds: dict[str, Features] = {
-        "encoder": lambda image: encode(trained, image),
-        "random": lambda image: encode(untrained, image),
+        "encoder": lambda image: encode(trained, image, enlarge),
+        "random": lambda image: encode(untrained, image, enlarge),
         "colour": colour_statistics,
     }
     cells = {name: measure(scenes, features) for name, features in kinds.items()}
@@ -106,14 +110,14 @@ def picture_scene(encoder: Path, picture: Path, image: Path | None, pairs: Path 
     if image is not None:
         source = open_imagery(image)
         with rasterio.open(image) as opened:
-            grid = GeoBox(opened.shape, opened.transform, opened.crs)
-        pixels = source.read(grid).values
-        shown = np.round(np.nan_to_num(pixels) * 255).astype(np.uint8)
+            grid = GeoBox(opened.shape, opened.transform, opened.crs)[_middle(opened.shape)]
+        shown = np.round(np.nan_to_num(source.read(grid).values) * 255).astype(np.uint8)
     elif pairs is not None:
-        shown = max(read_scenes(pairs), key=lambda scene: scene.height_m.size).image
+        largest = max(read_scenes(pairs), key=lambda scene: scene.height_m.size).image
+        shown = largest[:, *_middle(largest.shape[1:])]
     else:
         raise ConfigError("no image for the picture: give --scene IMAGE or --pairs DIR")
-    save_principal_colours(picture, trained, _middle(shown))
+    save_principal_colours(picture, trained, shown)
 
 
 def record_probe(encoder: Path, made: dict[str, Any]) -> None:
@@ -184,19 +188,22 @@ def _scene_cells(scene: Scene, features: Features) -> Iterator[tuple[Array, floa
 
 
 @torch.inference_mode()
-def encode(encoder: Encoder, image: NDArray[np.uint8]) -> Array:
+def encode(encoder: Encoder, image: NDArray[np.uint8], enlarge: int = 1) -> Array:
     """Patch features of an image averaged over cells; (3, H, W) uint8 to (H / 32, W / 32, D).
 
-    The image goes through in chips of 128 px, and what is left over in smaller ones.
+    The image goes through in chips of 128 px (enlarged: as they are seen), and what is left over in smaller ones.
     """
     _, height, width = image.shape
     cells: Array = np.zeros((height // CELL_PX, width // CELL_PX, encoder.width))
-    for top in range(0, height, CHIP_PX):
-        for left in range(0, width, CHIP_PX):
-            chip = torch.from_numpy(image[:, top : top + CHIP_PX, left : left + CHIP_PX].copy())
-            rows, cols = (length // encoder.patch_px for length in chip.shape[1:])
-            patches = encoder(chip[None].float() / 255)[1].view(rows, cols, -1).movedim(-1, 0)
-            pooled = F.avg_pool2d(patches[None], CELL_PX // encoder.patch_px)[0].movedim(0, -1).numpy()
+    side = CHIP_PX // enlarge
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            chip = torch.from_numpy(image[:, top : top + side, left : left + side].copy())[None].float() / 255
+            if enlarge > 1:
+                chip = F.interpolate(chip, scale_factor=enlarge, mode="bilinear", align_corners=False)
+            rows, cols = (length // encoder.patch_px for length in chip.shape[2:])
+            patches = encoder(chip)[1].view(rows, cols, -1).movedim(-1, 0)
+            pooled = F.avg_pool2d(patches[None], enlarge * CELL_PX // encoder.patch_px)[0].movedim(0, -1).numpy()
             at = top // CELL_PX, left // CELL_PX
             cells[at[0] : at[0] + pooled.shape[0], at[1] : at[1] + pooled.shape[1]] = pooled
     return cells
@@ -294,9 +301,10 @@ def format_table(made: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _middle(image: NDArray[np.uint8], side_px: int = 384) -> NDArray[np.uint8]:
-    top, left = (max(0, (length - side_px) // 2) for length in image.shape[1:])
-    return image[:, top : top + side_px, left : left + side_px]
+def _middle(shape: tuple[int, ...], side_px: int = 384) -> tuple[slice, slice]:
+    """Rows and columns of the middle of an image."""
+    rows, cols = (slice(first := max(0, (length - side_px) // 2), first + side_px) for length in shape)
+    return rows, cols
 
 
 def _interval(scores: Array) -> list[float]:

@@ -34,7 +34,6 @@ from canopy.training import (
     measure_domain,
     pooled,
     read_split,
-    start_head,
     start_net,
     train,
 )
@@ -243,8 +242,7 @@ def test_scenes_that_were_made_are_trained_on_by_their_share_and_never_tested_on
 def test_the_head_begins_with_how_common_each_height_is(store: Path) -> None:
     config = store_config(store)
     split = read_split(config)
-    net = start_net(config, make_card(config, split))
-    start_head(net.head[-1], net.bins, split)
+    net = start_net(config, make_card(config, split), split)
     began = net.head[-1].bias.softmax(dim=0)
     assert net.bins.height_m(net.head[-1].bias.view(1, -1, 1, 1)).item() == pytest.approx(
         sum(chance * np.nanmean(scene.height_m) for scene, chance in zip(split.train, split.chances, strict=True)),
@@ -286,8 +284,9 @@ def test_a_normed_decoder_does_not_mind_the_scale_of_an_encoder() -> None:
 def test_training_writes_bundles_and_learns(store: Path, tmp_path: Path) -> None:
     overrides = (
         *("name=tiny", "chip_px=64", "batch=2", "colour=0", "shadows=0", "zoom=1", "drop_path=0", "mix=0"),
-        *(f"store.path={store}", "store.shares={a: 1.0}", "encoder=null", "encoder_rate=1"),
-        *("loop.steps=30", "loop.warmup_steps=3", "loop.lr=0.002", "loop.evaluate_every=30", "loop.amp=false"),
+        *(f"store.path={store}", "store.shares={a: 1.0}", "encoder=null", "encoder_rate=1", "crop_px=null"),
+        *("loop.steps=20", "loop.warmup_steps=3", "loop.lr=0.002", "loop.evaluate_every=20", "loop.amp=false"),
+        "architecture.encoder_args={mlp_ratio: 1.0}",
     )
     config = load_config(CONFIGS / "train-small.yaml", TrainConfig, overrides)
     best = train(config, tmp_path / "run")
@@ -333,7 +332,7 @@ def test_a_frozen_encoder_stays_as_it_was_to_the_bit(store: Path, tmp_path: Path
     bundle = encoder_bundle(tmp_path / "encoder.safetensors")
     config = store_config(store, encoder=str(bundle), encoder_rate=0, drop_path=0.5)
     split = read_split(config)
-    net = start_net(config, make_card(config, split))
+    net = start_net(config, make_card(config, split), split)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     given = read_bundle(bundle)[1]
     assert np.array_equal(
@@ -369,7 +368,7 @@ def last_weights(run: Path) -> dict[str, np.ndarray]:
 def pool_of(config: TrainConfig, folder: Path) -> tuple[DPTHeights, Split, KeptTokens]:
     assert config.pool
     split = read_split(config)
-    net = start_net(config, make_card(config, split)).eval()
+    net = start_net(config, make_card(config, split), split).eval()
     return net, split, KeptTokens(net, folder, config.pool, config.chip_px)
 
 
@@ -485,7 +484,7 @@ def test_a_slow_encoder_moves_less(store: Path, tmp_path: Path) -> None:
     moved = []
     for rate in (1.0, 0.1):
         config = store_config(store, encoder=str(bundle), encoder_rate=rate)
-        net = start_net(config, make_card(config, read_split(config)))
+        net = start_net(config, make_card(config, read_split(config)), read_split(config))
         before = net.dpt.encoder.model.blocks[0].mlp.fc1.weight.detach().clone()
         made = torch.load(fitted_run(config, tmp_path / str(rate)) / "checkpoints" / "00000002.pt", weights_only=True)
         moved.append(float((made["net"]["dpt.encoder.model.blocks.0.mlp.fc1.weight"] - before).abs().mean()))
@@ -524,7 +523,7 @@ def test_encoders_of_timm_are_taken_as_they_come(store: Path, monkeypatch: pytes
         store, encoder=f"timm:{name}", encoder_rate=0, architecture=shape, mean=known.mean, std=known.std
     )
     made_card = make_card(config, read_split(config))
-    net = start_net(config, made_card)
+    net = start_net(config, made_card, read_split(config))
     state = net.dpt.encoder.model.state_dict()
     taken = [key for key in state if key in brought and key != "pos_embed"]
     assert len(taken) > 100
