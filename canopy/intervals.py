@@ -1,7 +1,9 @@
 """90 % intervals of height: quantiles of the model's own bins, moved until held-out ground lies inside them.
 
 Conformalized quantile regression (Romano, Patterson and Candes 2019), either end for itself and by predicted height
-(Mondrian classes; Vovk 2012), so that tall canopy is not covered at the expense of meadows.
+(Mondrian classes; Vovk 2012). Trees far taller than predicted are rare among cells of any predicted height, so by that
+alone an interval could shrink past nearly all of them: an end is drawn in no further than most cells of each class of
+true height allow (label-conditional scores; Vovk 2012).
 """
 
 import itertools
@@ -19,6 +21,12 @@ Floats = NDArray[np.floating[Any]]
 LEVELS = (0.05, 0.95)
 EDGES_M = (0.0, 0.5, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 100.0)
 FEWEST_CELLS = 500
+OVERALL, EACH = 0.9, 0.85
+"""Share of all held-out cells inside, and the least share of a class of true height that an end drawn in leaves."""
+HOLDS = 0.05
+"""Share of a class of true height that a class of predicted height must hold to be bound by it."""
+TAIL_LEVELS = np.arange(0.8, 0.996, 0.005)
+"""Levels of either end by predicted height, of which the lowest that reaches OVERALL is taken."""
 
 
 class Bins(Protocol):
@@ -65,28 +73,49 @@ def _interpolated(x: Tensor, knots: Sequence[float], values: Sequence[float]) ->
 
 
 def fit_intervals(raw_m: Floats, truth_m: Floats) -> HeightIntervals:
-    """Offsets from held-out cells.
+    """Offsets from held-out cells: as narrow as OVERALL allows, but drawn in no further than EACH does.
 
     Args:
         raw_m: (3, n) height and quantiles by `raw_interval_m`.
         truth_m: (n,).
     """
-    height, low, high = raw_m
     known = ~np.isnan(truth_m)
-    at, lower, upper = [], [], []
-    place = np.digitize(height, EDGES_M[1:-1])
-    for members in _classes(place, known):
-        at.append(float(height[members].mean()))
-        lower.append(_conformal(low[members] - truth_m[members]))
-        upper.append(_conformal(truth_m[members] - high[members]))
-    return HeightIntervals(height_m=tuple(at), lower_m=tuple(lower), upper_m=tuple(upper))
+    raw_m, truth_m = raw_m[:, known], truth_m[known]
+    height, low, high = raw_m
+    below, above = low - truth_m, truth_m - high
+    classes = _classes(np.digitize(height, EDGES_M[1:-1]))
+    true = np.digitize(truth_m, EDGES_M[1:-1])
+    kinds = [kind for kind in (true == number for number in range(len(EDGES_M) - 1)) if kind.sum() >= FEWEST_CELLS]
+
+    def least(scores: Floats, cells: NDArray[np.bool_]) -> float:
+        """How far an end may be drawn in where heights are predicted as in these cells: 0 or negative."""
+        here = [kind for kind in kinds if (kind & cells).sum() >= HOLDS * kind.sum()]
+        return min(0.0, max((_conformal(scores[kind], EACH) for kind in here), default=-np.inf))
+
+    bounds = [[least(scores, cells) for cells in classes] for scores in (below, above)]
+
+    def at_level(level: float) -> HeightIntervals:
+        lower, upper = (
+            tuple(max(bound, _conformal(scores[cells], level)) for cells, bound in zip(classes, ends, strict=True))
+            for scores, ends in zip((below, above), bounds, strict=True)
+        )
+        return HeightIntervals(
+            height_m=tuple(float(height[cells].mean()) for cells in classes), lower_m=lower, upper_m=upper
+        )
+
+    for level in TAIL_LEVELS:
+        intervals = at_level(level)
+        _, low, high = widened(raw_m, intervals)
+        if ((low <= truth_m) & (truth_m <= high)).mean() >= OVERALL:
+            break
+    return intervals
 
 
-def _classes(place: NDArray[np.int64], known: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+def _classes(place: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
     """Cells by class of predicted height, tall classes of few cells joined to the one below."""
     classes: list[NDArray[np.bool_]] = []
     for number in range(len(EDGES_M) - 1):
-        members = (place == number) & known
+        members = place == number
         if classes and members.sum() < FEWEST_CELLS:
             classes[-1] |= members
         else:
@@ -94,9 +123,9 @@ def _classes(place: NDArray[np.int64], known: NDArray[np.bool_]) -> list[NDArray
     return [members for members in classes if members.any()]
 
 
-def _conformal(scores: Floats) -> float:
-    """The score that one in twenty exceeds, with the correction for a finite sample."""
-    share = min(1.0, np.ceil((len(scores) + 1) * LEVELS[1]) / len(scores))
+def _conformal(scores: Floats, level: float) -> float:
+    """The score that a share of `level` does not exceed, with the correction for a finite sample."""
+    share = min(1.0, np.ceil((len(scores) + 1) * level) / len(scores))
     return float(np.quantile(scores, share, method="higher"))
 
 

@@ -64,6 +64,27 @@ def test_nine_of_ten_lie_inside_on_new_ground_and_in_each_class_of_predicted_hei
     assert made.min() >= 0
 
 
+def test_ends_are_not_drawn_in_past_trees_that_are_taller_than_ever_predicted() -> None:
+    """One cell in thirty of a forest predicted at 15 m is twice as tall, and the model's own interval reaches there."""
+    generator = np.random.default_rng(0)
+
+    def ground(count: int) -> tuple[np.ndarray, np.ndarray]:
+        meadow = np.stack([generator.uniform(0, 0.4, count), np.zeros(count), np.full(count, 3.0)])
+        forest = np.stack([generator.uniform(14, 16, count), np.full(count, 1.0), np.full(count, 36.0)])
+        tall = generator.random(count) < 1 / 30
+        trees = np.where(tall, generator.uniform(32, 36, count), generator.uniform(4, 26, count))
+        return np.hstack([meadow, forest]), np.hstack([generator.exponential(0.2, count), trees])
+
+    raw, truth = ground(40_000)
+    intervals = fit_intervals(raw, truth)
+    raw, truth = ground(40_000)
+    made = widened(raw, intervals)
+    covered = coverage(made, truth)
+    assert covered["by_height"]["30-100"]["coverage"] > 0.8
+    assert covered["coverage"] > 0.88
+    assert (made[2] - made[1])[:40_000].mean() < 1.5, "meadows stay narrow"
+
+
 def test_unknown_truth_counts_nowhere() -> None:
     raw, truth = held_out(0)
     holes = np.where(np.random.default_rng(1).random(len(truth)) < 0.5, np.nan, truth)
