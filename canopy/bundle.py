@@ -121,7 +121,10 @@ def save_bundle(path: Path, card: Card, weights: Mapping[str, np.ndarray]) -> No
         weights: Arrays by parameter name.
     """
     with replacing(path) as draft:
+        draft.touch()
+        mode = draft.stat().st_mode
         save_file(dict(weights), draft, metadata={CARD_KEY: card.model_dump_json()})
+        draft.chmod(mode)  # safetensors lets nobody but the owner read
 
 
 def read_card(path: Path) -> Card:

@@ -562,6 +562,8 @@ def test_bundle_keeps_weights_and_card(tmp_path: Path) -> None:
     assert model.predict(image).shape == (2, 48, 40)
     assert read_card(path) == card()
     assert len(read_bundle(path)[2]) == 64
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode, "as readable as any file"
 
 
 def test_bundle_with_a_missing_weight_is_refused(tmp_path: Path) -> None:
