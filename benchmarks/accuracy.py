@@ -113,7 +113,7 @@ ROWS: dict[str, Callable[[Split, TrainConfig, Path], Predict]] = {
     "random encoder, frozen, DPT": partial(ours, encoder=None, encoder_rate=0.0),
     "pretrained encoder, frozen, DPT": partial(ours, encoder_rate=0.0),
     "pretrained encoder, frozen, DPT, detail": with_detail,
-    "pretrained encoder, fine-tuned, DPT": partial(ours, encoder_rate=0.5),
+    "pretrained encoder, fine-tuned, DPT": partial(ours, encoder_rate=0.1),
 }
 
 

@@ -26,7 +26,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data import ArrayTiles, Tiles, draw_batch
 from pretrain.dinov2 import SelfDistillation
 
-CONFIG = Path(__file__).parents[1] / "configs" / "pretrain-tiny.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "pretrain-ssl.yaml"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

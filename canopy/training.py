@@ -1,6 +1,5 @@
 """Decoder stage: heights learnt from images and lidar, written as a bundle."""
 
-import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,6 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from canopy import __version__
@@ -25,7 +23,7 @@ from canopy.intervals import FEWEST_CELLS, coverage, fit_intervals, raw_interval
 from canopy.loop import fit
 from canopy.losses import absolute, best_shift, charbonnier, gradient_loss, histogram_loss, patch_gradient, silog
 from canopy.models.dpt import ENCODER, DPTHeights
-from canopy.models.encoders import encoder_card, read_encoder
+from canopy.models.encoders import encoder_card, read_encoder, with_positions
 from canopy.models.heads import HeightBins
 from canopy.models.model import load_weights
 from canopy.scenes import (
@@ -109,12 +107,12 @@ def read_split(config: TrainConfig) -> Split:
 
 
 def measure_domain(config: TrainConfig, split: Split) -> Domain:
-    """What the images with lidar heights look like, from chips as large as those mapped, drawn but not recoloured.
+    """What the images with lidar heights, if any, look like: chips as large as those mapped, drawn but not recoloured.
 
     Recoloured as for training they would hold anything, clouds too; and rendered ones look like no place.
     """
     lidar = np.array([not scene.pseudo for scene in split.train])
-    if not lidar.all():
+    if lidar.any() and not lidar.all():
         chances = split.chances[lidar] / split.chances[lidar].sum()
         split = replace(split, train=tuple(scene for scene in split.train if not scene.pseudo), chances=chances)
     plain = config.model_copy(update={"colour": 0.0, "shadows": 0.0, "mix": 0.0, "crop_px": None})
@@ -183,12 +181,7 @@ def take_encoder(net: DPTHeights, card: Card, bundle: Path) -> None:
     state = net.dpt.encoder.model.state_dict()
     found = {name[len(prefix) :]: torch.from_numpy(a).float() for name, a in weights.items() if name.startswith(prefix)}
     taken = {name: value for name, value in found.items() if name in state}
-    position = taken.get("pos_embed")
-    if position is not None and position.shape != state["pos_embed"].shape:
-        vit = net.dpt.encoder.model
-        extra = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
-        side = math.isqrt(state["pos_embed"].shape[1] - extra)
-        taken["pos_embed"] = resample_abs_pos_embed(position, [side, side], num_prefix_tokens=extra)
+    taken = with_positions(net.dpt.encoder.model, taken)
     missing = [name for name in state if name not in taken and not name.startswith(("head.", "norm."))]
     if missing or any(value.shape != state[name].shape for name, value in taken.items()):
         raise TrainingError(f"encoder {bundle} does not fit {card.architecture.encoder}: {missing[:3] or 'shapes'}")

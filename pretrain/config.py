@@ -32,6 +32,8 @@ class TilesConfig(Config):
     """Side of the tiles that images are cut into; smaller images are mirrored up to it."""
     empty: Share = 0.2
     """Tiles with more unknown pixels than this are left out."""
+    shares: dict[str, Share] = Field(default_factory=dict)
+    """Prefix of a store's sources -> share of the tiles drawn; what no prefix fits is not. Empty: all tiles alike."""
     index: Path | None = None
     """Parquet file of `canopy curate`: which tiles are drawn, and how often."""
     licences: tuple[str, ...] = ()
@@ -40,6 +42,8 @@ class TilesConfig(Config):
     def _one_origin(self) -> "TilesConfig":
         if bool(self.sources) == (self.store is not None):
             raise ValueError("tiles.sources or tiles.store must be given, and not both")
+        if self.shares and (self.store is None or self.index is not None):
+            raise ValueError("tiles.shares are of a store's sources, and stand in place of an index")
         return self
 
 
@@ -106,6 +110,19 @@ class TermsConfig(Config):
     gram: float = Field(default=0.0, ge=0)
     statistics: float = Field(default=0.0, ge=0)
     """Colours and edges of the patches, told from their tokens."""
+    features: float = Field(default=0.0, ge=0)
+    """What a trained network makes of the patches, told from their tokens."""
+
+
+class FeaturesConfig(Config):
+    """The convolutional network whose features patches tell."""
+
+    network: str = "tf_efficientnet_lite0"
+    """timm name."""
+    weights: Path | None = None
+    """State dict of the whole classifier (torch file); timm downloads its own if None."""
+    shrink: Literal[1, 2, 4] = 1
+    """How many times smaller the network sees an image than the encoder, which may see it enlarged."""
 
 
 class TargetConfig(Config):
@@ -187,6 +204,8 @@ class PretrainConfig(Config):
     encoder: str = "vit_tiny_patch16_224"
     encoder_args: dict[str, float | int | bool | str] = Field(default_factory=dict)
     """Arguments over timm's own: reg_tokens, init_values (LayerScale), mlp_layer: swiglu, ..."""
+    start: Path | None = None
+    """Bundle, bundled name or ``timm:NAME`` of the same encoder from whose weights pretraining starts."""
     drop_path: Share = 0.1
     global_crops: CropConfig = CropConfig(count=2, px=224)
     local_crops: CropConfig = CropConfig(count=8, px=96, gsd=(0.5, 1.0))
@@ -195,6 +214,7 @@ class PretrainConfig(Config):
     heads: HeadConfig = HeadConfig()
     terms: TermsConfig = TermsConfig()
     target: TargetConfig = TargetConfig()
+    features: FeaturesConfig = FeaturesConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     high_resolution: HighResolution | None = None
     gram: GramConfig = GramConfig()
@@ -206,8 +226,8 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _two_global_crops(self) -> "PretrainConfig":
-        if self.global_crops.count != 2:
-            raise ValueError("global_crops.count must be 2: each is compared with the other")
+        if self.terms.dino and self.global_crops.count != 2:
+            raise ValueError("global_crops.count must be 2 with terms.dino: each is compared with the other")
         return self
 
 

@@ -77,6 +77,10 @@ class Store(Protocol):
         """(n, 3, H, W) images of some chips."""
         ...
 
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of the index of chips."""
+        ...
+
 
 @dataclass(frozen=True)
 class StoredTiles:
@@ -105,6 +109,11 @@ class StoredTiles:
     def gsd_m(self, number: int) -> float:
         """GSD of a tile, in true ground metres."""
         return float(self.parts[int(self.places[number, 0])].attributes["gsd_m"])
+
+    def sources(self) -> list[str]:
+        """The source that each tile is from."""
+        names = [part.column("source") for part in self.parts]
+        return [str(names[part][chip]) for part, chip in self.places[:, :2]]
 
     def loaded(self) -> ArrayTiles:
         """The same tiles in memory: a store's overhead of some milliseconds a chip is a tenth of a small step."""
@@ -154,9 +163,10 @@ def read_tiles(config: TilesConfig) -> Tiles:
     if config.store is None:
         pool = _cut_files(config)
     else:
-        pool = open_stored(config.store, config.tile_px)
-        if len(pool) * 3 * config.tile_px**2 <= IN_MEMORY_BYTES:
-            pool = pool.loaded()
+        stored = open_stored(config.store, config.tile_px)
+        pool = stored.loaded() if len(stored) * 3 * config.tile_px**2 <= IN_MEMORY_BYTES else stored
+        if config.shares:
+            return share_out(pool, stored.sources(), config.shares)
     return pool if config.index is None else choose(pool, config.index)
 
 
@@ -221,6 +231,32 @@ def choose(pool: Tiles, index: Path) -> ChosenTiles:
         raise TrainingError(f"{index} was made for tiles {made_for[:12] or 'unknown'}, these are {pool.sha256[:12]}")
     digest = hashlib.sha256(pool.sha256.encode() + numbers.tobytes()).hexdigest()
     return ChosenTiles(pool, numbers, digest)
+
+
+def share_out(pool: Tiles, sources: Sequence[str], shares: dict[str, float]) -> ChosenTiles:
+    """Repeat tiles until each share of them is of the sources that it is for.
+
+    Args:
+        pool: All tiles.
+        sources: The source of each.
+        shares: Prefix of sources -> share; the longest prefix that fits a source counts.
+
+    Raises:
+        TrainingError: A share of sources that the store does not hold.
+    """
+    fits = [max((p for p in shares if source.startswith(p)), key=len, default=None) for source in sources]
+    members = {prefix: [n for n, fit in enumerate(fits) if fit == prefix] for prefix, share in shares.items() if share}
+    if missing := [prefix for prefix, numbers in members.items() if not numbers]:
+        raise TrainingError(
+            f"tiles.shares names {missing[0]!r}: the store has tiles of {', '.join(sorted(set(sources)))}"
+        )
+    # the tiles of largest weight set the scale: a tile of the others comes once or more
+    scale = max(len(numbers) / shares[prefix] for prefix, numbers in members.items())
+    chosen = [
+        np.resize(np.array(numbers, np.int64), round(scale * shares[prefix])) for prefix, numbers in members.items()
+    ]
+    numbers = np.concatenate(chosen)
+    return ChosenTiles(pool, numbers, hashlib.sha256(pool.sha256.encode() + numbers.tobytes()).hexdigest())
 
 
 def draw_batch(number: int, tiles: Tiles, config: PretrainConfig, patch_px: int) -> TileBatch:

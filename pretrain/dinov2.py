@@ -2,24 +2,23 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canopy.loop import blend, frozen_copy
 from pretrain.augment import Draws, crop
 from pretrain.config import HeadConfig, PretrainConfig
-from pretrain.encoder import Encoder
+from pretrain.encoder import Encoder, start_from
 from pretrain.heads import Head
 from pretrain.losses import Centre, dino_loss, gram_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from pretrain.monitors import collapse_signs, warn_of
 from pretrain.scale import scale_encoder, spread
 from pretrain.schedules import Schedules
-from pretrain.statistics import STATISTICS, Standardiser, patch_statistics
+from pretrain.targets import PatchTargets, target_levels
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,14 @@ class Tokens(NamedTuple):
         patch_logits: (M, K) of the masked patches.
         cls: (C, B, D) class tokens of the global crops.
         patches: (C B, P, D) patches of the global crops.
-        statistics: (C B, P, STATISTICS) what the patches' tokens say of colours and edges, if asked.
+        told: (C B, P, numbers) what the patches' tokens tell, by target.
     """
 
     cls_logits: Tensor
     patch_logits: Tensor
     cls: Tensor
     patches: Tensor
-    statistics: Tensor | None
+    told: dict[str, Tensor]
 
 
 class Distiller(nn.Module):
@@ -72,15 +71,15 @@ class Distiller(nn.Module):
         encoder: Turns crops into tokens.
         heads: Shape of the heads.
         ibot: Whether patches need logits at all.
-        statistics: Whether patches tell their colours and edges.
+        targets: How many numbers of each target patches tell.
     """
 
-    def __init__(self, encoder: Encoder, heads: HeadConfig, *, ibot: bool, statistics: bool) -> None:
+    def __init__(self, encoder: Encoder, heads: HeadConfig, *, ibot: bool, targets: Mapping[str, int]) -> None:
         super().__init__()
         shape = (encoder.width, heads.hidden, heads.bottleneck, heads.prototypes, heads.layers)
         self.encoder, self.cls_head = encoder, Head(*shape)
         self.own_patch_head = Head(*shape) if heads.untied and ibot else None
-        self.statistics_head = nn.Linear(encoder.width, STATISTICS) if statistics else None
+        self.tellers = nn.ModuleDict({name: nn.Linear(encoder.width, count) for name, count in targets.items()})
 
     def forward(self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, *, blind: bool) -> Tokens:
         """Tokens and logits of crops.
@@ -100,8 +99,8 @@ class Distiller(nn.Module):
             all_cls = torch.cat([all_cls, local_cls.view(len(local_crops), batch, -1)])
         patch_head = self.own_patch_head or self.cls_head
         masked = patches[where.flatten(1)]
-        statistics = self.statistics_head(patches) if self.statistics_head else None
-        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches, statistics)
+        told = {name: teller(patches) for name, teller in self.tellers.items()}
+        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches, told)
 
 
 class SelfDistillation:
@@ -118,6 +117,8 @@ class SelfDistillation:
         images = config.batch * config.loop.accumulate
         self.schedules = Schedules(config.loop.steps, images, config.schedule, config.target)
         self.student = build_distiller(config).to(device)
+        if config.start is not None:
+            start_from(self.student.encoder, config.start)
         scale_encoder(self.student.encoder, config.scale, device)
         self.average = frozen_copy(self.student)
         self.teacher = self.average if teacher is None else frozen_copy(teacher).to(device)
@@ -125,7 +126,7 @@ class SelfDistillation:
         self.centres = nn.ModuleList(
             Centre(config.heads.prototypes, config.target.centre_momentum) for _ in range(2)
         ).to(device)
-        self.standardiser = Standardiser().to(device) if config.terms.statistics else None
+        self.targets = PatchTargets(config, self.student.encoder.patch_px).to(device)
         still = dict.fromkeys(net for net in (self.average, self.teacher, self.anchor) if net is not None)
         self.net = spread([self.student, *still], config.scale.sharding)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
@@ -134,10 +135,15 @@ class SelfDistillation:
         self._notes: dict[str, Any] = {}
 
     def parts(self) -> dict[str, Any]:
-        """Student, moving average, centres, optimizer, and the Gram teacher where there is one."""
-        made = {"net": self.student, "average": self.average, "centres": self.centres, "optimizer": self.optimizer}
-        extra = {"anchor": self.anchor, "standardiser": self.standardiser}
-        return made | {name: part for name, part in extra.items() if part is not None}
+        """Student, moving average, centres, optimizer, moments of the targets, and the Gram teacher if there is one."""
+        made = {
+            "net": self.student,
+            "average": self.average,
+            "centres": self.centres,
+            "optimizer": self.optimizer,
+            "standardisers": self.targets.standardisers,
+        }
+        return made if self.anchor is None else {**made, "anchor": self.anchor}
 
     def schedule(self, step: int) -> dict[str, float]:
         """Set rate and decay of every group; prototypes stand still at first."""
@@ -151,12 +157,15 @@ class SelfDistillation:
     def loss(self, batch: TileBatch, step: int) -> Tensor:
         """Weighted sum of the terms on a batch of tiles."""
         global_crops, local_crops, masks = self._views(batch)
-        with torch.no_grad():
-            theirs = self.teacher(global_crops, None, masks, blind=False)
+        theirs = None
+        if self.config.terms.dino or self.config.terms.ibot:
+            with torch.no_grad():
+                theirs = self.teacher(global_crops, None, masks, blind=False)
         mine = self.net(global_crops, local_crops, masks, blind=True)
         with torch.autocast(global_crops.device.type, enabled=False):
             terms = self._terms(mine, theirs, global_crops, masks, batch.masked_images, step)
-            if step % self.config.monitor_every == 0:
+            terms |= self.targets.losses(mine.told, global_crops.flatten(0, 1))
+            if theirs is not None and step % self.config.monitor_every == 0:
                 self._notes = collapse_signs(theirs.cls_logits, theirs.cls, self.schedules.temperature(step))
         weights = self.config.terms
         total = sum(getattr(weights, name) * value for name, value in terms.items())
@@ -183,12 +192,14 @@ class SelfDistillation:
         return global_crops, local_crops, batch.masks.to(device)
 
     def _terms(
-        self, mine: Tokens, theirs: Tokens, global_crops: Tensor, masks: Tensor, masked_images: float, step: int
+        self, mine: Tokens, theirs: Tokens | None, global_crops: Tensor, masks: Tensor, masked_images: float, step: int
     ) -> dict[str, Tensor]:
         weights, target = self.config.terms, self.config.target
-        cls_target = self._target(theirs.cls_logits.flatten(0, 1), step, 0).view_as(theirs.cls_logits)
-        terms = {"dino": dino_loss(mine.cls_logits, cls_target, target.student_temperature)}
-        if weights.ibot:
+        terms = {}
+        if weights.dino and theirs is not None:
+            cls_target = self._target(theirs.cls_logits.flatten(0, 1), step, 0).view_as(theirs.cls_logits)
+            terms["dino"] = dino_loss(mine.cls_logits, cls_target, target.student_temperature)
+        if weights.ibot and theirs is not None:
             patch_target = self._target(theirs.patch_logits, step, 1)
             share = patch_weights(masks.flatten(0, 1))
             terms["ibot"] = ibot_loss(mine.patch_logits, patch_target, share, masked_images, target.student_temperature)
@@ -196,9 +207,6 @@ class SelfDistillation:
             terms["koleo"] = torch.stack([koleo_loss(crop) for crop in mine.cls]).mean()
         if self.anchor is not None and step >= self._gram_start():
             terms["gram"] = gram_loss(mine.patches, self.anchor(global_crops.flatten(0, 1))[1])
-        if self.standardiser is not None and mine.statistics is not None:
-            truth = self.standardiser(patch_statistics(global_crops.flatten(0, 1), self.student.encoder.patch_px))
-            terms["statistics"] = F.smooth_l1_loss(mine.statistics.float(), truth)
         return terms
 
     @torch.no_grad()
@@ -224,7 +232,8 @@ def build_distiller(config: PretrainConfig) -> Distiller:
     torch.manual_seed(config.loop.seed)
     px = config.high_resolution.global_px if config.high_resolution else config.global_crops.px
     encoder = Encoder(config.encoder, dict(config.encoder_args), px, config.mean, config.std, config.drop_path)
-    return Distiller(encoder, config.heads, ibot=config.terms.ibot > 0, statistics=config.terms.statistics > 0)
+    targets = {name: sum(levels) for name, levels in target_levels(config, encoder.patch_px).items()}
+    return Distiller(encoder, config.heads, ibot=config.terms.ibot > 0, targets=targets)
 
 
 def patch_weights(masks: Tensor) -> Tensor:

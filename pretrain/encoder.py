@@ -11,9 +11,9 @@ from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
 from canopy.bundle import Card, save_bundle
-from canopy.errors import ConfigError, ModelError
+from canopy.errors import ConfigError, ModelError, TrainingError
 from canopy.models.dpt import ENCODER
-from canopy.models.encoders import read_encoder
+from canopy.models.encoders import read_encoder, with_positions
 from canopy.models.model import load_weights
 
 MLP_LAYERS = {"swiglu": SwiGLUPacked}
@@ -130,6 +130,21 @@ def load_encoder(path: Path) -> tuple[Card, Encoder]:
     fill = {name: encoder.vit.state_dict()[name].numpy() for name in missing if name.startswith("norm.")}
     load_weights(encoder.vit, {name: array.astype(np.float32) for name, array in (weights | fill).items()}, path)
     return card, encoder.eval().requires_grad_(False)
+
+
+def start_from(encoder: Encoder, path: Path) -> None:
+    """Give an encoder the weights of another of its kind, position embeddings brought to its size.
+
+    Raises:
+        ModelError: As of `load_encoder`.
+        TrainingError: Another network.
+    """
+    _, other = load_encoder(path)
+    given = with_positions(encoder.vit, other.vit.state_dict())
+    try:
+        encoder.vit.load_state_dict(given)
+    except RuntimeError as error:
+        raise TrainingError(f"start {path} is another network than the configuration's encoder") from error
 
 
 def save_encoder(path: Path, card: Card, weights: Mapping[str, Tensor]) -> None:

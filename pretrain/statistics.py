@@ -57,9 +57,10 @@ def _oriented(grey: Tensor, side: int) -> Tensor:
 
 
 class Standardiser(nn.Module):
-    """Running mean and variance of the statistics, over all ranks.
+    """Running mean and variance of targets, over all ranks.
 
     Args:
+        count: Numbers in a target.
         momentum: Of the running values.
     """
 
@@ -67,20 +68,20 @@ class Standardiser(nn.Module):
     square: Tensor
     seen: Tensor
 
-    def __init__(self, momentum: float = 0.99) -> None:
+    def __init__(self, count: int = STATISTICS, momentum: float = 0.99) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(STATISTICS))
-        self.register_buffer("square", torch.zeros(STATISTICS))
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("square", torch.zeros(count))
         self.register_buffer("seen", torch.zeros(()))
 
     @torch.no_grad()
-    def forward(self, statistics: Tensor) -> Tensor:
-        """(n, patches, STATISTICS) to the same with mean 0 and variance 1; takes them in first."""
-        flat = statistics.flatten(0, 1)
+    def forward(self, targets: Tensor) -> Tensor:
+        """(n, patches, count) to the same with mean 0 and variance 1; takes them in first."""
+        flat = targets.flatten(0, 1)
         count = over_ranks(flat.new_tensor(float(len(flat))), ReduceOp.SUM)
         keep = self.momentum * self.seen
         self.mean.lerp_(over_ranks(flat.sum(dim=0)) / count, 1 - keep)
         self.square.lerp_(over_ranks(flat.square().sum(dim=0)) / count, 1 - keep)
         self.seen.fill_(1)
-        return (statistics - self.mean) / (self.square - self.mean.square()).clamp(min=1e-6).sqrt()
+        return (targets - self.mean) / (self.square - self.mean.square()).clamp(min=1e-6).sqrt()

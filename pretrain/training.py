@@ -85,8 +85,11 @@ class _Export:
     def _card(self, step: int) -> Card:
         config = self._config
         images = config.batch * config.loop.accumulate
+        recipe = config.model_dump(mode="json", exclude={"tiles", "name", "notes"})
+        if weights := config.features.weights:
+            recipe["features"]["weights"] = weights.name  # nobody else has that folder
         training = {
-            "recipe": config.model_dump(mode="json", exclude={"tiles", "name", "notes"}),
+            "recipe": recipe,
             "data_sha256": self._tiles.sha256,
             "data_licences": list(config.tiles.licences),
             "tiles": len(self._tiles),

@@ -160,16 +160,22 @@ class Detail(nn.Module):
         return cast(Tensor, merged)
 
     def load_features(self, path: Path) -> None:
-        """Start from a classifier's weights: tensors in the network's own order, of which the first ones are taken.
+        """Start from a classifier's weights, as of `load_stages`."""
+        load_stages(self.stages, path)
 
-        Args:
-            path: torch state dict of the whole classifier.
 
-        Raises:
-            ModelError: No such file, or of another network.
-        """
-        try:
-            given = torch.load(path, map_location="cpu", weights_only=True).values()
-            self.stages.load_state_dict(dict(zip(self.stages.state_dict(), given, strict=False)))
-        except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
-            raise ModelError(f"{path} does not hold the weights of the detail network: {error}") from error
+def load_stages(stages: nn.Module, path: Path) -> None:
+    """Give a convolutional network without its classifier the weights of one with.
+
+    Args:
+        stages: The network, as timm makes it for its features alone.
+        path: torch state dict of the whole classifier; the first tensors, in the network's own order, are taken.
+
+    Raises:
+        ModelError: No such file, or of another network.
+    """
+    try:
+        given = torch.load(path, map_location="cpu", weights_only=True).values()
+        stages.load_state_dict(dict(zip(stages.state_dict(), given, strict=False)))
+    except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
+        raise ModelError(f"{path} does not hold the weights of a network such as asked for: {error}") from error

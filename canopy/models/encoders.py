@@ -1,9 +1,14 @@
 """Encoders by name: bundled ones, those of bundles, and timm's pretrained ones."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor
 
 from canopy import __version__
 from canopy.bundle import Architecture, Card, find_bundle, read_bundle, read_card
@@ -61,3 +66,18 @@ def read_encoder(path: Path) -> tuple[Card, dict[str, np.ndarray]]:
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"timm cannot bring {card.name}: {' '.join(str(error).split())[:200]}") from error
     return card, {key: value.numpy() for key, value in weights.items()}
+
+
+def with_positions(vit: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A vision transformer's weights with position embeddings brought to the number of patches of another like it.
+
+    Args:
+        vit: The other, of timm.
+        weights: State dict, perhaps of another size of image.
+    """
+    own, given = vit.state_dict().get("pos_embed"), weights.get("pos_embed")
+    if own is None or given is None or own.shape == given.shape:
+        return dict(weights)
+    extra = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
+    side = math.isqrt(own.shape[1] - extra)
+    return {**weights, "pos_embed": resample_abs_pos_embed(given, [side, side], num_prefix_tokens=extra)}

@@ -1,5 +1,6 @@
 """Tiles from files, and the order in which they are seen."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rasters import make_raster
 from canopy.chips import ChipStore
 from canopy.errors import TrainingError
 from pretrain.config import TilesConfig
-from pretrain.data import StoredTiles, choose, crops_at, draw_batch, open_stored, read_tiles, shuffled
+from pretrain.data import StoredTiles, choose, crops_at, draw_batch, open_stored, read_tiles, share_out, shuffled
 
 
 def tiles_config(**values: object) -> TilesConfig:
@@ -129,6 +130,33 @@ def test_tiles_of_a_store_lie_within_its_training_ground(tmp_path: Path) -> None
     for both in ({}, {"store": tmp_path, "sources": [{"path": tmp_path}]}):
         with pytest.raises(ValidationError, match="not both"):
             TilesConfig.model_validate(both)
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=3, max_size=3),
+    parts=st.lists(st.integers(1, 9), min_size=3, max_size=3),
+)
+def test_shares_of_sources_are_drawn(counts: list[int], parts: list[int]) -> None:
+    sources = [name for name, count in zip(("park", "park_north", "wood"), counts, strict=True) for _ in range(count)]
+    shares = {name: part / sum(parts) for name, part in zip(("park", "park_n", "wood"), parts, strict=True)}
+    tiles = share_out(tiny_tiles(len(sources)), sources, shares)
+    drawn = Counter(sources[number] for number in tiles.numbers)
+    for name, share in zip(("park", "park_north", "wood"), shares.values(), strict=True):
+        assert drawn[name] == pytest.approx(share * len(tiles), abs=1.5)
+    assert set(tiles.numbers) == set(range(len(sources))), "each tile is seen"
+    each = [count for count in Counter(tiles.numbers.tolist()).items() if sources[count[0]] == "wood"]
+    assert max(count for _, count in each) - min(count for _, count in each) <= 1, "tiles of a source alike"
+
+
+def test_shares_need_a_store_that_has_such_sources(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="'sea': the store has tiles of park, wood"):
+        share_out(tiny_tiles(2), ["park", "wood"], {"park": 0.5, "sea": 0.5})
+    assert len(share_out(tiny_tiles(3), ["park", "wood", "wood"], {"park": 1.0, "wood": 0.0})) == 1
+    with pytest.raises(ValidationError, match="in place of an index"):
+        tiles_config(store=tmp_path, index=tmp_path / "index.parquet", shares={"park": 1.0})
+    build_forests(tmp_path)
+    tiles = read_tiles(tiles_config(store=tmp_path / "store", shares={"a": 1.0}))
+    assert len(tiles) == len(open_stored(tmp_path / "store", 32))
 
 
 def test_an_index_chooses_tiles_and_refuses_another_pool(tmp_path: Path) -> None:

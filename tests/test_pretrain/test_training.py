@@ -121,7 +121,7 @@ def test_settings_out_of_range_are_refused_by_name(setting: str) -> None:
         load_config(CONFIGS / "pretrain-small.yaml", PretrainConfig, (setting,))
 
 
-@pytest.mark.parametrize("name", ["pretrain-small", "pretrain-tiny"])
+@pytest.mark.parametrize("name", ["pretrain-small", "pretrain-ssl", "pretrain-tiny"])
 def test_the_configs_that_ship_are_valid(name: str) -> None:
     assert load_config(CONFIGS / f"{name}.yaml", PretrainConfig).name
 
