@@ -230,6 +230,12 @@ class PretrainConfig(Config):
             raise ValueError("global_crops.count must be 2 with terms.dino: each is compared with the other")
         return self
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "PretrainConfig":
+        if not self.global_crops.count or not any(self.terms.model_dump().values()):
+            raise ValueError("global_crops.count and one of the terms must be above 0")
+        return self
+
 
 class DistillConfig(PretrainConfig):
     """`canopy distill`: a small encoder from a large one, by the same losses."""

@@ -128,7 +128,7 @@ class SelfDistillation:
         ).to(device)
         self.targets = PatchTargets(config, self.student.encoder.patch_px).to(device)
         still = dict.fromkeys(net for net in (self.average, self.teacher, self.anchor) if net is not None)
-        self.net = spread([self.student, *still], config.scale.sharding)
+        self.net = spread([self.student, *still], config.scale.sharding, idle=not config.terms.dino)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             list(parameter_groups(self.student, config)), lr=1.0, betas=config.schedule.betas
         )

@@ -25,17 +25,22 @@ def scale_encoder(encoder: Encoder, scale: ScaleConfig, device: torch.device) ->
             block.compile()
 
 
-def spread(nets: Sequence[nn.Module], sharding: Literal["ddp", "fsdp"]) -> nn.Module:
+def spread(nets: Sequence[nn.Module], sharding: Literal["ddp", "fsdp"], *, idle: bool) -> nn.Module:
     """Spread networks over the ranks; the first is trained, and what is returned is called in its place.
 
     Sharded weights are gathered block by block and let go again, also by the networks that only look on, whose
     moving averages are then taken shard by shard.
+
+    Args:
+        nets: The one to train, and those that look on.
+        sharding: Whole copies on every rank, or shares.
+        idle: Whether some weights get no gradient, as those of a head that no term of the loss asks.
     """
     student = nets[0]
     if ranks() == 1:
         return student
     if sharding == "ddp":
-        return DistributedDataParallel(student)
+        return DistributedDataParallel(student, find_unused_parameters=idle)
     for net in nets:
         for module in [m for m in net.modules() if isinstance(m, Encoder)]:
             for block in module.vit.blocks:

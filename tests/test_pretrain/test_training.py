@@ -114,7 +114,7 @@ def test_a_recipe_that_does_not_hold_leaves_no_run_behind(
 
 @pytest.mark.parametrize("setting", [
     "batch=1", "global_crops.count=3", "local_crops.gsd=[1.0, 4.0]", "masks.ratio=[0.1, 1.5]", "colours.hue=0.1",
-    "global_crops.gsd=[1.5, 1.0]", "target.kind=magic",
+    "global_crops.gsd=[1.5, 1.0]", "target.kind=magic", "global_crops.count=0",
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.split("=")[0].split(".")[0]):
@@ -171,10 +171,13 @@ def launch(settings: PretrainConfig, run: Path, ranks: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("terms", [{"gram": 1.0, "statistics": 5.0}, {"dino": 0, "ibot": 0, "statistics": 5.0}])
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_ranks_equal_one_and_their_checkpoint_loads_on_one(imagery: Path, tmp_path: Path, sharding: str) -> None:
+def test_two_ranks_equal_one_and_their_checkpoint_loads_on_one(
+    imagery: Path, tmp_path: Path, sharding: str, terms: dict[str, float]
+) -> None:
     settings = config(imagery, loop={"steps": 4, "checkpoint_every": 2}, scale={"sharding": sharding},
-                      terms={"gram": 1.0, "statistics": 5.0}, gram={"start": 0.5})  # fmt: skip
+                      terms=terms, gram={"start": 0.5})  # fmt: skip
     pretrain(settings, tmp_path / "one")
     launch(settings, tmp_path / "two", 2)
     one, two = (checkpoint(tmp_path / name, 4) for name in ("one", "two"))
