@@ -7,7 +7,7 @@ mirrored border is no forest edge, and its heights are unknown.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,3 +277,8 @@ def _array(group: Any, name: str, shape: tuple[int, ...], dtype: str, fill: int)
         name, shape=shape, dtype=dtype, chunks=(1, *inner), shards=(SHARD_CHIPS, *inner), compressors=_CODEC,
         fill_value=fill,
     )  # fmt: skip
+
+
+def longest_prefix(name: str, prefixes: Iterable[str]) -> str | None:
+    """The longest of some prefixes that fits a name, for shares by source; None if none does."""
+    return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)

@@ -6,6 +6,7 @@ alone an interval could shrink past nearly all of them: an end is drawn in no fu
 true height allow (label-conditional scores; Vovk 2012).
 """
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -103,12 +104,12 @@ def fit_intervals(raw_m: Floats, truth_m: Floats) -> HeightIntervals:
             height_m=tuple(float(height[cells].mean()) for cells in classes), lower_m=lower, upper_m=upper
         )
 
-    for level in TAIL_LEVELS:
-        intervals = at_level(level)
-        _, low, high = widened(raw_m, intervals)
-        if ((low <= truth_m) & (truth_m <= high)).mean() >= OVERALL:
-            break
-    return intervals
+    def inside(level: float) -> float:
+        _, low, high = widened(raw_m, at_level(level))
+        return float(((low <= truth_m) & (truth_m <= high)).mean())
+
+    # offsets grow with the level, and with them what lies inside
+    return at_level(TAIL_LEVELS[bisect.bisect_left(TAIL_LEVELS[:-1], OVERALL, key=inside)])
 
 
 def _classes(place: NDArray[np.int64]) -> list[NDArray[np.bool_]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from canopy.chips import CategoryBatches, ChipStore
+from canopy.chips import CategoryBatches, ChipStore, longest_prefix
 from canopy.config import StoreConfig
 from canopy.errors import TrainingError
 
@@ -106,7 +106,7 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
     batches: Callable[[int], NDArray[np.int64]] | None = None
     if config.shares:
         made = tuple(replace(scene, pseudo=True) for scene in read_scenes(config.made)) if config.made else ()
-        known = ((scene, _prefix(scene.group, config.shares)) for scene in (*scenes, *made))
+        known = ((scene, longest_prefix(scene.group, config.shares)) for scene in (*scenes, *made))
         scenes = tuple(replace(scene, group=prefix) for scene, prefix in known if prefix)
         if not scenes:
             raise TrainingError(f"{config.path}: no scene fits any of store.shares: {', '.join(config.shares)}")
@@ -313,11 +313,6 @@ def cast_shadows(image: Tensor, generator: np.random.Generator) -> Tensor:
     shade = torch.sigmoid((smooth - edge) * generator.uniform(10, 40))
     light = torch.tensor([1.0, *generator.uniform(1, (1.15, 1.5))]).view(3, 1, 1) * generator.uniform(0.2, 0.6)
     return image * (1 - shade * (1 - light.float().clamp(max=1)))
-
-
-def _prefix(name: str, prefixes: Iterable[str]) -> str | None:
-    """The first prefix that fits a name."""
-    return next((prefix for prefix in prefixes if name.startswith(prefix)), None)
 
 
 def _read_scene(folder: Path, group: str) -> Scene:

@@ -22,7 +22,7 @@ from canopy.evaluation import Heights, height_metrics
 from canopy.intervals import FEWEST_CELLS, coverage, fit_intervals, raw_interval_m, widened
 from canopy.loop import fit
 from canopy.losses import absolute, best_shift, charbonnier, gradient_loss, histogram_loss, patch_gradient, silog
-from canopy.models.dpt import ENCODER, DPTHeights
+from canopy.models.dpt import ENCODER, DPTHeights, load_stages
 from canopy.models.encoders import encoder_card, read_encoder, with_positions
 from canopy.models.heads import HeightBins
 from canopy.models.model import load_weights
@@ -131,7 +131,7 @@ def start_net(config: TrainConfig, card: Card, split: Split) -> DPTHeights:
     if config.detail_weights:
         if net.detail is None:
             raise TrainingError("detail_weights are given, but architecture.detail names no detail network")
-        net.detail.load_features(config.detail_weights)
+        load_stages(net.detail.stages, config.detail_weights)
     if config.start:
         load_weights(net, read_bundle(config.start)[1], config.start)
     if config.encoder:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from canopy.chips import PARTS, ChipStore
+from canopy.chips import PARTS, ChipStore, longest_prefix
 from canopy.errors import TrainingError
 from canopy.ranks import rank, ranks
 from pretrain.augment import draw
@@ -229,8 +229,7 @@ def choose(pool: Tiles, index: Path) -> ChosenTiles:
     made_for = (table.schema.metadata or {}).get(b"tiles_sha256", b"").decode()
     if made_for != pool.sha256 or not len(numbers):
         raise TrainingError(f"{index} was made for tiles {made_for[:12] or 'unknown'}, these are {pool.sha256[:12]}")
-    digest = hashlib.sha256(pool.sha256.encode() + numbers.tobytes()).hexdigest()
-    return ChosenTiles(pool, numbers, digest)
+    return _chosen(pool, numbers)
 
 
 def share_out(pool: Tiles, sources: Sequence[str], shares: dict[str, float]) -> ChosenTiles:
@@ -244,7 +243,7 @@ def share_out(pool: Tiles, sources: Sequence[str], shares: dict[str, float]) -> 
     Raises:
         TrainingError: A share of sources that the store does not hold.
     """
-    fits = [max((p for p in shares if source.startswith(p)), key=len, default=None) for source in sources]
+    fits = [longest_prefix(source, shares) for source in sources]
     members = {prefix: [n for n, fit in enumerate(fits) if fit == prefix] for prefix, share in shares.items() if share}
     if missing := [prefix for prefix, numbers in members.items() if not numbers]:
         raise TrainingError(
@@ -255,7 +254,10 @@ def share_out(pool: Tiles, sources: Sequence[str], shares: dict[str, float]) -> 
     chosen = [
         np.resize(np.array(numbers, np.int64), round(scale * shares[prefix])) for prefix, numbers in members.items()
     ]
-    numbers = np.concatenate(chosen)
+    return _chosen(pool, np.concatenate(chosen))
+
+
+def _chosen(pool: Tiles, numbers: NDArray[np.int64]) -> ChosenTiles:
     return ChosenTiles(pool, numbers, hashlib.sha256(pool.sha256.encode() + numbers.tobytes()).hexdigest())
 
 

@@ -64,7 +64,7 @@ def target_levels(config: PretrainConfig, patch_px: int) -> dict[str, list[int]]
     """
     wanted: dict[str, Callable[[], list[int]]] = {
         "statistics": lambda: [STATISTICS],
-        "features": lambda: _channels(_create(config.features.network, pretrained=False), patch_px, config.features),
+        "features": lambda: _channels(config.features, patch_px),
     }
     return {name: levels() for name, levels in wanted.items() if getattr(config.terms, name) > 0}
 
@@ -121,6 +121,15 @@ def _create(network: str, *, pretrained: bool) -> Any:
         raise ConfigError(f"timm brings no {network!r}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _channels(stages: Any, patch_px: int, config: FeaturesConfig) -> list[int]:
-    info = zip(stages.feature_info.channels(), stages.feature_info.reduction(), strict=True)
-    return [channels * max(1, patch_px // config.shrink // stride) ** 2 for channels, stride in info]
+def _channels(config: FeaturesConfig, patch_px: int) -> list[int]:
+    side_px = patch_px / config.shrink
+    info = _create(config.network, pretrained=False).feature_info
+    strides = info.reduction()
+    if any(side_px % stride and stride % side_px for stride in strides):
+        raise ConfigError(
+            f"features: patches of {side_px:g} px do not fit {config.network}, whose strides are {strides}"
+        )
+    return [
+        channels * max(1, int(side_px) // stride) ** 2
+        for channels, stride in zip(info.channels(), strides, strict=True)
+    ]

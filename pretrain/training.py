@@ -11,6 +11,7 @@ from canopy.bundle import Architecture, Card
 from canopy.errors import ConfigError
 from canopy.loop import fit_learner
 from canopy.models.dpt import MULTIPLE_PX
+from canopy.models.encoders import encoder_card
 from canopy.ranks import rank, together, whole
 from canopy.training import claim_run, print_entry
 from pretrain.config import PretrainConfig
@@ -88,6 +89,9 @@ class _Export:
         recipe = config.model_dump(mode="json", exclude={"tiles", "name", "notes"})
         if weights := config.features.weights:
             recipe["features"]["weights"] = weights.name  # nobody else has that folder
+        if config.start:
+            start = encoder_card(config.start)
+            recipe["start"] = {"name": start.name, "licence": start.licence}
         training = {
             "recipe": recipe,
             "data_sha256": self._tiles.sha256,

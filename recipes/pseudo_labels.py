@@ -28,6 +28,7 @@ from canopy import training
 from canopy.config import TrainConfig, load_config
 from canopy.imagery import open_imagery
 from canopy.loop import fit
+from canopy.models.dpt import load_stages
 from canopy.models.heads import HeightBins
 from canopy.scenes import UNKNOWN_CM, Scene
 from tiles.grid import Lattice, PixelWindow
@@ -46,9 +47,7 @@ class Teacher(nn.Module):
         self.unet = smp.Unet(encoder, encoder_weights=None, decoder_channels=(128, 96, 64, 48, 32), classes=bins)
         self.bins = HeightBins(bins, max_m)
         if weights is not None:
-            encoder = self.unet.encoder.model
-            given = torch.load(weights, map_location="cpu", weights_only=True).values()
-            encoder.load_state_dict(dict(zip(encoder.state_dict(), given, strict=False)))
+            load_stages(self.unet.encoder.model, weights)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -159,10 +159,6 @@ class Detail(nn.Module):
             merged = smooth(level)
         return cast(Tensor, merged)
 
-    def load_features(self, path: Path) -> None:
-        """Start from a classifier's weights, as of `load_stages`."""
-        load_stages(self.stages, path)
-
 
 def load_stages(stages: nn.Module, path: Path) -> None:
     """Give a convolutional network without its classifier the weights of one with.

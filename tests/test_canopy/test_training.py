@@ -233,6 +233,8 @@ def test_scenes_that_were_made_are_trained_on_by_their_share_and_never_tested_on
     lidar = store_config(store, store={"path": str(store), "shares": {"a": 1.0}})
     domain = measure_domain(lidar, read_split(lidar))
     assert measure_domain(store_config(store, store=given), split) == domain, "nothing made is in the domain"
+    made_alone = store_config(store, store=given | {"shares": {"a_": 1.0}})
+    assert measure_domain(made_alone, read_split(made_alone)) != domain, "where nothing else is, made scenes must do"
     with pytest.raises(ValidationError, match="need a share"):
         store_config(store, store={"path": str(store), "made": str(made)})
     with pytest.raises(TrainingError, match="no scene fits"):

@@ -65,6 +65,8 @@ def test_weights_of_another_network_and_unknown_names_are_refused(weights: Path,
         NetworkFeatures(FeaturesConfig(network="resnet18", weights=weights), 16)
     with pytest.raises(ModelError, match=r"none\.pth"):
         NetworkFeatures(FeaturesConfig(network=NETWORK, weights=tmp_path / "none.pth"), 16)
+    with pytest.raises(ConfigError, match="patches of 14 px do not fit"):
+        target_levels(tiny_config(terms={"features": 1}, features={"network": NETWORK}), 14)
     with pytest.raises(ConfigError, match="no_such_network"):
         NetworkFeatures(FeaturesConfig(network="no_such_network", weights=weights), 16)
 

@@ -121,6 +121,13 @@ def test_settings_out_of_range_are_refused_by_name(setting: str) -> None:
         load_config(CONFIGS / "pretrain-small.yaml", PretrainConfig, (setting,))
 
 
+def test_the_card_names_what_was_started_from_without_its_folder(imagery: Path, tmp_path: Path) -> None:
+    first = pretrain(config(imagery, loop={"steps": 1}), tmp_path / "first")
+    second = pretrain(config(imagery, loop={"steps": 1}, start=first, licence="CC0-1.0"), tmp_path / "second")
+    started = read_bundle(second)[0].training["recipe"]["start"]
+    assert started == {"name": "tiny", "licence": "Apache-2.0"}
+
+
 @pytest.mark.parametrize("name", ["pretrain-small", "pretrain-ssl", "pretrain-tiny"])
 def test_the_configs_that_ship_are_valid(name: str) -> None:
     assert load_config(CONFIGS / f"{name}.yaml", PretrainConfig).name
