@@ -62,8 +62,9 @@ class Layers:
         if tokens.shape[1] != weights.shape[1]:
             found = f"the calibration reads {weights.shape[1]} features, the model has {tokens.shape[1]}"
             raise CalibrationError(f"{found}: fit it with this model")
-        score = pooled(tokens, self.gain.sigma_m, model.card.gsd_m)
-        log_gain = (score * weights).sum(dim=1, keepdim=True) + self.gain.bias
+        # Chip by chip, like the model where it computes so: torch may sum in another order in a larger batch.
+        scores = [(pooled(chip, self.gain.sigma_m, model.card.gsd_m) * weights).sum(dim=1) for chip in tokens[:, None]]
+        log_gain = torch.stack(scores) + self.gain.bias
         full = F.interpolate(log_gain, scale_factor=PATCH_PX, mode="bilinear", align_corners=False)
         return torch.cat([made, full[..., : made.shape[-2], : made.shape[-1]]], dim=1)
 

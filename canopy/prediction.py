@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from canopy import __version__
 from canopy.bundle import DEFAULT_MODEL
 from canopy.calibration import Calibration, apply_to_bands, calibration_tags, describe, read_calibration
 from canopy.domain import DomainCheck
-from canopy.engine import OVERLAP_PX, ChipEngine, Heights, Image
+from canopy.engine import OVERLAP_PX, Begun, ChipEngine, Heights, Image, Workers
 from canopy.errors import CalibrationError, CoverageError, ImageryError, OutputBusyError, OutputError, RasterError
 from canopy.grids import output_lattice, working_lattice
 from canopy.imagery import ImagerySource, open_imagery
@@ -265,19 +265,17 @@ def predict_array(
 
 
 def _map_tiles(job: Job, pending: Sequence[Tile], folder: Path, report: Report) -> None:
-    """Read, infer and write side by side: a reader one tile ahead, a writer one tile behind."""
+    """Read, infer and write side by side: a tile is read and one begun ahead of that which is finished, one written."""
     engine = ChipEngine(job.layers, ChipLattice(job.model.card.chip_px, OVERLAP_PX))
     domain = job.model.card.domain
     check = DomainCheck(domain, job.model.card.chip_px) if domain is not None else None
     total = sum(tile.window.height * tile.window.width for tile in job.tiles)
     pixels = total - sum(tile.window.height * tile.window.width for tile in pending)
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, engine.workers() as workers:
         writing: Future[None] | None = None
-        for done, (tile, core, image, wanted) in enumerate(_read_ahead(job, pending, engine, reader), 1):
-            if check is not None:
-                check.look(np.where(wanted, image[:, *core.slices_in(engine.read_window(core))], np.float32(np.nan)))
-            made = engine.heights(image, engine.read_window(core), wanted, core)
-            heights = _on_output(job, tile, core, made)
+        reading = _read_ahead(job, pending, engine, reader)
+        for done, (tile, begun) in enumerate(_begin_ahead(reading, engine, workers, check), 1):
+            heights = _on_output(job, tile, begun.core, engine.finish(begun))
             if writing is not None:
                 writing.result()
             writing = writer.submit(write_tile, _tile_path(folder, tile), heights, tile.geobox, job.plan)
@@ -292,6 +290,26 @@ def _map_tiles(job: Job, pending: Sequence[Tile], folder: Path, report: Report) 
             100 * check.share,
             job.model.card.name,
         )
+
+
+def _begin_ahead(
+    reading: Iterable[tuple[Tile, PixelWindow, Image, NDArray[np.bool_]]],
+    engine: ChipEngine,
+    workers: Workers,
+    check: DomainCheck | None,
+) -> Iterator[tuple[Tile, Begun]]:
+    """Each tile when the one after it was begun, so that cores have work while it is finished."""
+    before: tuple[Tile, Begun] | None = None
+    for tile, core, image, wanted in reading:
+        window = engine.read_window(core)
+        begun = engine.begin(workers, image, window, wanted, core)
+        if check is not None:
+            check.look(np.where(wanted, image[:, *core.slices_in(window)], np.float32(np.nan)))
+        if before is not None:
+            yield before
+        before = tile, begun
+    if before is not None:
+        yield before
 
 
 def _read_ahead(

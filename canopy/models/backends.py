@@ -40,10 +40,12 @@ class Backend:
 
     Attributes:
         name: Of what computes, with the version of what compiles.
+        chip_by_chip: Whether a chip's bits depend on no other chip of its batch, nor on their number.
         memory_format: Of the network's convolutions.
     """
 
     name = "eager"
+    chip_by_chip = False
     memory_format: torch.memory_format = torch.contiguous_format
 
     def fast(self, run: Run, what: str) -> Run:
@@ -132,7 +134,7 @@ class Graphed:
 
 
 class OpenVINO(Backend):
-    """OpenVINO on the CPU, in float32, chip by chip, as many side by side as torch has threads.
+    """OpenVINO on the CPU, in float32, chip by chip, as many side by side as torch has threads, `BATCH` at most.
 
     What it makes of a model is kept beside the fetched models, for making it takes seconds.
 
@@ -143,6 +145,8 @@ class OpenVINO(Backend):
     Raises:
         ModelError: OpenVINO is not installed.
     """
+
+    chip_by_chip = True
 
     def __init__(self, card: Card, sha256: str) -> None:
         self._library = _openvino()
@@ -178,30 +182,35 @@ class ChipByChip:
         if image.shape[1:] != self._shape[1:]:
             return self._run(image)
         with self._lock:
-            side_by_side, image = len(self._requests), image.contiguous()
-            groups = [self._infer(image[first : first + side_by_side]) for first in range(0, len(image), side_by_side)]
-        return torch.from_numpy(np.concatenate(groups))
-
-    def _infer(self, chips: Tensor) -> np.ndarray[Any, Any]:
-        requests = self._requests[: len(chips)]
+            compiled = self._model
+        # Two a stream, so that it goes on with the one while heights are taken from the other; of this call alone, for
+        # another thread may make one meanwhile.
+        requests = [compiled.create_infer_request() for _ in range(min(len(image), 2 * self._streams))]
+        made: list[np.ndarray[Any, Any]] = []
         try:
-            for request, chip in zip(requests, chips, strict=True):
-                request.start_async({0: chip[None].numpy()})
+            for place, chip in enumerate(image):
+                request = requests[place % len(requests)]
+                if place >= len(requests):
+                    made.append(_taken(request))
+                request.start_async({0: chip[None].contiguous().numpy()})
+            made += [_taken(requests[place % len(requests)]) for place in range(len(made), len(image))]
         finally:
             for request in requests:
                 request.wait()
-        return np.concatenate([request.get_output_tensor().data for request in requests])
+        return torch.from_numpy(np.concatenate(made))
+
+    @property
+    def _streams(self) -> int:
+        return min(torch.get_num_threads(), BATCH)
 
     @cached_property
-    def _requests(self) -> list[Any]:
-        streams = min(torch.get_num_threads(), BATCH)
+    def _model(self) -> Any:
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": streams,
+            "NUM_STREAMS": self._streams,
         }
-        compiled = self._compiled(self._library.Core(), settings)
-        return [compiled.create_infer_request() for _ in range(streams)]
+        return self._compiled(self._library.Core(), settings)
 
     def _compiled(self, core: Any, settings: dict[str, Any]) -> Any:
         processor = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
@@ -259,6 +268,11 @@ def _best(card: Card, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16"
     return "openvino" if device.type == "cpu" and _openvino() is not None else "eager"
+
+
+def _taken(request: Any) -> np.ndarray[Any, Any]:
+    request.wait()
+    return np.array(request.get_output_tensor().data)
 
 
 def _openvino() -> Any:

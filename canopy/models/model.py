@@ -23,6 +23,8 @@ class HeightModel(Protocol):
 
     card: Card
     sha256: str
+    chip_by_chip: bool
+    """Whether a chip's bits depend on no other chip of its batch, nor on their number."""
 
     def predict(self, image: Tensor) -> Tensor:
         """Heights: (B, 3, H, W) float32 RGB in [0, 1] at the card's GSD to (B, H, W) float32 metres."""
@@ -45,11 +47,13 @@ class CanopyModel:
         sha256: Of the bundle file.
         device: Where it runs.
         backend: What runs it, and where; other bits may come from another.
+        chip_by_chip: Whether a chip's bits depend on no other chip of its batch, nor on their number.
     """
 
     def __init__(self, card: Card, net: HeightNet, sha256: str, device: torch.device, backend: Backend) -> None:
         self.card, self.sha256, self.device = card, sha256, device
         self.backend = f"{backend.name} on {device.type}"
+        self.chip_by_chip = backend.chip_by_chip
         self._net = net.to(device).to(memory_format=backend.memory_format).eval().requires_grad_(False)
         self._heights = backend.fast(self._net.height_m, "heights")
         self._tokens = backend.fast(self._net.tokens, "tokens")

@@ -71,6 +71,7 @@ class Flat:
     """Ten metres everywhere."""
 
     sha256 = "1" * 64
+    chip_by_chip = True
 
     def __init__(self, domain: Domain | None) -> None:
         self.card = Card(

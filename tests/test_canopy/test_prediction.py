@@ -42,7 +42,12 @@ class MeanOfGreen:
     card = CARD
     sha256 = "0" * 64
 
+    def __init__(self, *, chip_by_chip: bool = False) -> None:
+        self.chip_by_chip = chip_by_chip
+        self.batches: list[torch.Tensor] = []
+
     def predict(self, image: torch.Tensor) -> torch.Tensor:
+        self.batches.append(image)
         padded = F.pad(image[:, 1:2].double(), (4, 4, 4, 4), mode="replicate")
         return (40 * F.avg_pool2d(padded, 9, stride=1))[:, 0].float()
 
@@ -79,6 +84,33 @@ def test_the_cache_changes_nothing() -> None:
         window = core.pad(128)
         (made,) = warm.heights(ground(window), window, np.ones(core.shape, bool), core)
         np.testing.assert_array_equal(made, run(core))
+
+
+def test_a_model_that_computes_chip_by_chip_gets_no_blanks() -> None:
+    core = PixelWindow(-40, 75, 100, 130)
+    window = core.pad(128)
+    image = 0.1 + 0.9 * ground(window)
+    made, models = [], [MeanOfGreen(chip_by_chip=True), MeanOfGreen()]
+    for model in models:
+        engine = ChipEngine(Layers(model), ChipLattice(CARD.chip_px, 16))
+        made.append(engine.heights(image, window, np.ones(core.shape, bool), core))
+    np.testing.assert_array_equal(*made)
+    places = ChipLattice(CARD.chip_px, 16).covering(core)
+    assert sum(len(batch) for batch in models[0].batches) == len(places)
+    assert {len(batch) for batch in models[1].batches} == {4}
+    chips = [{chip.numpy().tobytes() for batch in model.batches for chip in batch if chip.any()} for model in models]
+    assert chips[0] == chips[1]
+    assert len(chips[0]) == len(places)
+
+
+def test_a_tile_without_imagery_asks_the_model_nothing() -> None:
+    core = PixelWindow(0, 0, 100, 100)
+    window = core.pad(128)
+    for model in (MeanOfGreen(chip_by_chip=True), MeanOfGreen()):
+        engine = ChipEngine(Layers(model), ChipLattice(CARD.chip_px, 16))
+        unknown = np.full((3, *window.shape), np.nan, np.float32)
+        assert np.isnan(engine.heights(unknown, window, np.ones(core.shape, bool), core)).all()
+        assert model.batches == []
 
 
 def test_unknown_pixels_stay_unknown_and_do_not_leak() -> None:
