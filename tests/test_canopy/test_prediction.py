@@ -17,7 +17,7 @@ from rasters import make_raster
 import canopy.prediction as engine
 from canopy.bundle import Card
 from canopy.engine import ChipEngine, fill_unknown
-from canopy.errors import CoverageError, ImageryError, OutputBusyError, OutputError
+from canopy.errors import CoverageError, ImageryError, ModelError, OutputBusyError, OutputError
 from canopy.layers import Layers
 from canopy.prediction import predict, predict_array
 from tiles.blend import ChipLattice
@@ -101,6 +101,44 @@ def test_a_model_that_computes_chip_by_chip_gets_no_blanks() -> None:
     chips = [{chip.numpy().tobytes() for batch in model.batches for chip in batch if chip.any()} for model in models]
     assert chips[0] == chips[1]
     assert len(chips[0]) == len(places)
+
+
+@pytest.mark.parametrize("chip_by_chip", [True, False])
+def test_a_tile_begun_before_the_last_is_finished_shares_its_chips(
+    monkeypatch: pytest.MonkeyPatch, chip_by_chip: bool
+) -> None:
+    monkeypatch.setattr("canopy.engine.CACHED_CHIPS", 3)  # slots are taken over while a tile that reads them waits
+    cores = [PixelWindow(0, col, 100, 100) for col in range(0, 500, 100)]
+    model, chips, made = MeanOfGreen(chip_by_chip=chip_by_chip), ChipLattice(CARD.chip_px, 16), []
+    engine = ChipEngine(Layers(model), chips)
+    with engine.workers() as workers:
+        begun = []
+        for core in cores:
+            window = core.pad(128)
+            begun.append(engine.begin(workers, ground(window), window, np.ones(core.shape, bool), core))
+            if len(begun) == 2:
+                made.append(engine.finish(begun.pop(0)))
+        made.append(engine.finish(begun.pop()))
+    for core, (heights,) in zip(cores, made, strict=True):
+        np.testing.assert_array_equal(heights, run(core))
+    asked = sum(bool(chip.any()) for batch in model.batches for chip in batch)
+    alone = sum(len(chips.covering(core)) for core in cores)
+    assert len({place for core in cores for place in chips.covering(core)}) <= asked < alone
+
+
+def test_a_failure_of_the_model_reaches_the_caller() -> None:
+    core = PixelWindow(0, 0, 300, 300)
+    model = MeanOfGreen(chip_by_chip=True)
+
+    def fail(image: torch.Tensor) -> torch.Tensor:
+        model.batches.append(image)
+        raise ModelError("no memory")
+
+    model.predict = fail  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="no memory"):
+        ChipEngine(Layers(model), ChipLattice(CARD.chip_px, 16)).heights(
+            ground(core.pad(128)), core.pad(128), np.ones(core.shape, bool), core
+        )
 
 
 def test_a_tile_without_imagery_asks_the_model_nothing() -> None:
