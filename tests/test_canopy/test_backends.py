@@ -11,8 +11,10 @@ import rasterio
 import torch
 from odc.geo.geom import box
 
+from canopy.calibration.curves import FeatureGain
 from canopy.errors import ModelError, OutputError
 from canopy.imagery.configured import SAMPLE_SCENE
+from canopy.layers import Layers
 from canopy.models.backends import pick_backend
 from canopy.models.model import CanopyModel, load_model
 from canopy.prediction import predict
@@ -95,6 +97,17 @@ def test_a_chip_has_the_same_bits_in_any_company(chips, fast) -> None:
     assert torch.equal(fast.predict(chips.flip(0)), whole.flip(0))
     assert torch.equal(torch.cat([fast.predict(chip[None]) for chip in chips]), whole)
     assert torch.equal(fast.predict(chips.to(memory_format=torch.channels_last)), whole)
+
+
+def test_what_features_foretell_has_the_same_bits_in_any_company(chips, fast) -> None:
+    channels = fast.features(chips[:1]).shape[1]
+    gain = FeatureGain(
+        model_sha256=fast.sha256, weights=tuple(np.linspace(-0.01, 0.02, channels).tolist()), bias=0.1, sigma_m=6
+    )
+    layers = Layers(fast, uncertainty=True, gain=gain)
+    whole = layers(chips)
+    assert whole[:, -1].std() > 0
+    assert torch.equal(torch.cat([layers(chip[None]) for chip in chips]), whole)
 
 
 @pytest.fixture

@@ -107,8 +107,8 @@ def test_a_model_that_computes_chip_by_chip_gets_no_blanks() -> None:
 def test_a_tile_begun_before_the_last_is_finished_shares_its_chips(
     monkeypatch: pytest.MonkeyPatch, chip_by_chip: bool
 ) -> None:
-    monkeypatch.setattr("canopy.engine.CACHED_CHIPS", 3)  # slots are taken over while a tile that reads them waits
-    cores = [PixelWindow(0, col, 100, 100) for col in range(0, 500, 100)]
+    monkeypatch.setattr("canopy.engine.CACHED_CHIPS", 18)  # slots are taken over while a tile that reads them waits
+    cores = [PixelWindow(row, col, 100, 100) for row in (0, 100, 200) for col in (0, 100, 200)]
     model, chips, made = MeanOfGreen(chip_by_chip=chip_by_chip), ChipLattice(CARD.chip_px, 16), []
     engine = ChipEngine(Layers(model), chips)
     with engine.workers() as workers:
