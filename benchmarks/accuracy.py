@@ -26,12 +26,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from pseudo_labels import Teacher, imagenet_weights
 
-from canopy import training
-from canopy.config import TrainConfig, load_config
+from canopy.config import load_config
+from canopy.dataset.scene import Scene
 from canopy.evaluation.intervals import confidence_intervals
 from canopy.evaluation.metrics import Totals, array_totals
-from canopy.loop import fit
-from canopy.scenes import Scene, Split
+from canopy.models.dpt import ENCODER
+from canopy.training.config import TrainConfig
+from canopy.training.decoder import height_loss, make_card, read_split, start_head, start_net
+from canopy.training.held_out import predict_scene
+from canopy.training.loop import fit
+from canopy.training.runs import report_entry
+from canopy.training.sampling import Split, draw_batch
 
 Predict = Callable[[Scene], np.ndarray]
 LEFT_OUT = "idt_mlbs"
@@ -73,14 +78,14 @@ def unet(split: Split, config: TrainConfig, run: Path, encoder: str, imagenet: b
     torch.manual_seed(config.loop.seed)
     weights = imagenet_weights() if imagenet else None
     net = Teacher(config.head.bins, config.head.max_m, weights, encoder)
-    training.start_head(net.unet.segmentation_head[0], net.bins, split)
+    start_head(net.unet.segmentation_head[0], net.bins, split)
     return fitted(net, split, config, run)
 
 
 def ours(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predict:
     """The encoder with its DPT decoder."""
     changed = config.model_copy(update=changes)
-    return fitted(training.start_net(changed, training.make_card(changed, split), split), split, changed, run)
+    return fitted(start_net(changed, make_card(changed, split), split), split, changed, run)
 
 
 def with_detail(split: Split, config: TrainConfig, run: Path) -> Predict:
@@ -93,16 +98,16 @@ def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Pred
     """Train a network that ends in logits over height bins."""
     made: Any = fit(
         net,
-        partial(training.height_loss, weights=config.loss, steps=config.loop.steps),
-        partial(training.draw_batch, split=split, config=config),
+        partial(height_loss, weights=config.loss, steps=config.loop.steps),
+        partial(draw_batch, split=split, config=config),
         config.loop,
         run,
         resume=True,
         evaluate=lambda average, step: {},
-        report=partial(training.print_entry, steps=config.loop.steps),
-        slow=(training.ENCODER, config.encoder_rate),
+        report=partial(report_entry, steps=config.loop.steps, report=lambda now: print(now.detail, file=sys.stderr)),
+        slow=(ENCODER, config.encoder_rate),
     )
-    return lambda scene: training.predict_scene(made, scene, config.chip_px)[0]
+    return lambda scene: predict_scene(made, scene, config.chip_px)[0]
 
 
 ROWS: dict[str, Callable[[Split, TrainConfig, Path], Predict]] = {
@@ -154,7 +159,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
     given = parser.parse_args()
     config = load_config(given.config, TrainConfig, tuple(given.set))
-    split = training.read_split(config)
+    split = read_split(config)
     given.out.mkdir(parents=True, exist_ok=True)
     for name in given.rows:
         result = given.out / f"{name}.json"

@@ -15,7 +15,7 @@ import numpy as np
 import timm
 import torch
 
-from canopy.chips import ChipStore
+from canopy.dataset.store import ChipStore
 
 
 def seconds(work: Callable[[], object], repeats: int) -> tuple[float, float]:

@@ -14,9 +14,9 @@ import rasterio
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from canopy.bundle import find_bundle, read_card
-from canopy.domain import DomainCheck
 from canopy.imagery.configured import SAMPLE_SCENE
+from canopy.models.bundle import find_bundle, read_card
+from canopy.models.domain import DomainCheck
 
 Image = NDArray[np.float32]
 

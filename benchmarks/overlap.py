@@ -14,9 +14,9 @@ import rasterio
 from numpy.typing import NDArray
 from odc.geo.geom import box
 
-from canopy import engine, prediction
 from canopy.imagery.configured import SAMPLE_SCENE
 from canopy.models.model import load_model
+from canopy.prediction import engine, run
 
 
 def steps(heights: NDArray[np.float32], origin_px: int, stride_px: int, axis: int) -> NDArray[np.float64]:
@@ -55,9 +55,9 @@ def main() -> None:
     print("| overlap px | seam visibility | chips over a plain partition |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for overlap in arguments.overlaps:
-            prediction.OVERLAP_PX = engine.OVERLAP_PX = overlap
+            run.OVERLAP_PX = engine.OVERLAP_PX = overlap
             out = Path(folder) / f"{overlap}.tif"
-            prediction.predict(area, arguments.imagery, model, out, crs=crs)
+            run.predict(area, arguments.imagery, model, out, crs=crs)
             cost = (chip / (chip - overlap)) ** 2
             print(f"| {overlap} | {visibility(out, chip, overlap):.2f} | {cost:.2f} |", flush=True)
 

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 
-from canopy.config import TrainConfig, load_config
-from canopy.loop import Supervised
-from canopy.tokens import KeptTokens
-from canopy.training import ChipBatch, draw_batch, draw_pooled, height_loss, make_card, read_split, start_net
+from canopy.config import load_config
+from canopy.training.config import TrainConfig
+from canopy.training.decoder import height_loss, make_card, read_split, start_net
+from canopy.training.loop import Supervised
+from canopy.training.sampling import ChipBatch, draw_batch, draw_pooled
+from canopy.training.token_cache import KeptTokens
 
 POOL_BATCHES = 5
 

@@ -17,9 +17,9 @@ from odc.geo.geom import box
 from rasterio.transform import Affine
 
 from canopy import predict
-from canopy.bundle import Card
 from canopy.engine import BATCH
 from canopy.imagery.configured import SAMPLE_SCENE
+from canopy.models.bundle import Card
 from canopy.models.model import load_model
 
 ORIGIN = (500_000.0, 4_980_000.0)

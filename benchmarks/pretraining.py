@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from canopy.config import load_config
-from canopy.loop import computes_bf16
+from canopy.training.loop import computes_bf16
+from pretrain.batch import draw_batch
 from pretrain.config import PretrainConfig
-from pretrain.data import ArrayTiles, Tiles, draw_batch
+from pretrain.data import ArrayTiles, Tiles
 from pretrain.dinov2 import SelfDistillation
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pretrain-ssl.yaml"

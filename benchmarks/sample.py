@@ -15,8 +15,8 @@ from odc.geo.geom import box
 from scipy import ndimage
 
 from canopy import prediction
-from canopy.bundle import find_bundle
 from canopy.imagery.configured import SAMPLE_SCENE
+from canopy.models.bundle import find_bundle
 from canopy.models.model import load_model
 
 DARK, MEADOW_FROM, SMOOTH_BELOW, CROWNS = 75, 115, 10, (75, 125)

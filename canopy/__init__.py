@@ -6,7 +6,8 @@ Everything public is imported on first use, so that ``import canopy`` stays free
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from canopy.version import __version__
+
 __all__ = [
     "CanopyError",
     "CanopyModel",
@@ -20,15 +21,15 @@ __all__ = [
 if TYPE_CHECKING:
     from canopy.errors import CanopyError
     from canopy.models.model import CanopyModel, load_model
-    from canopy.prediction import Prediction, predict, predict_array
+    from canopy.prediction.run import Prediction, predict, predict_array
 
 _HOMES = {
     "CanopyError": "canopy.errors",
     "CanopyModel": "canopy.models.model",
-    "Prediction": "canopy.prediction",
+    "Prediction": "canopy.prediction.run",
     "load_model": "canopy.models.model",
-    "predict": "canopy.prediction",
-    "predict_array": "canopy.prediction",
+    "predict": "canopy.prediction.run",
+    "predict_array": "canopy.prediction.run",
 }
 
 

@@ -1,6 +1,6 @@
 """Errors of the product; the whole tree is drawn in `tiles.errors`."""
 
-from tiles.errors import AOIError, CanopyError, OutputBusyError, OutputError, RasterError
+from tiles.errors import AOIError, CanopyError, OutputBusyError, OutputError, RasterError, one_line
 
 __all__ = [
     "AOIError",
@@ -17,6 +17,7 @@ __all__ = [
     "OutputError",
     "RasterError",
     "TrainingError",
+    "one_line",
 ]
 
 

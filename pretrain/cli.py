@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from canopy.cli.terminal import show_progress
 from canopy.errors import ConfigError
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.")]
@@ -21,7 +22,9 @@ def pretrain(config: ConfigFile, out: RunFolder = None, set_: Settings = None, r
     from pretrain.training import pretrain as run
 
     settings = load_config(config, PretrainConfig, tuple(set_ or ()))
-    typer.echo(run(settings, out or Path("runs") / config.stem, resume=resume))
+    with show_progress() as report:
+        bundle = run(settings, out or Path("runs") / config.stem, resume=resume, report=report)
+    typer.echo(bundle)
 
 
 def distill(config: ConfigFile, out: RunFolder = None, set_: Settings = None, resume: Resume = False) -> None:
@@ -31,7 +34,9 @@ def distill(config: ConfigFile, out: RunFolder = None, set_: Settings = None, re
     from pretrain.distill import distill as run
 
     settings = load_config(config, DistillConfig, tuple(set_ or ()))
-    typer.echo(run(settings, out or Path("runs") / config.stem, resume=resume))
+    with show_progress() as report:
+        bundle = run(settings, out or Path("runs") / config.stem, resume=resume, report=report)
+    typer.echo(bundle)
 
 
 def curate(config: ConfigFile, out: RunFolder = None, set_: Settings = None) -> None:

@@ -1,4 +1,4 @@
-"""Unlabelled tiles: where they come from, and in which order they are seen."""
+"""Unlabelled tiles, wherever they come from."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from canopy.chips import PARTS, ChipStore, longest_prefix
+from canopy.dataset.store import PARTS, ChipStore, longest_prefix
 from canopy.errors import TrainingError
-from canopy.ranks import rank, ranks
-from pretrain.augment import draw
-from pretrain.config import CropConfig, PretrainConfig, TilesConfig
-from pretrain.dinov2 import TileBatch
-from pretrain.masking import draw_masks
+from pretrain.config import TilesConfig
+from tiles.windows import window_starts
 
 IN_MEMORY_BYTES = 2**30
 """Stores with fewer pixels are read once."""
-GOLDEN, WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
 
 class Tiles(Protocol):
@@ -198,19 +193,14 @@ def open_stored(folder: Path, tile_px: int) -> StoredTiles:
         for chip in part.rows("train"):
             places += [
                 (number, int(chip), row, col)
-                for row in starts(int(rows[chip]), tile_px)
-                for col in starts(int(cols[chip]), tile_px)
+                for row in window_starts(int(rows[chip]), tile_px)
+                for col in window_starts(int(cols[chip]), tile_px)
             ]
     if not places:
         raise TrainingError(f"{folder} holds no chip to train on")
     made = np.array(places, np.int64)
     digest = hashlib.sha256(f"{parts[0].attributes['digest']} {tile_px}".encode() + made.tobytes()).hexdigest()
     return StoredTiles(parts, made, tile_px, digest)
-
-
-def starts(length: int, tile_px: int) -> list[int]:
-    """Where tiles begin side by side; the last is pushed back inside, or the only one mirrored beyond the end."""
-    return sorted({*range(0, length - tile_px + 1, tile_px), max(0, length - tile_px)})
 
 
 def choose(pool: Tiles, index: Path) -> ChosenTiles:
@@ -259,89 +249,3 @@ def share_out(pool: Tiles, sources: Sequence[str], shares: dict[str, float]) -> 
 
 def _chosen(pool: Tiles, numbers: NDArray[np.int64]) -> ChosenTiles:
     return ChosenTiles(pool, numbers, hashlib.sha256(pool.sha256.encode() + numbers.tobytes()).hexdigest())
-
-
-def draw_batch(number: int, tiles: Tiles, config: PretrainConfig, patch_px: int) -> TileBatch:
-    """This rank's share of a batch, as a function of the batch's number alone.
-
-    Chance is drawn for the whole batch on every rank, so that the number of ranks changes nothing.
-
-    Args:
-        number: Of the batch, from 0.
-        tiles: All tiles.
-        config: Batch size, crops, masks, seed.
-        patch_px: Side of the encoder's patches.
-    """
-    global_crops, local_crops = crops_at(number // config.loop.accumulate, config)
-    generator = torch.Generator().manual_seed(config.loop.seed * 1_000_003 + number)
-    own = rank_rows(config.batch)
-    first = number * config.batch
-    chosen = [shuffled(first + row, len(tiles), config.loop.seed) for row in range(own.start, own.stop)]
-    global_draws = draw(global_crops, config.colour, config.batch, generator)
-    local_draws = draw(local_crops, config.colour, config.batch, generator)
-    grid, count = (global_crops.px // patch_px,) * 2, global_crops.count
-    share = config.masks.share if config.terms.ibot else 0.0
-    masks = draw_masks(count * config.batch, grid, share, config.masks.ratio, generator).view(count, -1, *grid)
-    return TileBatch(
-        tiles=torch.from_numpy(np.stack([tiles[i] for i in chosen])),
-        gsd_m=torch.tensor([tiles.gsd_m(i) for i in chosen]),
-        global_draws=global_draws.take(own),
-        local_draws=local_draws.take(own),
-        masks=masks[:, own],
-        global_px=global_crops.px,
-        local_px=local_crops.px,
-        masked_images=float(masks.flatten(2).any(dim=2).sum()) / ranks(),
-    )
-
-
-def crops_at(step: int, config: PretrainConfig) -> tuple[CropConfig, CropConfig]:
-    """Global and local crops at a step: the last phase may have larger ones."""
-    phase = config.high_resolution
-    if phase is None or step < phase.start * config.loop.steps:
-        return config.global_crops, config.local_crops
-    return (
-        config.global_crops.model_copy(update={"px": phase.global_px}),
-        config.local_crops.model_copy(update={"px": phase.local_px}),
-    )
-
-
-def rank_rows(batch: int) -> slice:
-    """Rows of a batch that this rank works on.
-
-    Raises:
-        TrainingError: The ranks do not divide the batch.
-    """
-    share, rest = divmod(batch, ranks())
-    if rest:
-        raise TrainingError(f"batch {batch} over {ranks()} ranks: a multiple of the ranks expected")
-    return slice(rank() * share, (rank() + 1) * share)
-
-
-def shuffled(position: int, length: int, seed: int) -> int:
-    """Number of the tile at a position of an endless stream that shuffles all tiles anew in every epoch.
-
-    A keyed bijection (Black and Rogaway 2002, section 4: a Feistel network, walked until it falls inside) needs
-    neither memory nor a past, so half a billion tiles resume as five do.
-    """
-    epoch, at = divmod(position, length)
-    half = max(1, -(-(length - 1).bit_length() // 2))
-    while True:
-        at = _feistel(at, half, (seed << 32) + epoch)
-        if at < length:
-            return at
-
-
-def _feistel(value: int, half_bits: int, key: int) -> int:
-    mask = (1 << half_bits) - 1
-    left, right = value >> half_bits, value & mask
-    for turn in range(4):
-        left, right = right, left ^ (_mix(right + (turn << half_bits), key) & mask)
-    return (left << half_bits) | right
-
-
-def _mix(value: int, key: int) -> int:
-    """Scrambles 64 bits (Steele et al. 2014, SplitMix)."""
-    mixed = (value * GOLDEN + key * GOLDEN + GOLDEN) & WORD
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & WORD
-    return mixed ^ (mixed >> 31)

@@ -3,14 +3,14 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from canopy.loop import blend, frozen_copy
-from pretrain.augment import Draws, crop
+from canopy.training.loop import blend, frozen_copy
+from pretrain.augment import crop
+from pretrain.batch import TileBatch
 from pretrain.config import HeadConfig, PretrainConfig
 from pretrain.encoder import Encoder, start_from
 from pretrain.heads import Head
@@ -19,31 +19,6 @@ from pretrain.monitors import collapse_signs, warn_of
 from pretrain.scale import scale_encoder, spread
 from pretrain.schedules import Schedules
 from pretrain.targets import PatchTargets, target_levels
-
-
-@dataclass(frozen=True)
-class TileBatch:
-    """A rank's share of a batch, and all that chance decides about it.
-
-    Attributes:
-        tiles: (B, 3, H, W) uint8.
-        gsd_m: (B,) GSD of each tile.
-        global_draws: Parameters of the global crops.
-        local_draws: Parameters of the local crops.
-        masks: (C, B, rows, cols) bool, over the global crops.
-        global_px: Side of the global crops.
-        local_px: Side of the local crops.
-        masked_images: Masked crops of the whole batch over the number of ranks.
-    """
-
-    tiles: Tensor
-    gsd_m: Tensor
-    global_draws: Draws
-    local_draws: Draws
-    masks: Tensor
-    global_px: int
-    local_px: int
-    masked_images: float
 
 
 class Tokens(NamedTuple):

@@ -6,25 +6,27 @@ import torch
 
 from canopy.config import load_config
 from canopy.errors import ConfigError, TrainingError
-from canopy.loop import last_checkpoint
+from canopy.progress import Report, ignore
+from canopy.training.loop import last_checkpoint
 from pretrain.config import DistillConfig, PretrainConfig
 from pretrain.dinov2 import Distiller, build_distiller
 from pretrain.training import pretrain
 
 
-def distill(config: DistillConfig, run: Path, *, resume: bool = False) -> Path:
+def distill(config: DistillConfig, run: Path, *, resume: bool = False, report: Report = ignore) -> Path:
     """Distil an encoder and write its moving average as `last.safetensors`.
 
     Args:
         config: The recipe, with the teacher's run.
         run: Folder of the run, as of `pretrain`.
         resume: Go on from the last checkpoint, if any.
+        report: Called every twentieth step.
 
     Raises:
         ConfigError: Student and teacher differ in prototypes or patches.
         TrainingError: The teacher's run holds no checkpoint, or data or run are unusable.
     """
-    return pretrain(config, run, resume=resume, teacher=load_teacher(config))
+    return pretrain(config, run, resume=resume, teacher=load_teacher(config), report=report)
 
 
 def load_teacher(config: DistillConfig) -> Distiller:

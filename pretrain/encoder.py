@@ -10,8 +10,8 @@ import torch
 from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
-from canopy.bundle import Card, save_bundle
-from canopy.errors import ConfigError, ModelError, TrainingError
+from canopy.errors import ConfigError, ModelError, TrainingError, one_line
+from canopy.models.bundle import Card, save_bundle
 from canopy.models.dpt import ENCODER
 from canopy.models.encoders import read_encoder, with_positions
 from canopy.models.model import load_weights
@@ -93,7 +93,7 @@ def _create(name: str, args: dict[str, Any], image_px: int, drop_path: float) ->
             name, num_classes=0, img_size=image_px, dynamic_img_size=True, drop_path_rate=drop_path, **given
         )
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        raise ConfigError(f"timm makes no encoder {name!r} of {args}: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"timm makes no encoder {name!r} of {args}: {one_line(error, 200)}") from error
     if getattr(vit, "cls_token", None) is None:
         raise ConfigError(f"encoder {name!r} has no class token; a vision transformer with one is expected")
     return vit

@@ -1,16 +1,17 @@
 """Tiles cut from plain GeoTIFFs; the only place of the stage that needs GDAL."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from pyproj import CRS
 
-from canopy.errors import TrainingError
+from canopy.errors import TrainingError, one_line
 from pretrain.config import SourceConfig, TilesConfig
-from pretrain.data import starts
+from pretrain.tiling import mirror_to_side, tile_windows
+from tiles.ground import true_gsd_m
 
 
 def cut_files(source: SourceConfig, config: TilesConfig) -> Iterator[tuple[NDArray[np.uint8], float]]:
@@ -21,9 +22,9 @@ def cut_files(source: SourceConfig, config: TilesConfig) -> Iterator[tuple[NDArr
     """
     for path in _files(source):
         image, known, gsd_m = _read(path, source.gsd_m)
-        for rows, cols in _windows(image.shape[1:], config.tile_px):
+        for rows, cols in tile_windows(image.shape[1:], config.tile_px):
             if known[rows, cols].mean() >= 1 - config.empty:
-                yield _pad(image[:, rows, cols], config.tile_px), gsd_m
+                yield mirror_to_side(image[:, rows, cols], config.tile_px), gsd_m
 
 
 def _files(source: SourceConfig) -> list[Path]:
@@ -41,23 +42,10 @@ def _read(path: Path, gsd_m: float | None) -> tuple[NDArray[np.uint8], NDArray[n
                 raise TrainingError(f"{path}: {opened.count} bands of {opened.dtypes[0]}; RGB uint8 expected")
             return opened.read((1, 2, 3)), opened.dataset_mask() > 0, gsd_m or _gsd_m(opened)
     except rasterio.RasterioIOError as error:
-        raise TrainingError(f"{path}: {' '.join(str(error).split())}") from error
+        raise TrainingError(f"{path}: {one_line(error)}") from error
 
 
 def _gsd_m(opened: rasterio.DatasetReader) -> float:
-    if opened.crs is None or not opened.crs.is_projected or opened.crs.to_epsg() == 3857:
-        raise TrainingError(f"{opened.name}: no CRS in true metres to read the GSD from; give gsd_m of its source")
-    return math.sqrt(abs(opened.transform.determinant)) * float(opened.crs.linear_units_factor[1])
-
-
-def _windows(shape: tuple[int, ...], tile_px: int) -> Iterator[tuple[slice, slice]]:
-    """Tiles side by side; the last of a row or column is pushed back inside."""
-    for row in starts(shape[0], tile_px):
-        for col in starts(shape[1], tile_px):
-            yield slice(row, row + tile_px), slice(col, col + tile_px)
-
-
-def _pad(tile: NDArray[np.uint8], tile_px: int) -> NDArray[np.uint8]:
-    """Mirror a small image up to the tile's side."""
-    gaps = [(0, tile_px - length) for length in tile.shape[1:]]
-    return np.pad(tile, [(0, 0), *gaps], mode="symmetric")
+    if opened.crs is None:
+        raise TrainingError(f"{opened.name}: no CRS to read the GSD from; give gsd_m of its source")
+    return true_gsd_m(opened.transform, opened.shape, CRS.from_wkt(opened.crs.to_wkt()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.distributed.nn import functional as autograd_collectives
 
-from canopy.ranks import over_ranks, rank, ranks
+from canopy.training.ranks import over_ranks, rank, ranks
 
 TINY = 1e-8
 

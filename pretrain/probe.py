@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from odc.geo.geobox import GeoBox
 
-from canopy.bundle import find_bundle, read_bundle, save_bundle
+from canopy.dataset.scene import Scene
 from canopy.errors import ConfigError, TrainingError
-from canopy.imagery import open_imagery
-from canopy.scenes import Scene, read_scenes
+from canopy.models.bundle import find_bundle, read_bundle, save_bundle
 from pretrain.encoder import Encoder, from_card, load_encoder
 from pretrain.picture import save_principal_colours
 
@@ -73,6 +70,8 @@ def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0) -> dic
     card, trained = load_encoder(encoder)
     torch.manual_seed(seed)
     untrained = from_card(card).eval()
+    from canopy.dataset.scene_folders import read_scenes
+
     scenes = read_scenes(pairs)
     kinds: dict[str, Features] = {
         "encoder": lambda image: encode(trained, image, enlarge),
@@ -108,11 +107,18 @@ def picture_scene(encoder: Path, picture: Path, image: Path | None, pairs: Path 
     """
     _, trained = load_encoder(encoder)
     if image is not None:
+        import rasterio
+        from odc.geo.geobox import GeoBox
+
+        from canopy.imagery import open_imagery
+
         source = open_imagery(image)
         with rasterio.open(image) as opened:
             grid = GeoBox(opened.shape, opened.transform, opened.crs)[_middle(opened.shape)]
         shown = np.round(np.nan_to_num(source.read(grid).values) * 255).astype(np.uint8)
     elif pairs is not None:
+        from canopy.dataset.scene_folders import read_scenes
+
         largest = max(read_scenes(pairs), key=lambda scene: scene.height_m.size).image
         shown = largest[:, *_middle(largest.shape[1:])]
     else:

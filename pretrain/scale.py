@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from canopy.ranks import ranks
+from canopy.training.ranks import ranks
 from pretrain.config import ScaleConfig
 from pretrain.encoder import Encoder
 

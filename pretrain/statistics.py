@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ReduceOp
 
-from canopy.ranks import over_ranks
+from canopy.training.ranks import over_ranks
 
 LEVELS = (0.05, 0.17, 0.29, 0.41, 0.53, 0.65, 0.77)
 """Centres of the soft bins of each channel's histogram."""

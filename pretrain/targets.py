@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canopy.errors import ConfigError
+from canopy.errors import ConfigError, one_line
 from canopy.models.dpt import load_stages
 from pretrain.config import FeaturesConfig, PretrainConfig
 from pretrain.statistics import STATISTICS, Standardiser, patch_statistics
@@ -118,7 +118,7 @@ def _create(network: str, *, pretrained: bool) -> Any:
     try:
         return timm.create_model(network, features_only=True, pretrained=pretrained)
     except (RuntimeError, OSError) as error:
-        raise ConfigError(f"timm brings no {network!r}: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"timm brings no {network!r}: {one_line(error, 200)}") from error
 
 
 def _channels(config: FeaturesConfig, patch_px: int) -> list[int]:

@@ -1,26 +1,36 @@
 """Self-supervised stage: an encoder learnt from unlabelled tiles, written as a bundle."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from canopy import __version__
-from canopy.bundle import Architecture, Card
 from canopy.errors import ConfigError
-from canopy.loop import fit_learner
+from canopy.models.bundle import Architecture, Card
 from canopy.models.dpt import MULTIPLE_PX
 from canopy.models.encoders import encoder_card
-from canopy.ranks import rank, together, whole
-from canopy.training import claim_run, print_entry
+from canopy.progress import Report, ignore
+from canopy.training.loop import fit_learner
+from canopy.training.ranks import rank, together, whole
+from canopy.training.runs import claim_run, hold_run, report_entry
+from canopy.version import __version__
+from pretrain.batch import crops_at, draw_batch
 from pretrain.config import PretrainConfig
-from pretrain.data import Tiles, crops_at, draw_batch, read_tiles
+from pretrain.data import Tiles, read_tiles
 from pretrain.dinov2 import Distiller, SelfDistillation
 from pretrain.encoder import save_encoder
 
 
-def pretrain(config: PretrainConfig, run: Path, *, resume: bool = False, teacher: Distiller | None = None) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    run: Path,
+    *,
+    resume: bool = False,
+    teacher: Distiller | None = None,
+    report: Report = ignore,
+) -> Path:
     """Pretrain an encoder and write its moving average as `last.safetensors`.
 
     Args:
@@ -28,6 +38,7 @@ def pretrain(config: PretrainConfig, run: Path, *, resume: bool = False, teacher
         run: Folder of the run: the bundle, `log.jsonl`, `config.yaml`, `checkpoints/`.
         resume: Go on from the last checkpoint, if any.
         teacher: Gives the targets, frozen; without one, the student's moving average does.
+        report: Called every twentieth step.
 
     Returns:
         Path of the bundle.
@@ -36,13 +47,13 @@ def pretrain(config: PretrainConfig, run: Path, *, resume: bool = False, teacher
         ConfigError: Crops that patches do not fill, or an encoder that timm does not make.
         TrainingError: Data or run are unusable.
     """
-    with together() as device:
+    with together() as device, hold_run(run, config, resume=resume) if rank() == 0 else nullcontext():
         learner = SelfDistillation(config, device, teacher)
         patch_px = learner.student.encoder.patch_px
         check_crops(config, patch_px)
-        if rank() == 0:
-            claim_run(run, config, resume)
         tiles = read_tiles(config.tiles)
+        if rank() == 0:
+            claim_run(run, config)
         fit_learner(
             learner,
             partial(draw_batch, tiles=tiles, config=config, patch_px=patch_px),
@@ -50,7 +61,7 @@ def pretrain(config: PretrainConfig, run: Path, *, resume: bool = False, teacher
             run,
             resume=resume,
             evaluate=_Export(run / "last.safetensors", config, tiles),
-            report=partial(print_entry, steps=config.loop.steps),
+            report=partial(report_entry, steps=config.loop.steps, report=report),
         )
     return run / "last.safetensors"
 

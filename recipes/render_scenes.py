@@ -21,9 +21,10 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 from scipy import ndimage
 
-from canopy.config import TrainConfig, load_config
-from canopy.scenes import Scene
-from canopy.training import read_split
+from canopy.config import load_config
+from canopy.dataset.scene import Scene
+from canopy.training.config import TrainConfig
+from canopy.training.decoder import read_split
 
 Array = NDArray[np.float32]
 FINE_M = 0.25

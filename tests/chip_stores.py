@@ -6,8 +6,8 @@ from typing import Any
 
 from forest import Forest, make_forest, write_pair
 
-from canopy.config import DatasetConfig
-from canopy.dataset import Summary, build
+from canopy.dataset.build import Summary, build
+from canopy.dataset.config import DatasetConfig
 
 
 @cache

@@ -41,7 +41,7 @@ def shared_data() -> Path:
 def canopy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """Run the command in this process: (exit code, standard output, standard error)."""
 
-    from canopy.cli import main
+    from canopy.cli.app import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

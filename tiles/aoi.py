@@ -18,7 +18,8 @@ from shapely import affinity
 from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
-from tiles.errors import AOIError
+from tiles.errors import AOIError, one_line
+from tiles.ground import unit_m
 
 _SEGMENT_M, _SEGMENT_DEG = 1000.0, 0.01  # longest edge that is projected; its chord is off by centimetres
 _TEAR_M = 1e6  # a projected edge longer than this ran across a cut in the projection
@@ -178,11 +179,6 @@ def _unwrap_ring(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.vstack([ring, [[last, pole], [first, pole]], ring[:1]])
 
 
-def _unit(crs: CRS) -> float:
-    """Give the metres in one unit of a projected CRS."""
-    return float(crs.proj.axis_info[0].unit_conversion_factor)
-
-
 def _project(area: BaseGeometry, source: CRS, target: CRS) -> BaseGeometry:
     """Project a densified area as it is; refuse vertices that the target cannot hold."""
     move = source.transformer_to_crs(target)
@@ -193,7 +189,7 @@ def _project(area: BaseGeometry, source: CRS, target: CRS) -> BaseGeometry:
             raise AOIError(f"AOI is beyond {target.proj.name}; expected a CRS of its region, name one")
         return moved
 
-    segment = _SEGMENT_DEG if source.geographic else _SEGMENT_M / _unit(source)
+    segment = _SEGMENT_DEG if source.geographic else _SEGMENT_M / unit_m(source.proj)
     return shapely.transform(shapely.segmentize(area, segment), move_checked)
 
 
@@ -201,7 +197,7 @@ def _is_torn(area: BaseGeometry, crs: CRS) -> bool:
     """Tell whether an edge of a projected, densified area runs across the projection's cut."""
     vertices, joined = ring_vertices(keep_polygons(flatten(area)))
     length = np.hypot(*np.diff(vertices, axis=0).T)[joined]
-    return bool(length.max(initial=0.0) > _TEAR_M / _unit(crs))
+    return bool(length.max(initial=0.0) > _TEAR_M / unit_m(crs.proj))
 
 
 def _project_split(aoi: Geometry, crs: CRS) -> BaseGeometry:
@@ -228,7 +224,7 @@ def _read_vector(path: Path, layer: str | None) -> tuple[Polygons, CRS]:
             meta, _, wkb, _ = pyogrio.raw.read(path, layer=name, columns=[], force_2d=True)
             geometries = shapely.from_wkb(wkb, on_invalid="fix")
     except (RuntimeError, ValueError, OSError, ShapelyError) as error:
-        reason = " ".join(str(error).split(";")[0].split())
+        reason = one_line(str(error).split(";")[0])
         raise AOIError(f"{path}: cannot be read ({reason}); expected vectors, such as GeoJSON") from error
     return geometries, _parse_crs(meta["crs"], path)
 
@@ -272,7 +268,7 @@ def _absence(parts: Polygons) -> str:
 def _check_coordinates(polygons: Polygons, crs: CRS, path: Path) -> None:
     """Refuse coordinates that are no place on earth."""
     vertices = shapely.get_coordinates(polygons)
-    limit = np.array(_LIMIT_DEG if crs.geographic else _LIMIT_M) / (1.0 if crs.geographic else _unit(crs))
+    limit = np.array(_LIMIT_DEG if crs.geographic else _LIMIT_M) / (1.0 if crs.geographic else unit_m(crs.proj))
     wrong = ~(np.abs(vertices) <= limit).all(axis=1)
     if not wrong.any() and crs.projected:
         place = crs.transformer_to_crs(CRS("EPSG:4326"))

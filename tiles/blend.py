@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tiles.grid import PixelWindow
+from tiles.windows import PixelWindow
 
 _STEPS = 4096  # weight levels per axis; the product of two axes then fits float32's 24 bits
 

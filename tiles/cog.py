@@ -27,7 +27,7 @@ from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy raises it bare,
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rio_cogeo.cogeo import cog_validate
 
-from tiles.errors import CanopyError, OutputError, RasterError
+from tiles.errors import CanopyError, OutputError, RasterError, one_line
 from tiles.files import draft_of, file_sha256, removed_on_error, rename, sync
 
 BANDS = ("canopy_height",)
@@ -175,7 +175,7 @@ def validate(path: Path) -> tuple[str, ...]:
                 problems = [*_band_problems(src), *_grid_problems(src), *_tag_problems(src)]
             problems += _layout_problems(path)
         except _RASTER_ERRORS as error:
-            return (f"cannot be opened as a GeoTIFF ({_one_line(error)})",)
+            return (f"cannot be opened as a GeoTIFF ({one_line(error)})",)
         return (*problems, *_block_problems(path), *_item_problems(path))
 
 
@@ -226,7 +226,7 @@ def _reported(path: Path, need_bytes: int = BLOCK_PX**2) -> Iterator[None]:
 def _cause(error: BaseException, folder: Path, need_bytes: int) -> str:
     if _is_disk_full(error, folder, need_bytes):
         return f"disk full; free some space in {folder} and run again"
-    return f"{_one_line(error)}; check that {folder} exists, is writable and has room, and run again"
+    return f"{one_line(error)}; check that {folder} exists, is writable and has room, and run again"
 
 
 def _is_disk_full(error: BaseException, folder: Path, need_bytes: int) -> bool:
@@ -236,12 +236,6 @@ def _is_disk_full(error: BaseException, folder: Path, need_bytes: int) -> bool:
         # GDAL seldom passes on why the system refused.
         return shutil.disk_usage(folder).free < need_bytes
     return False
-
-
-def _one_line(error: BaseException) -> str:
-    while error.__cause__:  # rasterio's own text only points there
-        error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _require_heights(path: Path, heights: NDArray[Any], geobox: GeoBox) -> None:
@@ -359,7 +353,7 @@ def _readable(path: Path, what: str) -> Iterator[None]:
         raise
     except _RASTER_ERRORS as error:
         raise RasterError(
-            f"{path}: cannot read {what} ({_one_line(error)}), expected a whole GeoTIFF; make the file again"
+            f"{path}: cannot read {what} ({one_line(error)}), expected a whole GeoTIFF; make the file again"
         ) from error
 
 

@@ -39,3 +39,15 @@ class OutputError(CanopyError):
 
 class OutputBusyError(OutputError):
     """Another run works on the same output."""
+
+
+def one_line(error: BaseException | str, limit: int | None = None) -> str:
+    """Return the text of an error in one line, for a message that quotes it.
+
+    Args:
+        error: The error. The cause of a foreign one is quoted in its place: rasterio's own text only points there.
+        limit: Longest text to return, in characters; None for all of it.
+    """
+    while isinstance(error, BaseException) and not isinstance(error, CanopyError) and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from tiles.errors import OutputError
+from tiles.errors import OutputError, one_line
 
 
 @contextlib.contextmanager
@@ -58,6 +58,18 @@ def removed_on_error(*paths: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 path.unlink()
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path}: {error.strerror or one_line(error)}") from error
 
 
 def require_new(path: Path, overwrite: bool) -> None:

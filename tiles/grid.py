@@ -17,60 +17,10 @@ from odc.geo.geom import BoundingBox, Geometry
 from shapely.geometry.base import BaseGeometry
 
 from tiles.aoi import Polygons, flatten, keep_polygons, ring_vertices, to_crs
+from tiles.windows import PixelWindow
 
 _EDGE_PX = 1e-6  # an AOI that reaches less than this into a pixel only touches it
 _MACRO_TILES = 16  # width of a macro-column; bounds the chips that a row-by-row walk keeps for the next row
-
-
-@dataclass(frozen=True)
-class PixelWindow:
-    """A rectangle of at least one lattice pixel; rows grow southward, and indices may be negative."""
-
-    row0: int
-    col0: int
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        """Refuse an empty window."""
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"window is {self.height} x {self.width} px; expected at least 1 x 1")
-
-    @property
-    def row1(self) -> int:
-        """Last row, exclusive."""
-        return self.row0 + self.height
-
-    @property
-    def col1(self) -> int:
-        """Last column, exclusive."""
-        return self.col0 + self.width
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
-        return self.height, self.width
-
-    def intersect(self, other: "PixelWindow") -> "PixelWindow | None":
-        """Give the common pixels, or None where there are none."""
-        row0, col0 = max(self.row0, other.row0), max(self.col0, other.col0)
-        height, width = min(self.row1, other.row1) - row0, min(self.col1, other.col1) - col0
-        return PixelWindow(row0, col0, height, width) if height > 0 and width > 0 else None
-
-    def pad(self, px: int) -> "PixelWindow":
-        """Grow by `px` pixels on each side (shrink where negative)."""
-        return PixelWindow(self.row0 - px, self.col0 - px, self.height + 2 * px, self.width + 2 * px)
-
-    def slices_in(self, other: "PixelWindow") -> tuple[slice, slice]:
-        """Give the (rows, columns) slices of this window in an array that holds `other`.
-
-        Raises:
-            ValueError: this window is not inside `other`.
-        """
-        if self.intersect(other) != self:
-            raise ValueError(f"{self} is not inside {other}")
-        row, col = self.row0 - other.row0, self.col0 - other.col0
-        return slice(row, row + self.height), slice(col, col + self.width)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from pyproj import Transformer
 
-from tiles.grid import Lattice, PixelWindow
+from tiles.grid import Lattice
+from tiles.windows import PixelWindow
 
 Points = NDArray[np.float64]
 

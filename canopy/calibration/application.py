@@ -1,7 +1,7 @@
 """Applies a calibration to the bands of a tile, and to a whole map in a stream."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
 from canopy.calibration.curves import Calibration
-from canopy.errors import CalibrationError, OutputError, RasterError
-from canopy.progress import Progress
-from tiles.cog import BANDS, UNCERTAINTY_BANDS, assemble, validate, write_tile
+from canopy.errors import CalibrationError, OutputError, RasterError, one_line
+from canopy.progress import Progress, Report, ignore
+from tiles.cog import BANDS, UNCERTAINTY_BANDS, write_tile
 from tiles.files import require_new
+from tiles.publish import MapRecord, publish_map
 
 TILE_PX = 2048
 _TAG = "CANOPY_CALIBRATION"
@@ -43,18 +44,13 @@ def describe(calibration: Calibration) -> dict[str, str]:
     return {"kind": calibration.kind, "sha256": calibration.sha256}
 
 
-def calibration_tags(calibration: Calibration) -> dict[str, str]:
-    """Tags of a calibrated map."""
-    return {f"{_TAG}_{key.upper()}": value for key, value in describe(calibration).items()}
-
-
 def calibrate_map(
     path: Path,
     calibration: Calibration,
     out: Path,
     *,
     overwrite: bool = False,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Report = ignore,
 ) -> Path:
     """Correct an existing height map, tile by tile.
 
@@ -76,7 +72,6 @@ def calibrate_map(
     try:
         with rasterio.open(path) as source, tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as folder:
             bands = _bands(path, source, calibration)
-            tags = {key: value for key, value in source.tags().items() if key.startswith("CANOPY_")}
             geobox = GeoBox(source.shape, source.transform, source.crs.to_wkt())
             members = []
             windows = list(_windows(source.shape))
@@ -86,14 +81,11 @@ def calibrate_map(
                 here = geobox[window.toslices()]
                 write_tile(tile, apply_to_bands(calibration, values, here), here, plan="calibrate")
                 members.append((tile, int(window.row_off), int(window.col_off)))
-                report(Progress(number, len(windows), number, len(windows)))
-            draft = Path(folder) / "map.tif"
-            assemble(members, draft, geobox, bands, {**tags, **calibration_tags(calibration)})
-            if problems := validate(draft):
-                raise RasterError(f"the calibrated map is not valid and was not published: {'; '.join(problems)}")
-            draft.replace(out)
+                report(Progress(number, len(windows), "tiles", f"tile {number}/{len(windows)}"))
+            record = MapRecord.from_tags(source.tags(), describe(calibration))
+            publish_map(members, out, geobox, bands, record, Path(folder))
     except rasterio.RasterioIOError as error:
-        raise RasterError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        raise RasterError(f"cannot read {path}: {one_line(error)}") from error
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
     return out

@@ -1,19 +1,19 @@
 """`canopy calibrate`: from a map and shots to a calibration and the table of methods before and after."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from canopy import __version__
 from canopy.calibration.curves import Calibration, write_calibration
 from canopy.calibration.fitting import FLOOR_M, Row, digest, fit
 from canopy.calibration.shots import gather, shot_features
 from canopy.gedi.shots import read_shots
-from canopy.progress import Progress
+from canopy.progress import Report, ignore
+from canopy.version import __version__
 from tiles.files import file_sha256, require_new
 
 
@@ -47,7 +47,7 @@ def calibrate(
     imagery: Sequence[str | Path] | None = None,
     model: str | Path | None = None,
     overwrite: bool = False,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Report = ignore,
 ) -> Calibrated:
     """Fit calibrations of a map to shots, choose by held-out ground and write the choice.
 
@@ -68,8 +68,8 @@ def calibrate(
     given = read_shots(shots)
     footprints, held, side = gather(pred, given, block_m=block_m, report=report)
     if imagery:
-        from canopy.bundle import DEFAULT_MODEL
         from canopy.imagery import open_imagery
+        from canopy.models.bundle import DEFAULT_MODEL
         from canopy.models.model import load_model
 
         network = load_model(model or DEFAULT_MODEL)

@@ -1,6 +1,5 @@
 """Brings a map, or a model and its imagery, and lidar shots together in their footprints."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from pyproj import CRS, Transformer
 from canopy.calibration.fitting import FOOTPRINT_SIGMA_M, Footprints, blocks
 from canopy.errors import CalibrationError, ImageryError
 from canopy.gedi.footprints import footprint_statistics
-from canopy.progress import Progress
+from canopy.progress import Progress, Report, ignore
 from tiles.cog import UNCERTAINTY_BANDS
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from canopy.imagery import ImagerySource
     from canopy.models.model import CanopyModel
 
-Report = Callable[[Progress], None]
 RADIUS_M = 12.5
 AIMED_BLOCKS = 25
 FEWEST_M = 200.0
@@ -30,7 +28,7 @@ FEATURE_BATCH = 4
 
 
 def gather(
-    path: Path, shots: "GeoDataFrame", *, block_m: float | None = None, report: Report = lambda _: None
+    path: Path, shots: "GeoDataFrame", *, block_m: float | None = None, report: Report = ignore
 ) -> tuple[Footprints, "GeoDataFrame", float]:
     """Footprints of a map that lie on known cells.
 
@@ -47,7 +45,7 @@ def gather(
         CalibrationError: No shot lies on known cells of the map.
         RasterError: The map cannot be read.
     """
-    found = footprint_statistics(path, shots, radius_m=RADIUS_M, progress=report)
+    found = footprint_statistics(path, shots, radius_m=RADIUS_M, report=report)
     with rasterio.open(path) as opened:
         sure = tuple(opened.descriptions) == UNCERTAINTY_BANDS
     usable = (found["unknown_share"].to_numpy() == 0) & np.isfinite(shots["rh98"].to_numpy())
@@ -83,7 +81,7 @@ def _metric_places(path: Path, shots: "GeoDataFrame") -> tuple[CRS, NDArray[np.f
 
 
 def shot_features(
-    source: "ImagerySource", model: "CanopyModel", shots: "GeoDataFrame", report: Report = lambda _: None
+    source: "ImagerySource", model: "CanopyModel", shots: "GeoDataFrame", report: Report = ignore
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Features of the frozen encoder in each footprint.
 
@@ -101,9 +99,10 @@ def shot_features(
     """
     import torch
 
-    from canopy.engine import fill_unknown
-    from canopy.layers import PATCH_PX, pooled
-    from tiles.grid import Lattice, PixelWindow
+    from canopy.imagery.fill import fill_unknown
+    from canopy.models.features import PATCH_PX, pooled
+    from tiles.grid import Lattice
+    from tiles.windows import PixelWindow
 
     chip, gsd_m = model.card.chip_px, model.card.gsd_m
     utm = shots.estimate_utm_crs()
@@ -124,7 +123,7 @@ def shot_features(
         tokens = pooled(model.features(torch.stack(chips)), FOOTPRINT_SIGMA_M, gsd_m)
         rows.append(tokens[:, :, middle - 1 : middle + 1, middle - 1 : middle + 1].mean(dim=(2, 3)).numpy())
         done = min(first + FEATURE_BATCH, len(corners))
-        report(Progress(done, len(corners), done, len(corners)))
+        report(Progress(done, len(corners), "chips", f"chip {done}/{len(corners)}"))
     if not known.any():
         raise ImageryError(f"{source.describe()} shows none of the {len(shots)} shots")
     return np.concatenate(rows).astype(np.float64), known

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from canopy.evaluation.intervals import confidence_intervals
 from canopy.evaluation.metrics import BLOCK_M, Ground, Heights, HeightSums, Totals
 from canopy.evaluation.pictures import Pictures
 from canopy.evaluation.rasters import UNITS_M, Heightfile, Onto, ground, mask_on, opened, overlap, require_mask
-from canopy.progress import Progress
-from tiles.grid import PixelWindow
+from canopy.progress import Progress, Report, ignore
+from tiles.windows import PixelWindow
 
 WINDOW_PX = 1024
 _CACHE_MB = 256
@@ -54,7 +54,7 @@ def evaluate(
     truth_unit: str | None = None,
     window_px: int = WINDOW_PX,
     draw: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    report: Report = ignore,
 ) -> Comparison:
     """Score height maps against a canopy height model.
 
@@ -68,7 +68,7 @@ def evaluate(
         truth_unit: m, cm or ft, in place of what the truth's file says.
         window_px: Side of a window, cells of the truth; changes no result.
         draw: Keep what the report's figures need.
-        progress: Told after each window.
+        report: Called after each window.
 
     Raises:
         EvaluationError: No common ground, nothing known, or a raster that cannot be scored.
@@ -88,8 +88,8 @@ def evaluate(
         for number, window in enumerate(windows, 1):
             _add_window(scene, window, sums, pictures)
             done += window.height * window.width
-            if progress is not None:
-                progress(Progress(number, len(windows), done, int(np.prod(scene.ground.shape))))
+            cells = int(np.prod(scene.ground.shape))
+            report(Progress(done / 1e6, cells / 1e6, "Mpx", f"window {number}/{len(windows)}"))
         totals = [part.totals() for part in sums]
         crs = scene.truth.dataset.crs.to_string()
     _check(totals[0], truth)

@@ -13,16 +13,17 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.crs import CRS
-from pyproj import Geod, Transformer
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from canopy.errors import EvaluationError, RasterError
+from canopy.errors import EvaluationError, RasterError, one_line
 from canopy.evaluation.metrics import Ground, Heights
-from tiles.grid import Lattice, PixelWindow
+from tiles.grid import Lattice
+from tiles.ground import metres_per_unit, scale_error, unit_m
 from tiles.regrid import Regridder
+from tiles.windows import PixelWindow
 
 UNITS_M = {
     **dict.fromkeys(("m", "metre", "metres", "meter", "meters"), 1.0),
@@ -35,7 +36,6 @@ PLAUSIBLE_M = (-100.0, 1000.0)
 """Heights outside are undeclared nodata, such as -9999."""
 
 _LOG = logging.getLogger("canopy.evaluation")
-_GEOD = Geod(ellps="WGS84")
 _TRUE_SCALE = 0.01
 
 
@@ -193,7 +193,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (RasterioError, OSError) as error:
-        cause = " ".join(str(error.__cause__ or error).split())
+        cause = one_line(error)
         raise RasterError(f"cannot read {path}: {cause}; a complete GeoTIFF expected") from error
 
 
@@ -273,18 +273,13 @@ def _vertical_unit_m(dataset: DatasetReader) -> float:
 
 def _metres_per_unit(dataset: DatasetReader) -> tuple[float, float]:
     """True metres in a CRS unit, east and north, at the middle; the CRS's own where it keeps distances to 1 %."""
-    crs = CRS(dataset.crs.to_wkt())
+    crs = CRS(dataset.crs.to_wkt()).proj
     left, bottom, right, top = dataset.bounds
     x, y = (left + right) / 2, (bottom + top) / 2
-    own = float(crs.proj.axis_info[0].unit_conversion_factor) if not crs.geographic else 111_320.0
-    step = 10 / own
-    lons, lats = Transformer.from_crs(crs.to_wkt(), "OGC:CRS84", always_xy=True).transform(
-        [x, x + step, x], [y, y, y + step]
-    )
-    true = [_GEOD.inv(lons[0], lats[0], lons[i], lats[i])[2] / step for i in (1, 2)]
-    if not crs.geographic and all(abs(length / own - 1) < _TRUE_SCALE for length in true):
-        return own, own
-    return float(true[0]), float(true[1])
+    own_m = unit_m(crs)
+    if not crs.is_geographic and scale_error(crs, x, y) < _TRUE_SCALE:
+        return own_m, own_m
+    return metres_per_unit(crs, x, y)
 
 
 def _block_mean(heights: Heights, ratio: int) -> Heights:

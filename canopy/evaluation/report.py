@@ -18,11 +18,11 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from canopy import __version__
 from canopy.errors import EvaluationError, OutputError
 from canopy.evaluation.comparison import Comparison
 from canopy.evaluation.rasters import opened, readable
 from canopy.evaluation.table import COLUMNS, cell, class_cell
+from canopy.version import __version__
 from tiles.files import file_sha256, replacing
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))

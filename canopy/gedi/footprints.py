@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 from rasterio.windows import Window
 
-from canopy.errors import RasterError
-from canopy.progress import Progress
+from canopy.errors import RasterError, one_line
+from canopy.progress import Progress, Report, ignore
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
 Floats = NDArray[np.float64]
 Weighting = Literal["disc", "gaussian"]
-Report = Callable[[Progress], None]
 
 RADIUS_M = 12.5
 SIGMA_M = 6.25
@@ -59,7 +58,7 @@ def footprint_statistics(
     weighting: Weighting = "disc",
     band: int = 1,
     offset_m: tuple[float, float] | Floats = (0.0, 0.0),
-    progress: Report | None = None,
+    report: Report = ignore,
 ) -> pd.DataFrame:
     """Statistics of a height map in the footprint of each shot.
 
@@ -70,7 +69,7 @@ def footprint_statistics(
         weighting: A disc that counts its cells alike, or GEDI's Gaussian cut off at twice `radius_m`.
         band: Of the raster.
         offset_m: East and north, added to the shots' places; one for all, or (n, 2).
-        progress: Called after each block of the raster.
+        report: Called after each block of the raster.
 
     Returns:
         One row a shot, in their order and with their index: `mean`, `p95`, `p98` in metres, `cover` (share of known
@@ -95,10 +94,9 @@ def footprint_statistics(
             work = pool.map(lambda members: _block(source, places, members, reach_m, weighting), groups)
             for number, (members, made) in enumerate(zip(groups, work, strict=True), 1):
                 found[members] = made
-                if progress is not None:
-                    progress(Progress(number, len(groups), number, len(groups)))
+                report(Progress(number, len(groups), "blocks", f"block {number}/{len(groups)}"))
     except rasterio.RasterioIOError as error:
-        raise RasterError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        raise RasterError(f"cannot read {path}: {one_line(error)}") from error
     table = pd.DataFrame(found, columns=list(COLUMNS), index=shots.index)
     table["edge"] = (table["cover"] > EDGE[0]) & (table["cover"] < EDGE[1])
     table["on_map"] = inside

@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from canopy import __version__
 from canopy.evaluation.report import STYLE, file_row, image_tag, save_page
 from canopy.gedi.validation import Validation, funnel_of
+from canopy.version import __version__
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 ERROR_LIMIT_M = 15.0

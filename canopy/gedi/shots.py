@@ -4,7 +4,7 @@ Fields that a file lacks are null, never invented. Heights are metres above the 
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from canopy import __version__
-from canopy.errors import LidarError, OutputError
+from canopy.errors import LidarError, OutputError, one_line
 from canopy.gedi.filters import ShotFilter, Step, apply_filter
-from canopy.progress import Progress
+from canopy.progress import Progress, Report, ignore
+from canopy.version import __version__
 from tiles.files import replacing
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from odc.geo.geom import Geometry
 
 Columns = dict[str, NDArray[Any]]
-Report = Callable[[Progress], None]
 
 EPOCH = np.datetime64("2018-01-01T00:00:00", "ns")
 """Of delta_time, seconds."""
@@ -95,7 +94,7 @@ def read_granules(
     aoi: "Geometry | None" = None,
     start: datetime | None = None,
     end: datetime | None = None,
-    report: Report = lambda _: None,
+    report: Report = ignore,
 ) -> Reading:
     """Read and filter granules; a file that cannot be read is named and the others go on.
 
@@ -118,7 +117,7 @@ def read_granules(
             tables.append(made)
         except LidarError as error:
             failures.append(str(error))
-        report(Progress(number, len(files), read, read))
+        report(Progress(number, len(files), "granules", f"granule {number}/{len(files)}"))
     if not tables:
         raise LidarError("; ".join(failures) or "no files given")
     merged = _merged(tables)
@@ -141,7 +140,7 @@ def _granule(path: Path) -> pd.DataFrame:
             beams = [_beam(opened[name], name, product) for name in sorted(opened) if name.startswith("BEAM")]
             version = _version(path, opened)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise LidarError(f"{path}: damaged or not HDF5: {' '.join(str(error).split())[:200]}") from error
+        raise LidarError(f"{path}: damaged or not HDF5: {one_line(error, 200)}") from error
     made = [pd.DataFrame(part) for part in beams if part]
     if not made:
         raise LidarError(f"{path}: no beam with shots and coordinates; GEDI L2A or L2B expected")
@@ -294,7 +293,7 @@ def read_shots(path: Path) -> "GeoDataFrame":
     try:
         shots = geopandas.read_parquet(path)
     except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise LidarError(f"{path} is not a GeoParquet of shots: {' '.join(str(error).split())[:200]}") from error
+        raise LidarError(f"{path} is not a GeoParquet of shots: {one_line(error, 200)}") from error
     missing = {"shot_number", "beam", "rh98", "sensitivity", "geometry"} - set(shots.columns)
     if missing or shots.crs is None:
         raise LidarError(f"{path} lacks {', '.join(sorted(missing)) or 'a CRS'}: shots of canopy gedi read expected")

@@ -1,7 +1,6 @@
 """`canopy gedi validate`: a height map against shots, by height, cover, beam and sensitivity."""
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 from canopy.errors import EvaluationError
 from canopy.gedi.footprints import footprint_statistics
 from canopy.gedi.shots import read_shots, shots_metadata
-from canopy.progress import Progress
+from canopy.progress import Progress, Report, ignore
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
 Floats = NDArray[np.float64]
-Report = Callable[[Progress], None]
 
 RADIUS_M = 12.0
 """Of the disc whose 98th percentile is compared, as in CHMv2's validation."""
@@ -59,7 +57,7 @@ def validate_map(
     radius_m: float = RADIUS_M,
     keep_edges: bool = True,
     shift_search: bool = False,
-    report: Report = lambda _: None,
+    report: Report = ignore,
 ) -> Validation:
     """Compare the map's 98th percentile around each shot with RH98.
 
@@ -77,7 +75,7 @@ def validate_map(
         CanopyError: Map or shots cannot be read.
     """
     given = read_shots(shots)
-    found = footprint_statistics(pred, given, radius_m=radius_m, progress=report)
+    found = footprint_statistics(pred, given, radius_m=radius_m, report=report)
     known = found["on_map"] & (found["unknown_share"] == 0) & given["rh98"].notna()
     taken = known & (keep_edges | ~found["edge"])
     if not taken.any():
@@ -196,7 +194,7 @@ def _shift_search(
     lidar_m = points["lidar_m"].to_numpy(np.float64)
     shown = np.stack(
         [
-            _p98(pred, held, radius_m, offset, report, Progress(k, len(offsets), k, len(offsets)))
+            _p98(pred, held, radius_m, offset, report, Progress(k, len(offsets), "shifts", f"shift {k}/{len(offsets)}"))
             for k, offset in enumerate(offsets, 1)
         ],
         axis=1,

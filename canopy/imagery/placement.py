@@ -8,7 +8,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from odc.geo.geom import Geometry
-from pyproj import CRS, Geod, Transformer
+from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
@@ -16,11 +16,11 @@ from rasterio.io import DatasetReader
 from rasterio.transform import GCPTransformer
 
 from canopy.errors import ImageryError
+from tiles.ground import longer_side_m
 
 Points = NDArray[np.float64]
 _LONLAT = "OGC:CRS84"
 _OUTLINE_POINTS = 21
-_GEOD = Geod(ellps="WGS84")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +121,7 @@ def gsd_m(placement: Placement) -> float:
     """True ground size of the centre pixel's longer side, in metres along the WGS84 ellipsoid."""
     row, col = placement.shape[0] / 2, placement.shape[1] / 2
     lon, lat = to_lonlat(placement, np.array([col, col + 1, col]), np.array([row, row, row + 1]))
-    _, _, sides = _GEOD.inv(lon[[0, 0]], lat[[0, 0]], lon[1:], lat[1:])
-    return float(np.max(sides))
+    return longer_side_m(lon, lat)
 
 
 def outline(name: str, placement: Placement) -> Geometry:

@@ -27,6 +27,7 @@ from rasterio.windows import Window
 from canopy.errors import ImageryError
 from canopy.imagery.placement import Points, transformer
 from canopy.imagery.scene import Collar, Mask, Scene, Values, read_window
+from tiles.windows import PixelWindow
 
 Rgb = NDArray[np.float32]
 
@@ -58,29 +59,7 @@ class Lattice:
         return Affine(x_step, 0, (col + x_phase) * x_step, 0, y_step, (row + y_phase) * y_step)
 
 
-@dataclass(frozen=True)
-class Region:
-    """A window of pixels."""
-
-    col: int
-    row: int
-    width: int
-    height: int
-
-    def within(self, other: "Region") -> tuple[slice, slice]:
-        """Rows and columns of this region inside an array of another region that holds it."""
-        row, col = self.row - other.row, self.col - other.col
-        return slice(row, row + self.height), slice(col, col + self.width)
-
-    def intersection(self, other: "Region") -> "Region | None":
-        """The pixels of both; None for none."""
-        col, row = max(self.col, other.col), max(self.row, other.row)
-        width = min(self.col + self.width, other.col + other.width) - col
-        height = min(self.row + self.height, other.row + other.height) - row
-        return Region(col, row, width, height) if width > 0 and height > 0 else None
-
-
-def locate(geobox: GeoBox) -> tuple[Lattice, Region]:
+def locate(geobox: GeoBox) -> tuple[Lattice, PixelWindow]:
     """The lattice a GeoBox lies on, and its pixels there.
 
     Raises:
@@ -92,7 +71,7 @@ def locate(geobox: GeoBox) -> tuple[Lattice, Region]:
     col, x_phase = _split(affine.c / affine.a)
     row, y_phase = _split(affine.f / affine.e)
     lattice = Lattice(geobox.crs.to_wkt(), (affine.a, affine.e), (x_phase, y_phase))
-    return lattice, Region(col, row, geobox.shape[1], geobox.shape[0])
+    return lattice, PixelWindow(row, col, *geobox.shape)
 
 
 def _split(position_px: float) -> tuple[int, float]:
@@ -144,17 +123,17 @@ class Resampler:
         """Side of a block: smaller the coarser the lattice, so that memory stays bounded."""
         return int(2 ** np.clip(math.floor(math.log2(_SOURCE_PX / max(self.scale))), 0, math.log2(_BLOCK_PX)))
 
-    def blocks(self, region: Region) -> Iterator[Region]:
+    def blocks(self, region: PixelWindow) -> Iterator[PixelWindow]:
         """The blocks that hold a region."""
         side = self.block_px
-        for row in range(region.row // side, (region.row + region.height - 1) // side + 1):
-            for col in range(region.col // side, (region.col + region.width - 1) // side + 1):
-                yield Region(col * side, row * side, side, side)
+        for row in range(region.row0 // side, (region.row1 - 1) // side + 1):
+            for col in range(region.col0 // side, (region.col1 - 1) // side + 1):
+                yield PixelWindow(row * side, col * side, side, side)
 
-    def source_region(self, block: Region) -> Region | None:
+    def source_region(self, block: PixelWindow) -> PixelWindow | None:
         """Source pixels that decide a block, with a margin around the file for its edge; None for none."""
         grid = np.linspace(0, self.block_px, 9)
-        cols, rows = np.meshgrid(block.col + grid, block.row + grid)
+        cols, rows = np.meshgrid(block.col0 + grid, block.row0 + grid)
         (x_step, y_step), (x_phase, y_phase) = self.lattice.resolution, self.lattice.phase
         cols, rows = self._to_source((cols.ravel() + x_phase) * x_step, (rows.ravel() + y_phase) * y_step)
         known = np.isfinite(cols) & np.isfinite(rows)
@@ -162,11 +141,11 @@ class Resampler:
             return None
         margin = math.ceil(2 * max(*self.scale, 1)) + 4
         height, width = self.scene.placement.shape
-        reach = Region(-margin, -margin, width + 2 * margin, height + 2 * margin)
+        reach = PixelWindow(0, 0, height, width).pad(margin)
         left, top = math.floor(cols[known].min()) - margin, math.floor(rows[known].min()) - margin
         right, bottom = math.ceil(cols[known].max()) + margin, math.ceil(rows[known].max()) + margin
-        found = reach.intersection(Region(left, top, right - left, bottom - top))
-        return found if found and found.intersection(Region(0, 0, width, height)) else None
+        found = reach.intersect(PixelWindow(top, left, bottom - top, right - left))
+        return found if found and found.intersect(PixelWindow(0, 0, height, width)) else None
 
     def _to_source(self, xs: Points, ys: Points) -> tuple[Points, Points]:
         to_scene = transformer(self.lattice.crs, self.scene.placement.crs)
@@ -180,8 +159,8 @@ def same_crs(one: str, other: str) -> bool:
 
 
 def read_aligned(
-    dataset: DatasetReader, resampler: Resampler, region: Region, collar: Collar | None
-) -> tuple[Region, Values, Mask | None] | None:
+    dataset: DatasetReader, resampler: Resampler, region: PixelWindow, collar: Collar | None
+) -> tuple[PixelWindow, Values, Mask | None] | None:
     """Reads the part of a region that a file on the lattice covers; None where they do not meet.
 
     Returns:
@@ -190,24 +169,26 @@ def read_aligned(
         valid: (height, width); None where all pixels are.
     """
     (col, row), (height, width) = resampler.offset or (0, 0), dataset.shape
-    part = region.intersection(Region(col, row, width, height))
+    part = region.intersect(PixelWindow(row, col, height, width))
     if part is None:
         return None
-    source = Region(part.col - col, part.row - row, part.width, part.height)
+    source = PixelWindow(part.row0 - row, part.col0 - col, *part.shape)
     values, valid = _read(dataset, resampler.scene, source, collar)
     return part, values, valid
 
 
-def _read(dataset: DatasetReader, scene: Scene, source: Region, collar: Collar | None) -> tuple[Values, Mask | None]:
-    window = Window(source.col, source.row, source.width, source.height)
+def _read(
+    dataset: DatasetReader, scene: Scene, source: PixelWindow, collar: Collar | None
+) -> tuple[Values, Mask | None]:
+    window = Window(source.col0, source.row0, source.width, source.height)
     values, valid = read_window(dataset, scene, window)
-    covered = collar.covers(values, source.row, source.col) if collar else None
+    covered = collar.covers(values, source.row0, source.col0) if collar else None
     if covered is None:
         return values, valid
     return values, ~covered if valid is None else valid & ~covered
 
 
-def warp_block(dataset: DatasetReader, resampler: Resampler, block: Region, collar: Collar | None) -> Rgb | None:
+def warp_block(dataset: DatasetReader, resampler: Resampler, block: PixelWindow, collar: Collar | None) -> Rgb | None:
     """Resamples a file to one block of the lattice.
 
     Downsampling by 2 or more averages the source pixels under a pixel; else cubic convolution, widened to the
@@ -218,14 +199,14 @@ def warp_block(dataset: DatasetReader, resampler: Resampler, block: Region, coll
         (3, side, side) stored values, NaN where invalid; None where the file does not reach.
     """
     source = resampler.source_region(block)
-    inside = source and source.intersection(Region(0, 0, dataset.width, dataset.height))
+    inside = source and source.intersect(PixelWindow(0, 0, *dataset.shape))
     if source is None or inside is None:
         return None
     values, valid = _read(dataset, resampler.scene, inside, collar)
     if valid is None and inside == source:
         return _warp(resampler, block, source, values.astype(np.float32), _kernel(resampler))
     padded = np.full((3, source.height, source.width), np.nan, np.float32)
-    rows, cols = inside.within(source)
+    rows, cols = inside.slices_in(source)
     padded[:, rows, cols] = values if valid is None else np.where(valid, values, np.nan)
     return _warp_holes(resampler, block, source, padded)
 
@@ -234,7 +215,7 @@ def _kernel(resampler: Resampler) -> Resampling:
     return Resampling.average if min(resampler.scale) >= _AVERAGE_FROM else Resampling.cubic
 
 
-def _warp_holes(resampler: Resampler, block: Region, source: Region, padded: Rgb) -> Rgb:
+def _warp_holes(resampler: Resampler, block: PixelWindow, source: PixelWindow, padded: Rgb) -> Rgb:
     known = np.isfinite(padded[:1]).astype(np.float32)
     if not known.any():
         return np.full((3, block.height, block.width), np.nan, np.float32)
@@ -249,12 +230,12 @@ def _warp_holes(resampler: Resampler, block: Region, source: Region, padded: Rgb
     return result
 
 
-def _warp(resampler: Resampler, block: Region, source: Region, values: Rgb, kernel: Resampling) -> Rgb:
+def _warp(resampler: Resampler, block: PixelWindow, source: PixelWindow, values: Rgb, kernel: Resampling) -> Rgb:
     """Warps (n, h, w) source values to a block, (n, side, side); NaN has no weight."""
     # GDAL's kernels are faster without nodata; a block that is known throughout needs none.
     nodata = math.nan if np.isnan(values[0]).any() else None
-    place = resampler.scene.placement.window_options(source.col, source.row)
-    to = resampler.lattice.transform(block.col, block.row)
+    place = resampler.scene.placement.window_options(source.col0, source.row0)
+    to = resampler.lattice.transform(block.col0, block.row0)
     unknown = np.full((len(values), block.height, block.width), np.nan, np.float32)
     with (
         _in_memory(values, crs=_crs(resampler.scene.placement.crs), **place) as given,

@@ -18,7 +18,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 from scipy import ndimage
 
-from canopy.errors import ImageryError
+from canopy.errors import ImageryError, one_line
 from canopy.imagery.acquisition import acquisition
 from canopy.imagery.bands import Bands
 from canopy.imagery.files import Stamp
@@ -67,7 +67,7 @@ def gdal(path: str) -> Iterator[None]:
         with rasterio.Env(**_GDAL):
             yield
     except RasterioError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(error)
         raise ImageryError(
             f"{path}: cannot be read ({reason}), expected an undamaged raster; copy or download it again"
         ) from error

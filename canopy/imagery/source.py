@@ -21,9 +21,10 @@ from canopy.imagery.acquisition import span
 from canopy.imagery.bands import choose_bands
 from canopy.imagery.files import check_unchanged, expand, stamp
 from canopy.imagery.placement import transformer
-from canopy.imagery.resample import Lattice, Region, Resampler, Rgb, locate, read_aligned, warp_block
+from canopy.imagery.resample import Lattice, Resampler, Rgb, locate, read_aligned, warp_block
 from canopy.imagery.rescale import Rescale, choose_rescale
 from canopy.imagery.scene import Collar, Scene, find_collar, gdal, inspect, open_dataset, quiet, sample
+from tiles.windows import PixelWindow
 
 _BANDS = ("red", "green", "blue")
 _OPEN_FILES = 16
@@ -185,7 +186,7 @@ class RasterImagery:
         near = (west <= right) & (east >= left) & (south <= top) & (north >= bottom)
         return [self._scenes[i] for i in np.flatnonzero(near)]
 
-    def _fill(self, out: Rgb, resampler: Resampler, region: Region) -> None:
+    def _fill(self, out: Rgb, resampler: Resampler, region: PixelWindow) -> None:
         """Fills the unknown pixels of (3, height, width) from one scene."""
         scene = resampler.scene
         dataset = self._handles.get(scene.path)
@@ -195,18 +196,18 @@ class RasterImagery:
         if resampler.offset is not None:
             if found := read_aligned(dataset, resampler, region, collar):
                 part, values, valid = found
-                rows, cols = part.within(region)
+                rows, cols = part.slices_in(region)
                 _paste(out[:, rows, cols], self.rescale.apply(values), valid)
             return
         for block in resampler.blocks(region):
-            part = block.intersection(region) or block
-            rows, cols = part.within(region)
+            part = block.intersect(region) or block
+            rows, cols = part.slices_in(region)
             target = out[:, rows, cols]
             if not np.isnan(target[0]).any():
                 continue
             warped = warp_block(dataset, resampler, block, collar)
             if warped is not None:
-                rows, cols = part.within(block)
+                rows, cols = part.slices_in(block)
                 _paste(target, self.rescale.apply(warped[:, rows, cols]), None)
 
 

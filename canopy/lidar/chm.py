@@ -13,18 +13,18 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from scipy import ndimage
 
-from canopy import __version__
 from canopy.errors import LidarError, OutputError
 from canopy.lidar import clouds as lidar_clouds
 from canopy.lidar.clouds import BARE_CODES, GROUND_CODES, Cloud, Returns
 from canopy.lidar.ground import distance_to, fill_gaps, find_ground
 from canopy.lidar.surface import Columns, canopy_surface
+from canopy.progress import Progress, Report, ignore
+from canopy.version import __version__
 from tiles.cog import BANDS, assemble, read_every_block, validate, write_tile
-from tiles.grid import Lattice, PixelWindow
+from tiles.grid import Lattice
+from tiles.windows import PixelWindow
 
 _Core = tuple[slice, slice]
-Report = Callable[[int, int], None]
-"""Called with points read so far and points to read, over both passes."""
 METHODS = ("auto", "classified", "smrf")
 RESOLUTIONS_M = (0.2, 2.0)
 MAX_CELLS = 400_000_000
@@ -103,7 +103,7 @@ def build_chm(
     ground_out: Path | None = None,
     quality: bool = False,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Report = ignore,
 ) -> Chm:
     """Make a canopy height model of point clouds, as one mosaic on the lattice of its CRS.
 
@@ -170,14 +170,13 @@ def _quality_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}_quality.tif")
 
 
-def _counting(report: Report | None, total: int) -> Callable[[int], None]:
+def _counting(report: Report, total: int) -> Callable[[int], None]:
     done = 0
 
     def tell(count: int) -> None:
         nonlocal done
         done += count
-        if report:
-            report(done, total)
+        report(Progress(done / 1e6, total / 1e6, "M returns", f"{done / total:.0%} of returns read"))
 
     return tell
 

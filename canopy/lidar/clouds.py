@@ -18,6 +18,7 @@ from pyproj.exceptions import CRSError
 
 from canopy.errors import LidarError
 from tiles.aoi import utm_crs
+from tiles.ground import unit_m
 
 GROUND_CODES = (2, 8, 9)
 """ASPRS: ground, model key-point, water: a water surface is what trees over it are measured from."""
@@ -129,7 +130,7 @@ def output_crs(clouds: Sequence[Cloud], crs: str | None) -> pyproj.CRS:
     wanted = first.crs if crs is None else _horizontal(parse_crs(crs))
     if not wanted.is_projected:
         raise LidarError(f"--crs {crs} is not projected: a CRS in metres expected")
-    if _unit_m(wanted) == 1:
+    if unit_m(wanted) == 1:
         return wanted
     return _metre_twin(wanted) or pyproj.CRS.from_user_input(utm_crs(box(*first.bounds, first.crs.to_wkt())).to_wkt())
 
@@ -207,10 +208,6 @@ def _horizontal(crs: pyproj.CRS) -> pyproj.CRS:
     return crs.to_2d() if len(crs.axis_info) == 3 else crs
 
 
-def _unit_m(crs: pyproj.CRS) -> float:
-    return float(crs.axis_info[0].unit_conversion_factor)
-
-
 def _z_unit_m(whole: pyproj.CRS, header: Any) -> float:
     """Unit of z: of the vertical CRS, of the GeoTIFF keys, or else the horizontal one."""
     up = [axis for axis in whole.axis_info if axis.direction in ("up", "down")]
@@ -222,7 +219,7 @@ def _z_unit_m(whole: pyproj.CRS, header: Any) -> float:
             return _UNITS_M[keys[_VERTICAL_UNIT_KEY]]
         with contextlib.suppress(CRSError, KeyError):
             return float(pyproj.CRS.from_epsg(keys[_VERTICAL_CRS_KEY]).axis_info[0].unit_conversion_factor)
-    return _unit_m(_horizontal(whole))
+    return unit_m(_horizontal(whole))
 
 
 def _same_crs(one: pyproj.CRS, other: pyproj.CRS) -> bool:
@@ -248,7 +245,7 @@ def _scale(source: pyproj.CRS, target: pyproj.CRS) -> float | None:
     """Factor between coordinates of two CRSs that differ in their unit at most; else None."""
     if _same_crs(source, target):
         return 1.0
-    scale = _unit_m(source) / _unit_m(target)
+    scale = unit_m(source) / unit_m(target)
     area = source.area_of_use
     if source.geodetic_crs != target.geodetic_crs or area is None:
         return None

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canopy.bundle import Card, models_folder
 from canopy.errors import ModelError
+from canopy.models.bundle import Card, models_folder
 from tiles.files import read_kept, write_kept
 
 Run = Callable[[Tensor], Tensor]
@@ -288,7 +288,6 @@ def _openvino() -> Any:
 def _code() -> list[str]:
     """All but the weights that decides what a network computes: our code, and versions of the libraries it calls."""
     libraries = ("openvino", "torch", "timm", "segmentation_models_pytorch")
-    package = Path(__file__).parents[1]
-    sources = [*sorted((package / "models").glob("*.py")), package / "intervals.py"]
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
     versions = [metadata.version(library) for library in libraries]
     return versions + [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]

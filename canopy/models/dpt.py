@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
 from torch import Tensor, nn
 
-from canopy.bundle import Card
 from canopy.errors import ModelError
+from canopy.models.bundle import Card
 from canopy.models.heads import HeightBins
 from canopy.models.network import HeightNet
 

@@ -10,9 +10,9 @@ import timm
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from canopy import __version__
-from canopy.bundle import Architecture, Card, find_bundle, read_bundle, read_card
-from canopy.errors import ModelError
+from canopy.errors import ModelError, one_line
+from canopy.models.bundle import Architecture, Card, find_bundle, read_bundle, read_card
+from canopy.version import __version__
 
 TIMM = "timm:"
 """What the name of one of timm's encoders begins with."""
@@ -64,7 +64,7 @@ def read_encoder(path: Path) -> tuple[Card, dict[str, np.ndarray]]:
             card.name, pretrained=True, num_classes=0, img_size=TIMM_PX, patch_size=PATCH_PX, dynamic_img_size=True
         ).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"timm cannot bring {card.name}: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"timm cannot bring {card.name}: {one_line(error, 200)}") from error
     return card, {key: value.numpy() for key, value in weights.items()}
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from canopy.bundle import Card
 from canopy.errors import ModelError
-from canopy.models.chmv1 import CHMv1
-from canopy.models.depth import DepthHeights
+from canopy.models.bundle import Card
 from canopy.models.dpt import DPTHeights
 from canopy.models.network import HeightNet
+from canopy.models.public.chmv1 import CHMv1
+from canopy.models.public.depth import DepthHeights
 
 _NETS: dict[str, Callable[[Card], HeightNet]] = {
     "dpt": DPTHeights,

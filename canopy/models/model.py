@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canopy.bundle import DEFAULT_MODEL, Card, find_bundle, read_bundle
-from canopy.errors import ModelError
-from canopy.intervals import interval_m
+from canopy.errors import ModelError, one_line
 from canopy.models.backends import Backend, pick_backend
-from canopy.models.conversion import is_published, read_published
+from canopy.models.bundle import DEFAULT_MODEL, Card, find_bundle, read_bundle
 from canopy.models.dpt import DPTHeights
 from canopy.models.families import build_net
+from canopy.models.intervals import interval_m
 from canopy.models.network import HeightNet
+from canopy.models.public.conversion import is_published, read_published
 
 
 class HeightModel(Protocol):
@@ -138,7 +138,7 @@ def load_weights(net: torch.nn.Module, weights: dict[str, np.ndarray], path: Pat
     try:
         net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     except RuntimeError as error:
-        detail = " ".join(str(error).split())
+        detail = one_line(error)
         raise ModelError(f"{path}: weights do not fit the card's architecture: {detail[:300]}") from error
 
 

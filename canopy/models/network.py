@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canopy.bundle import Card
 from canopy.errors import ModelError
+from canopy.models.bundle import Card
 
 
 class HeightNet(nn.Module):

@@ -14,10 +14,10 @@ from odc.geo.geom import box
 from canopy.calibration.curves import FeatureGain
 from canopy.errors import ModelError, OutputError
 from canopy.imagery.configured import SAMPLE_SCENE
-from canopy.layers import Layers
 from canopy.models.backends import pick_backend
 from canopy.models.model import CanopyModel, load_model
-from canopy.prediction import predict
+from canopy.prediction.layers import Layers
+from canopy.prediction.run import predict
 from tiles.files import read_kept, write_kept
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -14,10 +14,10 @@ from chip_stores import build_forests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from canopy.chips import STORE, CategoryBatches, ChipStore, HeightChips, ImageChips, read_index
-from canopy.config import SplitConfig
+from canopy.dataset.config import SplitConfig
+from canopy.dataset.splits import Ground, assign_splits
+from canopy.dataset.store import STORE, CategoryBatches, ChipStore, HeightChips, ImageChips, read_index
 from canopy.errors import DatasetError
-from canopy.splits import Ground, assign_splits
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,15 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from canopy.config import CurationConfig
-from canopy.curation import difference_hash, disagreement_m, height_figures, image_figures, near_duplicates, reasons
+from canopy.dataset.config import CurationConfig
+from canopy.dataset.curation import (
+    difference_hash,
+    disagreement_m,
+    height_figures,
+    image_figures,
+    near_duplicates,
+    reasons,
+)
 
 GOOD: dict[str, Any] = {
     "real_rows": 320, "real_cols": 320, "blank_share": 0.0, "white_share": 0.0, "building_share": 0.0,

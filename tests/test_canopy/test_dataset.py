@@ -18,14 +18,16 @@ from PIL import Image
 from rasters import make_raster
 from typer.testing import CliRunner
 
-from canopy import candidates, dataset
-from canopy.chips import INDEX, ChipStore, HeightChips, read_index
-from canopy.cli import app
-from canopy.config import DatasetConfig, load_config
-from canopy.dataset import build
-from canopy.dataset_report import contact_sheet, describe_dataset
+from canopy.cli.app import app
+from canopy.config import load_config
+from canopy.dataset import build as dataset
+from canopy.dataset import candidates
+from canopy.dataset.build import build
+from canopy.dataset.config import DatasetConfig
+from canopy.dataset.report import contact_sheet, describe_dataset
+from canopy.dataset.store import INDEX, ChipStore, HeightChips, read_index
+from canopy.dataset.tile_trees import from_quadkey, place_tile
 from canopy.errors import ConfigError, DatasetError, OutputError
-from canopy.tile_trees import from_quadkey, place_tile
 
 CONFIG = Path(__file__).parents[2] / "configs" / "dataset.yaml"
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from odc.geo.geom import box
 from rasters import make_raster
 
-from canopy.bundle import Card, Domain, find_bundle, read_card
-from canopy.domain import DomainCheck, chip_statistics, fit_domain
 from canopy.imagery.configured import SAMPLE_SCENE
-from canopy.prediction import predict
+from canopy.models.bundle import Card, Domain, find_bundle, read_card
+from canopy.models.domain import DomainCheck, chip_statistics, fit_domain
+from canopy.prediction.run import predict
 
 Image = NDArray[np.float32]
 

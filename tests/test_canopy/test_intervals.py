@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canopy.bundle import HeightIntervals
-from canopy.intervals import LEVELS, coverage, fit_intervals, interval_m, raw_interval_m, widened
+from canopy.models.bundle import HeightIntervals
 from canopy.models.heads import HeightBins
+from canopy.models.intervals import LEVELS, coverage, fit_intervals, interval_m, raw_interval_m, widened
 
 BINS = HeightBins(64, 70.0)
 

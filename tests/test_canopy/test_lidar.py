@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rasterio.windows import from_bounds
 from typer.testing import CliRunner
 
-from canopy.cli import app
+from canopy.cli.app import app
 from canopy.errors import CanopyError, LidarError, OutputError
 from canopy.lidar import Chm, build_chm
 from canopy.lidar.clouds import Cloud, open_cloud, output_crs, parse_crs

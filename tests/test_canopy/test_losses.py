@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from scipy import ndimage
 from torch import Tensor
 
-from canopy.config import LossWeights, Ramp, weight_at
 from canopy.errors import ModelError
-from canopy.losses import (
+from canopy.models.heads import WARPS, HeightBins
+from canopy.training.config import LossWeights, Ramp, weight_at
+from canopy.training.losses import (
     absolute,
     best_shift,
     charbonnier,
@@ -21,7 +22,6 @@ from canopy.losses import (
     patch_gradient,
     silog,
 )
-from canopy.models.heads import WARPS, HeightBins
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOSSES: list[Loss] = [charbonnier, absolute, silog, gradient_loss, patch_gradient]

@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from canopy.bundle import Architecture, Card, HeightHead, read_card, save_bundle
 from canopy.errors import ModelError, OutputError
-from canopy.models import download as downloads
-from canopy.models.colour import ColourMatching
-from canopy.models.conversion import convert, read_published
-from canopy.models.download import download
-from canopy.models.fetching import fetch
+from canopy.models.bundle import Architecture, Card, HeightHead, read_card, save_bundle
 from canopy.models.heads import LinearBins
 from canopy.models.model import load_model
-from canopy.models.registry import CHECKPOINTS, Checkpoint, find_checkpoint, list_models
+from canopy.models.public import download as downloads
+from canopy.models.public.colour import ColourMatching
+from canopy.models.public.conversion import convert, read_published
+from canopy.models.public.download import download
+from canopy.models.public.fetching import fetch
+from canopy.models.public.registry import CHECKPOINTS, Checkpoint, find_checkpoint, list_models
 from tiles.cog import validate
 
 REGION = Path(__file__).parents[2] / "samples" / "region.geojson"

@@ -15,14 +15,15 @@ from pyproj import Transformer
 from rasters import make_raster
 
 import canopy.prediction as engine
-from canopy.bundle import Card
-from canopy.engine import ChipEngine, fill_unknown
 from canopy.errors import CoverageError, ImageryError, ModelError, OutputBusyError, OutputError
-from canopy.layers import Layers
-from canopy.prediction import predict, predict_array
+from canopy.imagery.fill import fill_unknown
+from canopy.models.bundle import Card
+from canopy.prediction.engine import ChipEngine
+from canopy.prediction.layers import Layers
+from canopy.prediction.run import predict, predict_array
 from tiles.blend import ChipLattice
 from tiles.cog import validate
-from tiles.grid import PixelWindow
+from tiles.windows import PixelWindow
 
 CARD = Card(
     name="mean-of-green",
@@ -107,7 +108,9 @@ def test_a_model_that_computes_chip_by_chip_gets_no_blanks() -> None:
 def test_a_tile_begun_before_the_last_is_finished_shares_its_chips(
     monkeypatch: pytest.MonkeyPatch, chip_by_chip: bool
 ) -> None:
-    monkeypatch.setattr("canopy.engine.CACHED_CHIPS", 18)  # slots are taken over while a tile that reads them waits
+    monkeypatch.setattr(
+        "canopy.prediction.engine.CACHED_CHIPS", 18
+    )  # slots are taken over while a tile that reads them waits
     cores = [PixelWindow(row, col, 100, 100) for row in (0, 100, 200) for col in (0, 100, 200)]
     model, chips, made = MeanOfGreen(chip_by_chip=chip_by_chip), ChipLattice(CARD.chip_px, 16), []
     engine = ChipEngine(Layers(model), chips)

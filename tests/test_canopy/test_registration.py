@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from canopy.registration import NO_SHIFT, estimate_shift, shift_heights
+from canopy.dataset.registration import NO_SHIFT, estimate_shift, shift_heights
 
 
 @cache

@@ -15,28 +15,24 @@ from pydantic import ValidationError
 from rasters import make_raster
 from torch import Tensor, nn
 
-from canopy import training
-from canopy.bundle import Architecture, Card, find_bundle, read_bundle, read_card, save_bundle
-from canopy.chips import ChipStore
-from canopy.config import LoopConfig, TrainConfig, load_config
+from canopy.config import load_config
+from canopy.dataset.scene import Scene
+from canopy.dataset.scene_folders import read_scenes
+from canopy.dataset.store import ChipStore
 from canopy.errors import ConfigError, ModelError, TrainingError
-from canopy.loop import fit, learning_rate
-from canopy.losses import charbonnier, gradient_loss, histogram_loss
+from canopy.models.bundle import Architecture, Card, find_bundle, read_bundle, read_card, save_bundle
 from canopy.models.dpt import DPTHeights
 from canopy.models.heads import HeightBins
 from canopy.models.model import load_model
-from canopy.scenes import Scene, Split, cast_shadows, draw_chip, jitter_colour, mix_chips, read_scenes
-from canopy.tokens import KeptTokens
-from canopy.training import (
-    draw_batch,
-    draw_pooled,
-    make_card,
-    measure_domain,
-    pooled,
-    read_split,
-    start_net,
-    train,
-)
+from canopy.progress import Report
+from canopy.training import decoder
+from canopy.training.augmentation import cast_shadows, draw_chip, jitter_colour, mix_chips
+from canopy.training.config import LoopConfig, TrainConfig
+from canopy.training.decoder import make_card, measure_domain, read_split, start_net, train
+from canopy.training.loop import fit, learning_rate
+from canopy.training.losses import charbonnier, gradient_loss, histogram_loss
+from canopy.training.sampling import Split, draw_batch, draw_pooled, pooled
+from canopy.training.token_cache import KeptTokens
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -404,8 +400,8 @@ def test_learning_from_kept_tokens_ends_at_the_bits_of_running_the_encoder(
     shape = Architecture(encoder_args={"mlp_ratio": 1.0}, enlarge=2, normed=True)
     config = pool_config(store, bundle, batch=1, chip_px=64, drop_path=0.5, architecture=shape)
     kept = last_weights(fitted_run(config, tmp_path / "kept"))
-    whole = training.height_loss
-    monkeypatch.setattr(training, "height_loss", lambda net, batch, step, **how: whole(net, batch[:2], step, **how))
+    whole = decoder.height_loss
+    monkeypatch.setattr(decoder, "height_loss", lambda net, batch, step, **how: whole(net, batch[:2], step, **how))
     run = last_weights(fitted_run(config, tmp_path / "run"))
     assert all(np.array_equal(kept[name], run[name]) for name in run)
 
@@ -433,12 +429,12 @@ def test_a_killed_run_with_damaged_tokens_ends_at_the_bits_of_an_uninterrupted_o
     config = pool_config(store, encoder_bundle(tmp_path / "encoder.safetensors"))
     whole = last_weights(fitted_run(config, tmp_path / "whole"))
 
-    def kill(entry: dict[str, Any], steps: int) -> None:
+    def kill(entry: dict[str, Any], steps: int, report: Report) -> None:
         if entry["step"] == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "print_entry", kill)
+        patched.setattr(decoder, "report_entry", kill)
         train(config, tmp_path / "cut")
     files = sorted((tmp_path / "cut" / "tokens").iterdir())
     assert len(files) == 8

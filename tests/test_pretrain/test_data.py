@@ -18,10 +18,11 @@ from pretraining import tiny_config, tiny_tiles
 from pydantic import ValidationError
 from rasters import make_raster
 
-from canopy.chips import ChipStore
+from canopy.dataset.store import ChipStore
 from canopy.errors import TrainingError
+from pretrain.batch import crops_at, draw_batch, shuffled
 from pretrain.config import TilesConfig
-from pretrain.data import StoredTiles, choose, crops_at, draw_batch, open_stored, read_tiles, share_out, shuffled
+from pretrain.data import StoredTiles, choose, open_stored, read_tiles, share_out
 
 
 def tiles_config(**values: object) -> TilesConfig:

@@ -10,9 +10,9 @@ import torch
 from pretraining import tiny_config, tiny_tiles
 
 from canopy.errors import ConfigError
-from canopy.loop import fit_learner
+from canopy.training.loop import fit_learner
+from pretrain.batch import draw_batch
 from pretrain.config import PretrainConfig
-from pretrain.data import draw_batch
 from pretrain.dinov2 import SelfDistillation, build_distiller, parameter_groups, patch_weights
 from pretrain.encoder import Encoder
 from pretrain.monitors import collapse_signs, warn_of

@@ -12,10 +12,10 @@ from pretraining import tiny_config
 from rasters import make_raster
 from typer.testing import CliRunner
 
-from canopy.bundle import read_card
-from canopy.cli import app
+from canopy.cli.app import app
+from canopy.dataset.scene import Scene
 from canopy.errors import ConfigError, ModelError, TrainingError
-from canopy.scenes import Scene
+from canopy.models.bundle import read_card
 from pretrain import cli
 from pretrain.encoder import load_encoder
 from pretrain.picture import patch_map, principal_colours, save_principal_colours

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pretraining import tiny_config, tiny_tiles
 
-from pretrain.data import draw_batch
+from pretrain.batch import draw_batch
 from pretrain.dinov2 import SelfDistillation
 from pretrain.statistics import BIN_WIDTH, DIRECTIONS, LEVELS, STATISTICS, Standardiser, patch_statistics
 

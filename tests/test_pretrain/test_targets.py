@@ -8,10 +8,10 @@ import timm
 import torch
 from pretraining import tiny_config, tiny_tiles
 
-from canopy.bundle import Architecture, Card
 from canopy.errors import ConfigError, ModelError, TrainingError
+from canopy.models.bundle import Architecture, Card
+from pretrain.batch import draw_batch
 from pretrain.config import FeaturesConfig
-from pretrain.data import draw_batch
 from pretrain.dinov2 import SelfDistillation
 from pretrain.encoder import save_encoder
 from pretrain.targets import NetworkFeatures, levels_loss, target_levels

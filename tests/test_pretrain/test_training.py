@@ -16,10 +16,10 @@ from pretraining import TINY, tiny_config
 from rasters import make_raster
 from typer.testing import CliRunner
 
-from canopy import cli
-from canopy.bundle import read_bundle, read_card
+from canopy.cli import app as cli
 from canopy.config import load_config
 from canopy.errors import ConfigError, ModelError, TrainingError
+from canopy.models.bundle import read_bundle, read_card
 from canopy.models.model import load_model
 from pretrain import training
 from pretrain.cli import pretrain as command
@@ -56,12 +56,12 @@ def test_five_steps_and_five_more_equal_ten_to_the_bit(imagery: Path, tmp_path: 
                       gram={"start": 0.3}, high_resolution={"start": 0.7, "global_px": 64, "local_px": 24})  # fmt: skip
     pretrain(settings, tmp_path / "whole")
 
-    def interrupt(entry: dict[str, Any], steps: int) -> None:
+    def interrupt(entry: dict[str, Any], steps: int, report: object) -> None:
         if entry["step"] == 7:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "print_entry", interrupt)
+        patched.setattr(training, "report_entry", interrupt)
         pretrain(settings, tmp_path / "cut")
     assert not (tmp_path / "cut" / "last.safetensors").exists()
     pretrain(settings, tmp_path / "cut", resume=True)

@@ -18,7 +18,7 @@ from shapely.geometry import GeometryCollection, LineString, MultiPoint, MultiPo
 
 from tiles.aoi import read_aoi, to_crs, utm_crs
 from tiles.errors import AOIError
-from tiles.grid import PixelWindow
+from tiles.windows import PixelWindow
 
 WGS84, UTM32, MERCATOR = CRS("EPSG:4326"), CRS("EPSG:32632"), CRS("EPSG:3857")
 SQUARE = shapely.box(10, 50, 11, 51)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiles.blend import Blender, ChipLattice
-from tiles.grid import PixelWindow
+from tiles.windows import PixelWindow
 
 
 @st.composite

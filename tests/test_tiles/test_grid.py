@@ -14,7 +14,8 @@ from odc.geo.geom import BoundingBox, Geometry, box
 from shapely.geometry import MultiPolygon, Polygon
 
 from tiles.aoi import to_crs
-from tiles.grid import Lattice, PixelWindow, TileGrid, rasterize
+from tiles.grid import Lattice, TileGrid, rasterize
+from tiles.windows import PixelWindow
 
 WGS84, UTM32, MERCATOR = CRS("EPSG:4326"), CRS("EPSG:32632"), CRS("EPSG:3857")
 SQUARE = shapely.box(10, 50, 11, 51)

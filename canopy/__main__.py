@@ -1,0 +1,5 @@
+"""``python -m canopy``: the command line."""
+
+from canopy.cli import main
+
+main()

@@ -1,0 +1,48 @@
+"""The one block bootstrap: whole blocks of ground are drawn, because neighbouring cells and shots are not independent.
+
+Lahiri 2003, Resampling Methods for Dependent Data, chapter 2.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canopy.evaluation.metrics import Floats
+
+REPLICATES = 1000
+LEVEL = 0.95
+FEWEST_BLOCKS = 10
+"""Fewer blocks leave too little to draw from: no interval is given."""
+
+
+def draw_blocks(blocks: int, replicates: int = REPLICATES, seed: int = 0) -> NDArray[np.float64]:
+    """Draw blocks with replacement, as many as there are, once for each replicate.
+
+    Args:
+        blocks: Number of blocks.
+        replicates: Number of replicates.
+        seed: Seed of the draws.
+
+    Returns:
+        (replicates, blocks) float64: how often each block was drawn. Times sums by block, it gives the sums of a
+        replicate.
+    """
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(blocks, np.full(blocks, 1 / blocks), replicates).astype(np.float64)
+
+
+def percentile_interval(values: Floats, blocks: int, level: float = LEVEL) -> tuple[float, float] | None:
+    """Return the percentile interval of a statistic's replicates.
+
+    Args:
+        values: (replicates,) the statistic, NaN where undefined.
+        blocks: Number of blocks that were drawn from.
+        level: Share of the replicates inside.
+
+    Returns:
+        Low and high end; None with fewer than `FEWEST_BLOCKS` blocks, or where most replicates are undefined.
+    """
+    finite = values[np.isfinite(values)]
+    if blocks < FEWEST_BLOCKS or len(finite) < len(values) / 2:
+        return None
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""Models that others published: listed, fetched, converted and run."""

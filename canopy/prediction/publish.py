@@ -1,0 +1,45 @@
+"""The map of a run gets its name: what is specific to predicted maps; `tiles.publish` has the order of steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from odc.geo.geom import Geometry
+
+from tiles.grid import Tile, TileGrid
+from tiles.publish import MapRecord, publish_map
+
+
+def tile_path(folder: Path, tile: Tile) -> Path:
+    """Return where a run keeps a finished tile."""
+    return folder / f"{tile.name}.tif"
+
+
+def publish_tiles(
+    tiles: Sequence[Tile],
+    grid: TileGrid,
+    area: Geometry,
+    bands: Sequence[str],
+    record: MapRecord,
+    path: Path,
+    folder: Path,
+) -> None:
+    """Publish the finished tiles of a run as one map.
+
+    Args:
+        tiles: Tiles of the run, all committed.
+        grid: Grid of the tiles.
+        area: Area of interest, in the CRS of the grid.
+        bands: Names of the bands.
+        record: Origin of the map.
+        path: Name of the map.
+        folder: Folder of the tiles, and of the draft.
+
+    Raises:
+        RasterError: A tile or the assembled map is not valid.
+        OutputError: The map cannot be written.
+    """
+    whole = grid.window(area)
+    members = [
+        (tile_path(folder, tile), tile.window.row0 - whole.row0, tile.window.col0 - whole.col0) for tile in tiles
+    ]
+    publish_map(members, path, grid.lattice.geobox(whole), bands, record, folder)
