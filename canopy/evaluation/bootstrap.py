@@ -6,7 +6,7 @@ Lahiri 2003, Resampling Methods for Dependent Data, chapter 2.
 import numpy as np
 from numpy.typing import NDArray
 
-from canopy.evaluation.metrics import Floats
+Floats = NDArray[np.float64]
 
 REPLICATES = 1000
 LEVEL = 0.95
