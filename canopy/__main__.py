@@ -1,5 +1,6 @@
-"""``python -m canopy``: the command line."""
+"""Run the command line with ``python -m canopy``."""
 
 from canopy.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -6,26 +6,28 @@ import signal
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from canopy.cli.gedi import gedi
 from canopy.cli.models import models
+from canopy.cli.options import ConfigFile, Json, Resume, RunFolder, Settings
 from canopy.cli.terminal import LogHandler, say, show_progress
 from canopy.errors import CanopyError, one_line
 from canopy.version import __version__
 
 app = typer.Typer(no_args_is_help=True)
-dataset = typer.Typer(no_args_is_help=True, help="Training chips from imagery and lidar.")
+dataset = typer.Typer(no_args_is_help=True, help="Build and describe training chips from imagery and lidar.")
 app.add_typer(dataset, name="dataset")
 app.add_typer(gedi, name="gedi")
 app.add_typer(models, name="models")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+Number = TypeVar("Number", int, float)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -36,50 +38,51 @@ def _root(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Canopy height maps at sub-metre resolution from RGB imagery."""
+    """Map canopy height at sub-metre resolution from RGB imagery."""
 
 
 @app.command()
 def predict(
-    aoi: Annotated[Path, typer.Option(help="Area of interest: any vector file GDAL reads.")],
+    aoi: Annotated[Path, typer.Option(help="Area of interest: any vector file that GDAL reads.")],
     imagery: Annotated[
-        list[str] | None, typer.Option(help="Raster, folder or glob; repeat it, the first valid pixel wins.")
+        list[str] | None,
+        typer.Option(help="Raster, folder or glob; repeatable: the first valid pixel wins (default: sample, config)."),
     ] = None,
     model: Annotated[str, typer.Option(help="Name (canopy models list), bundle or checkpoint.")] = "canopy-small",
     out: Annotated[Path | None, typer.Option(help="Output GeoTIFF (default: <aoi>_canopy_height.tif).")] = None,
-    crs: Annotated[str, typer.Option(help="auto (the AOI's UTM zone) or any CRS.")] = "auto",
+    crs: Annotated[str, typer.Option(help="CRS of the output: auto (the AOI's UTM zone) or any other.")] = "auto",
     resolution: Annotated[
         float | None, typer.Option(help="Cell size in units of the CRS (default: the model's GSD).")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, eager, compile, openvino or bf16.")] = "auto",
-    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Add the 5th and 95th percentile.")] = False,
+    device: Annotated[str, typer.Option(help="Device of the model: auto, cpu or cuda.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="Library that runs the model: auto, eager, compile, openvino or bf16.")
+    ] = "auto",
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Add bands with the 5th and 95th percentile of height.")
+    ] = False,
     calibration: Annotated[Path | None, typer.Option(help="Calibration (JSON of canopy calibrate).")] = None,
-    bands: Annotated[str | None, typer.Option(help="Red, green, blue bands, from 1: 3,2,1.")] = None,
-    scale: Annotated[str | None, typer.Option(help="Values that mean 0 and 1: 0,2047.")] = None,
-    imagery_datetime: Annotated[str | None, typer.Option(help="Acquisition date, or start/end.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the output and drop work of another plan.")] = False,
-    force: Annotated[bool, typer.Option(help="Map imagery coarser than twice the model's GSD.")] = False,
+    bands: Annotated[str | None, typer.Option(help="Numbers of the red, green and blue band, from 1: 3,2,1.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Pixel values that mean 0 and 1: 0,2047.")] = None,
+    imagery_datetime: Annotated[str | None, typer.Option(help="Acquisition date of the imagery, or start/end.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace an existing output, and drop the work of an interrupted run of another plan.")
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Accept imagery coarser than twice the model's GSD.")] = False,
     as_json: Json = False,
 ) -> None:
     """Map canopy height over an area."""
+    rgb, low_high = _numbers("--bands", bands, int), _numbers("--scale", scale, float)
     from canopy import prediction
 
     with show_progress() as report:
-        made = prediction.predict(
-            aoi, imagery, model, out, crs=crs,
-            resolution=resolution, device=device, backend=backend, uncertainty=uncertainty, calibration=calibration,
-            bands=_numbers("--bands", bands, int),
-            scale=_numbers("--scale", scale, float), imagery_datetime=imagery_datetime, overwrite=overwrite,
-            force=force, report=report,
+        result = prediction.predict(
+            aoi, imagery, model, out, crs=crs, resolution=resolution, device=device, backend=backend,
+            uncertainty=uncertainty, calibration=calibration, bands=rgb, scale=low_high,
+            imagery_datetime=imagery_datetime, overwrite=overwrite, force=force, report=report,
         )  # fmt: skip
-    result = {
-        "path": str(made.path),
-        "model": made.model,
-        "imagery": made.imagery,
-        "acquisition": made.acquisition,
-    }
-    typer.echo(json.dumps(result) if as_json else str(made.path))
+    document = {name: getattr(result, name) for name in ("model", "imagery", "acquisition")}
+    typer.echo(json.dumps({"path": str(result.path), **document}) if as_json else str(result.path))
 
 
 @app.command()
@@ -87,24 +90,26 @@ def chm(
     clouds: Annotated[list[Path], typer.Argument(help="LAS, LAZ or COPC files in one CRS.")],
     out: Annotated[Path, typer.Option(help="Output GeoTIFF.")],
     resolution: Annotated[float, typer.Option(help="Cell size, metres.")] = 1.0,
-    crs: Annotated[str | None, typer.Option(help="CRS of clouds that carry none, and of the output.")] = None,
-    ground: Annotated[str, typer.Option(help="auto, classified or smrf.")] = "auto",
-    ground_out: Annotated[Path | None, typer.Option(help="Also write the terrain model.")] = None,
-    quality: Annotated[bool, typer.Option("--quality", help="Also write <out>_quality.tif.")] = False,
+    crs: Annotated[str | None, typer.Option(help="CRS of the output, and of clouds without one.")] = None,
+    ground: Annotated[str, typer.Option(help="Source of the ground: auto, classified or smrf.")] = "auto",
+    ground_out: Annotated[Path | None, typer.Option(help="Terrain model to write as well.")] = None,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Write return density and distance to ground to <out>_quality.tif.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace existing outputs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a canopy height model of airborne lidar."""
+    """Compute a canopy height model from airborne lidar."""
     from dataclasses import asdict
 
     from canopy.lidar import build_chm
 
     with show_progress() as report:
-        made = build_chm(
+        summary = build_chm(
             clouds, out, resolution_m=resolution, crs=crs, ground=ground, ground_out=ground_out, quality=quality,
             overwrite=overwrite, report=report,
         )  # fmt: skip
-    typer.echo(json.dumps(asdict(made), default=str) if as_json else str(made.path))
+    typer.echo(json.dumps(asdict(summary), default=str) if as_json else str(summary.path))
 
 
 @app.command()
@@ -112,38 +117,35 @@ def validate(paths: Annotated[list[Path], typer.Argument(help="Height maps.")]) 
     """Read every block of height maps and check layout, tags and checksum."""
     from tiles.cog import validate as check
 
-    faults = {path: check(path) for path in paths}
-    for path, problems in faults.items():
-        for problem in problems:
-            say(f"{path}: {problem}")
-        if not problems:
+    problems = {path: check(path) for path in paths}
+    for path, lines in problems.items():
+        for line in lines:
+            say(f"{path}: {line}")
+        if not lines:
             typer.echo(f"{path}: valid")
-    if any(faults.values()):
+    if any(problems.values()):
         raise typer.Exit(1)
 
 
 @app.command()
 def info(
-    target: Annotated[str, typer.Argument(help="Bundle, bundled model's name, height map or imagery.")],
+    target: Annotated[str, typer.Argument(help="Bundle, name of a bundled model, height map or imagery.")],
     as_json: Json = False,
 ) -> None:
     """Describe a model bundle, a height map or imagery."""
-    import yaml
-
     from canopy.cli.description import describe
 
-    text = json.dumps(describe(target), indent=2)
-    typer.echo(text if as_json else yaml.safe_dump(json.loads(text), sort_keys=False, width=100).rstrip())
+    _print_document(describe(target), as_json, width=100)
 
 
 @app.command()
 def evaluate(
-    pred: Annotated[list[Path], typer.Option(help="Height map; repeat it to compare several.")],
+    pred: Annotated[list[Path], typer.Option(help="Height map to score; repeatable.")],
     truth: Annotated[Path, typer.Option(help="Canopy height model to score against.")],
-    mask: Annotated[Path | None, typer.Option(help="Raster, nonzero where nothing is scored.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Raster that excludes cells where it is not zero.")] = None,
     truth_unit: Annotated[str | None, typer.Option(help="Unit of the truth: m, cm or ft (default: its own).")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for a page with figures.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Imagery to show in the report.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Imagery to show on that page.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score height maps against a lidar canopy height model."""
@@ -155,27 +157,31 @@ def evaluate(
 
         require_plots()
     with show_progress() as show:
-        made = comparison.evaluate(
+        scored = comparison.evaluate(
             pred, truth, mask=mask, truth_unit=truth_unit, draw=report is not None, report=show
         )  # fmt: skip
-    page = write_report(made, report, truth=truth, mask=mask, image=image) if report is not None else None
+    page = write_report(scored, report, truth=truth, mask=mask, image=image) if report is not None else None
     if as_json:
-        typer.echo(json.dumps(made.results if len(pred) > 1 else made.results[str(pred[0])]))
+        typer.echo(json.dumps(scored.results if len(pred) > 1 else scored.results[str(pred[0])]))
     else:
-        print_table(made)
+        print_table(scored)
     if page is not None:
         typer.echo(str(page), err=as_json)
 
 
 @app.command()
 def calibrate(
-    pred: Annotated[Path, typer.Option(help="Height map.")],
+    pred: Annotated[Path, typer.Option(help="Height map to calibrate.")],
     out: Annotated[Path, typer.Option(help="Calibration to write (JSON); with --apply, the calibrated map.")],
-    shots: Annotated[Path | None, typer.Option(help="Shots of canopy gedi read.")] = None,
-    apply: Annotated[Path | None, typer.Option(help="Apply this calibration to the map instead of fitting.")] = None,
-    block_m: Annotated[float | None, typer.Option(min=1, help="Side of the blocks held out together.")] = None,
-    imagery: Annotated[list[str] | None, typer.Option(help="Also try a gain foretold from its features.")] = None,
-    model: Annotated[str | None, typer.Option(help="The map's model, for --imagery.")] = None,
+    shots: Annotated[Path | None, typer.Option(help="Shots of canopy gedi read (GeoParquet).")] = None,
+    apply: Annotated[Path | None, typer.Option(help="Calibration to apply to the map, instead of a fit.")] = None,
+    block_m: Annotated[
+        float | None, typer.Option(min=1, help="Side of the blocks that are held out together, metres.")
+    ] = None,
+    imagery: Annotated[
+        list[str] | None, typer.Option(help="Imagery whose features may predict a gain, which is then tried as well.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model of the map, for --imagery.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the output.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -191,22 +197,17 @@ def calibrate(
         from canopy.calibration import command
 
         assert shots is not None
-        made = command.calibrate(
+        fitted = command.calibrate(
             pred, shots, out, block_m=block_m, imagery=imagery, model=model, overwrite=overwrite, report=report
         )
     if not as_json:
-        command.print_table(made)
-    typer.echo(made.calibration.model_dump_json() if as_json else str(made.path))
+        command.print_table(fitted)
+    typer.echo(fitted.calibration.model_dump_json() if as_json else str(fitted.path))
 
 
 @app.command()
-def train(
-    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<config stem>).")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-) -> None:
-    """Train a height model from pairs of image and lidar."""
+def train(config: ConfigFile, out: RunFolder = None, set_: Settings = None, resume: Resume = False) -> None:
+    """Train a height model from pairs of imagery and lidar heights."""
     from canopy.config import load_config
     from canopy.training.config import TrainConfig
     from canopy.training.decoder import train as run
@@ -219,27 +220,27 @@ def train(
 
 @dataset.command()
 def build(
-    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    config: ConfigFile,
     out: Annotated[Path | None, typer.Option(help="Folder of the store (default: datasets/<config stem>).")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value.")] = None,
+    set_: Settings = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that read scenes.")] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace a store of another configuration.")] = False,
 ) -> None:
-    """Build a chip store; the same command goes on after an interruption."""
+    """Build a chip store; the same command continues an interrupted build."""
     from canopy.config import load_config
     from canopy.dataset import build as chips
     from canopy.dataset.config import DatasetConfig
 
     settings = load_config(config, DatasetConfig, tuple(set_ or ()))
     with show_progress() as report:
-        made = chips.build(
+        summary = chips.build(
             settings, out or Path("datasets") / config.stem, jobs=jobs, overwrite=overwrite, report=report
         )
-    for scene in made.damaged:
+    for scene in summary.damaged:
         say(f"canopy: dropped {scene}")
-    say(f"{made.kept} chips kept, {made.dropped} dropped: canopy dataset info {made.folder}")
-    typer.echo(made.folder)
-    if made.damaged:
+    say(f"{summary.kept} chips kept, {summary.dropped} dropped: canopy dataset info {summary.folder}")
+    typer.echo(summary.folder)
+    if summary.damaged:
         raise typer.Exit(1)
 
 
@@ -247,27 +248,25 @@ def build(
 def dataset_info(
     folder: Annotated[Path, typer.Argument(help="Chip store.")],
     as_json: Json = False,
-    sheet: Annotated[Path | None, typer.Option(help="Draw chips of every source into this PNG.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Picture (PNG) to write, of chips from every source.")] = None,
 ) -> None:
-    """Describe a chip store: counts, area, heights, splits, licences, what was dropped and why."""
-    import yaml
-
+    """Describe a chip store: counts, area, heights, splits, licences, dropped chips and the reasons."""
     from canopy.dataset.report import contact_sheet, describe_dataset
 
-    text = json.dumps(describe_dataset(folder), indent=2)
+    description = describe_dataset(folder)
     if sheet:
         contact_sheet(folder, sheet)
-    typer.echo(text if as_json else yaml.safe_dump(json.loads(text), sort_keys=False, width=160).rstrip())
+    _print_document(description, as_json, width=160)
 
 
-def mount(onto: typer.Typer) -> None:
+def mount(target: typer.Typer) -> None:
     """Add the commands that other packages offer in the entry-point group `canopy.commands`."""
-    for offered in sorted(entry_points(group="canopy.commands"), key=lambda point: point.name):
-        onto.command(offered.name)(offered.load())
+    for point in sorted(entry_points(group="canopy.commands"), key=lambda point: point.name):
+        target.command(point.name)(point.load())
 
 
 def main() -> None:
-    """Entry point: a CanopyError is one line and exit 1, an interrupt is exit 130."""
+    """Run the command line: a `CanopyError` is one line and exit status 1, an interruption is exit status 130."""
     logging.basicConfig(format="%(message)s", handlers=[LogHandler()], force=True)
     for package in ("canopy", "pretrain"):
         logging.getLogger(package).setLevel(logging.INFO)
@@ -280,22 +279,32 @@ def main() -> None:
         say(f"canopy: {one_line(error)}")
         sys.exit(1)
     except _InterruptedError:
-        say("canopy: interrupted; the same command goes on from here")
+        say("canopy: interrupted; the same command continues where it stopped")
         sys.exit(130)
 
 
 class _InterruptedError(BaseException):
-    """Ctrl-C or SIGTERM; not a KeyboardInterrupt, which the command parser would turn into exit 1."""
+    """Ctrl-C or SIGTERM; not a KeyboardInterrupt, which the command parser would turn into exit status 1."""
 
 
 def _interrupt(number: int, frame: object) -> None:
     raise _InterruptedError
 
 
-def _numbers(flag: str, text: str | None, kind: type) -> Any:
+def _numbers(flag: str, text: str | None, kind: type[Number]) -> tuple[Number, ...] | None:
+    """Parse numbers with commas between them."""
     if text is None:
         return None
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{flag} {text!r}: numbers with commas between them expected") from error
+
+
+def _print_document(document: dict[str, Any], as_json: bool, width: int) -> None:
+    """Print a description as JSON, or as YAML with lines of at most `width` characters."""
+    import yaml
+
+    text = json.dumps(document, indent=2)
+    # Through JSON, so that YAML too holds nothing but plain values.
+    typer.echo(text if as_json else yaml.safe_dump(json.loads(text), sort_keys=False, width=width).rstrip())

@@ -1,4 +1,4 @@
-"""What a file says of itself: bundles, height maps, imagery."""
+"""Descriptions of bundles, height maps and imagery, from what their files say."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from tiles.cog import validate
 
 
 def describe(target: str | Path) -> dict[str, Any]:
-    """Description of a bundle (its card), of a height map (grid, tags, whether valid) or of imagery.
+    """Describe a bundle by its card, a height map by grid, tags and problems, or imagery by how it is read.
 
     Args:
         target: Name of a bundled model, or a file, folder or glob.
 
     Raises:
-        CanopyError: Neither a model nor readable imagery.
+        CanopyError: The target is neither a model nor readable imagery.
     """
     path = Path(target)
     if path.suffix == ".safetensors" or not (path.exists() or "*" in str(target)):
@@ -31,6 +31,7 @@ def describe(target: str | Path) -> dict[str, Any]:
 
 
 def _height_map(path: Path, opened: Any) -> dict[str, Any]:
+    """Describe a map that carries the tags of Canopy."""
     tags = {key: value for key, value in opened.tags().items() if key.startswith("CANOPY_")}
     return {
         "height_map": str(path),

@@ -1,4 +1,4 @@
-"""What a person sees while a command works: one console on stderr, shared by the progress bar and the log."""
+"""Progress and remarks on stderr: one console, shared by the progress bar and the log."""
 
 import logging
 import time
@@ -27,7 +27,7 @@ def say(line: str) -> None:
 
 
 class LogHandler(logging.Handler):
-    """Prints records of the log with `say`."""
+    """Handler that prints records of the log with `say`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -36,7 +36,7 @@ class LogHandler(logging.Handler):
 
 @contextmanager
 def show_progress() -> Iterator[Report]:
-    """Draw what a job reports: a bar on a terminal, a line for each report elsewhere."""
+    """Draw the progress that a job reports: a bar on a terminal, a line for each report elsewhere."""
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -55,7 +55,13 @@ def show_progress() -> Iterator[Report]:
 
 
 def describe_progress(now: Progress, seconds: float) -> tuple[str, str]:
-    """Describe progress after a time: what is done with the rate of this run, and the time left."""
+    """Return the state of a job with the rate of this run, and the time left.
+
+    Args:
+        now: Progress of the job.
+        seconds: Time since this run began.
+    """
+    # Units taken over from an earlier run took this one no time, so they are left out of the rate.
     rate = max(1e-9, now.done - now.resumed) / max(1e-6, seconds)
     state = now.detail or f"{now.done:,.0f}/{now.total:,.0f} {now.unit}"
     left_s = max(0.0, now.total - now.done) / rate
