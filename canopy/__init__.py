@@ -21,7 +21,8 @@ __all__ = [
 if TYPE_CHECKING:
     from canopy.errors import CanopyError
     from canopy.models.model import CanopyModel, load_model
-    from canopy.prediction.run import Prediction, predict, predict_array
+    from canopy.prediction.array import predict_array
+    from canopy.prediction.run import Prediction, predict
 
 _HOMES = {
     "CanopyError": "canopy.errors",
@@ -29,7 +30,7 @@ _HOMES = {
     "Prediction": "canopy.prediction.run",
     "load_model": "canopy.models.model",
     "predict": "canopy.prediction.run",
-    "predict_array": "canopy.prediction.run",
+    "predict_array": "canopy.prediction.array",
 }
 
 

@@ -111,21 +111,27 @@ def write_tile(path: Path, heights: NDArray[np.float32], geobox: GeoBox, plan: s
         sync(draft)
         _require_same_heights(draft, heights)
         marker = {"plan": plan, "sha256": file_sha256(draft), "bytes": draft.stat().st_size}
+        marker["valid_px"] = int(np.count_nonzero(~np.isnan(heights[0])))
         rename(draft, path)
         write_json(_sidecar(path), marker)
 
 
 def tile_is_committed(path: Path, plan: str) -> bool:
-    """Whether the tile on disk is the one that a run of this plan committed, down to the last bit."""
+    """Tell whether the tile on disk is the one that a run of this plan committed, down to the last bit."""
     try:
         marker = json.loads(_sidecar(path).read_text("utf-8"))
-        return isinstance(marker, dict) and marker == {
-            "plan": plan,
-            "sha256": file_sha256(path),
-            "bytes": path.stat().st_size,
-        }
-    except (OSError, ValueError):
+        return isinstance(marker, dict) and (marker["plan"], marker["sha256"], marker["bytes"]) == (
+            plan,
+            file_sha256(path),
+            path.stat().st_size,
+        )
+    except (OSError, ValueError, KeyError):
         return False
+
+
+def valid_pixels(path: Path) -> int:
+    """Return how many pixels of a committed tile have a height; read from its marker."""
+    return int(json.loads(_sidecar(path).read_text("utf-8"))["valid_px"])
 
 
 def assemble(

@@ -1,22 +1,27 @@
-"""Publishing a map: the one way in which a height map gets its name, its style and its STAC item.
+"""Publishing: the one way in which finished files get their names, and a height map its style and STAC item.
 
-Order matters, for a process may die after any step. The stale item goes first, so that no item ever describes another
-map; then the draft gets its name; the item comes last and is the mark of a published map.
+A process may die after any step. So every file of a publication is drafted and checked first; then a manifest is
+written; then the files get their names one after the other, the STAC item last. Whoever finds a manifest finishes the
+publication: `finish_publication` needs no more than the folder.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from odc.geo.geobox import GeoBox
 
-from tiles.cog import BANDS, assemble, validate
+from tiles.cog import assemble, validate, write_json
 from tiles.errors import OutputError, RasterError, one_line
-from tiles.files import rename, replacing
-from tiles.stac import UNKNOWN, height_item, write_item
+from tiles.files import file_sha256, rename, replacing, sync
+from tiles.stac import UNKNOWN, height_item
 from tiles.style import qml
 
+MANIFEST = "publication.json"
 Member = tuple[Path, int, int]
 """A committed tile, and the row and column of its first pixel in the map."""
 
@@ -37,6 +42,8 @@ class MapRecord:
     """Version of Canopy."""
     calibration: Mapping[str, str] | None = None
     """Kind and sha256 of the calibration, if any."""
+    scale: str | None = None
+    """How stored values of the imagery became reflectance, where that is on record."""
 
     MAX_NAMES = 20
 
@@ -47,6 +54,7 @@ class MapRecord:
             "CANOPY_MODEL": self.model,
             "CANOPY_MODEL_SHA256": self.model_sha256,
             "CANOPY_IMAGERY": ", ".join(Path(uri).name for uri in self.imagery[: self.MAX_NAMES]),
+            **({"CANOPY_IMAGERY_SCALE": self.scale} if self.scale else {}),
             "CANOPY_ACQUISITION_DATETIME": self.acquisition or UNKNOWN,
             "CANOPY_VERSION": self.version,
             **calibration,
@@ -68,6 +76,7 @@ class MapRecord:
             acquisition=None if acquisition == UNKNOWN else acquisition,
             version=tags.get("CANOPY_VERSION", UNKNOWN),
             calibration=calibration,
+            scale=tags.get("CANOPY_IMAGERY_SCALE"),
         )
 
 
@@ -82,24 +91,90 @@ def publish_map(
         geobox: Georeference of the map.
         bands: Names of the bands.
         record: Origin of the map.
-        folder: Folder for the draft, on the file system of `path`.
+        folder: Folder for the drafts, on the file system of `path`; a publication that is killed is finished from it.
 
     Raises:
         RasterError: The assembled map is not valid; nothing under `path` has changed.
         OutputError: The map cannot be written.
     """
-    draft = folder / "map.tif"
+    draft, style, item = (folder / name for name in ("map.tif", "map.qml", "item.json"))
     assemble(members, draft, geobox, bands, record.tags())
     if problems := validate(draft):
         raise RasterError(f"the assembled map is not valid and was not published: {'; '.join(problems)}")
-    try:
-        item_path(path).unlink(missing_ok=True)
-        rename(draft, path)
-        with replacing(style_path(path)) as style:
-            style.write_text(qml(), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
-    write_item(_item(path, bands, record), item_path(path))
+    with _reporting(path), replacing(style) as unnamed:
+        unnamed.write_text(qml(), encoding="utf-8")
+    write_json(item, _item(draft, path, bands, record))
+    publish([(draft, path), (style, style_path(path)), (item, item_path(path))], folder)
+
+
+def publish(drafts: Sequence[tuple[Path, Path]], folder: Path) -> None:
+    """Give finished drafts their names, in order; a publication killed on the way is finished by the next run.
+
+    Args:
+        drafts: Each draft, in `folder`, with its final name; what marks the others as complete comes last.
+        folder: Folder of the drafts and of the manifest; it stays.
+
+    Raises:
+        OutputError: A name cannot be given; the manifest stays, so that the publication can be finished.
+    """
+    entries = [
+        {"draft": draft.name, "path": str(path.resolve()), "sha256": file_sha256(draft)} for draft, path in drafts
+    ]
+    for draft, _ in drafts:
+        sync(draft)
+    write_json(folder / MANIFEST, {"files": entries})
+    finish_publication(folder)
+
+
+def pending_publication(folder: Path) -> tuple[Path, ...]:
+    """Return the final names of a publication that was killed on the way; none where there is no such publication."""
+    return tuple(path for _, path, _ in _entries(folder))
+
+
+def finish_publication(folder: Path) -> tuple[Path, ...]:
+    """Finish a publication from its manifest.
+
+    Args:
+        folder: Folder of the drafts.
+
+    Returns:
+        Final names of the published files; none where the folder holds no manifest.
+
+    Raises:
+        OutputError: A name cannot be given, or a published file was changed since.
+    """
+    entries = list(_entries(folder))
+    pending = [(draft, path) for draft, path, _ in entries if draft.exists()]
+    for _, path, sha256 in entries[: len(entries) - len(pending)]:
+        if not path.is_file() or file_sha256(path) != sha256:
+            raise OutputError(f"{path} was changed while it was being published: remove {folder} and run again")
+    if pending and len(pending) == len(entries):
+        # The last file marks the others as complete: an old mark must not stand next to a new file.
+        with _reporting(entries[-1][1]):
+            entries[-1][1].unlink(missing_ok=True)
+    for draft, path in pending:
+        with _reporting(path):
+            remove_companions(path)
+            rename(draft, path)
+    with _reporting(folder):
+        (folder / MANIFEST).unlink(missing_ok=True)
+    return tuple(path for _, path, _ in entries)
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """Return the files that GDAL and QGIS read beside a raster and believe: overviews, mask, statistics."""
+    return (*(Path(f"{path}{suffix}") for suffix in (".ovr", ".msk", ".aux.xml")), path.with_suffix(".aux.xml"))
+
+
+def remove_companions(path: Path) -> None:
+    """Remove the companions of a file that is about to be replaced: they describe the old one."""
+    for companion in companions(path):
+        companion.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of drafts after its publication."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def item_path(path: Path) -> Path:
@@ -112,14 +187,30 @@ def style_path(path: Path) -> Path:
     return path.with_suffix(".qml")
 
 
-def _item(path: Path, bands: Sequence[str], record: MapRecord) -> dict[str, object]:
+def _entries(folder: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Yield draft, final name and sha256 of each file of the manifest."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        for entry in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]:
+            yield folder / entry["draft"], Path(entry["path"]), entry["sha256"]
+
+
+@contextlib.contextmanager
+def _reporting(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
+
+
+def _item(draft: Path, path: Path, bands: Sequence[str], record: MapRecord) -> dict[str, object]:
     return height_item(
-        path,
+        draft,
+        name=path.name,
         acquisition=record.acquisition,
         created=datetime.now(UTC),
         model={"name": record.model, "sha256": record.model_sha256},
         imagery=record.imagery,
-        bands=bands or BANDS,
+        bands=bands,
         version=record.version,
         calibration=record.calibration,
     )

@@ -53,6 +53,7 @@ def height_item(
     version: str,
     calibration: Mapping[str, str] | None = None,
     geometry: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Describe a height map as a STAC 1.1 item.
 
@@ -71,6 +72,7 @@ def height_item(
         version: Of Canopy.
         calibration: What identifies the calibration, if any; each key becomes `canopy:calibration_<key>`.
         geometry: GeoJSON of the mapped area in longitude and latitude; the outline of the raster by default.
+        name: File name that a draft is going to have; that of `path` by default.
 
     Returns:
         A plain JSON object.
@@ -79,12 +81,13 @@ def height_item(
         RasterError: The map cannot be read, or the acquisition cannot be understood.
     """
     projection, outline = _georeference(path)
+    name = name or path.name
     area = outline if geometry is None else shapely.geometry.shape(dict(geometry))
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": list(_EXTENSIONS),
-        "id": path.stem,
+        "id": Path(name).stem,
         "geometry": shapely.geometry.mapping(area),
         "bbox": _bbox(area),
         "properties": {
@@ -98,7 +101,7 @@ def height_item(
             **_processing(model, imagery, version),
         },
         "links": [],
-        "assets": _assets(path, bands),
+        "assets": _assets(path, name, bands),
     }
     plain: dict[str, Any] = json.loads(json.dumps(item, allow_nan=False))
     return plain
@@ -225,19 +228,19 @@ def _processing(model: Mapping[str, str], imagery: Sequence[str], version: str) 
     }
 
 
-def _assets(path: Path, bands: Sequence[str]) -> dict[str, Any]:
+def _assets(path: Path, name: str, bands: Sequence[str]) -> dict[str, Any]:
     assets: dict[str, Any] = {
         "canopy_height": {
-            "href": f"./{quote(path.name)}",
+            "href": f"./{quote(name)}",
             "type": _COG_TYPE,
             "title": "Canopy height above ground",
             "roles": ["data"],
             "file:size": path.stat().st_size,
             "file:checksum": "1220" + file_sha256(path),  # multihash: sha2-256, 32 bytes
-            "bands": [{"name": name, **_BAND} for name in bands],
+            "bands": [{"name": band, **_BAND} for band in bands],
         }
     }
-    style = path.with_suffix(".qml")
-    if style.exists():
-        assets["style"] = {"href": f"./{quote(style.name)}", "title": "QGIS style", "roles": ["style"]}
+    if path.with_suffix(".qml").exists():
+        style = Path(name).with_suffix(".qml").name
+        assets["style"] = {"href": f"./{quote(style)}", "title": "QGIS style", "roles": ["style"]}
     return assets

@@ -99,7 +99,7 @@ def shot_features(
     """
     import torch
 
-    from canopy.imagery.fill import fill_unknown
+    from tiles.fill import fill_unknown
     from canopy.models.features import PATCH_PX, pooled
     from tiles.grid import Lattice
     from tiles.windows import PixelWindow

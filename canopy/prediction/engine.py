@@ -1,168 +1,201 @@
-"""Heights of chips, and of windows blended from them: the same bits through whichever tile they are asked for."""
+"""Heights of chips, and of tiles blended from them: the same bits through whichever tile a chip is computed for."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from canopy.imagery.fill import fill_unknown
 from canopy.models.backends import BATCH
 from canopy.prediction.layers import Layers
 from tiles.blend import Blender, ChipLattice
+from tiles.fill import fill_unknown
 from tiles.windows import PixelWindow
 
 Image = NDArray[np.float32]
-
 Heights = NDArray[np.float32]
-
-Place = tuple[int, int]
-
-Batch = Callable[[], dict[Place, Heights]]
-
-Workers = Callable[[Batch], Batch]
+ChipIndex = tuple[int, int]
+"""Row and column of a chip on the chip lattice."""
+ChipHeights = dict[ChipIndex, Heights]
 
 OVERLAP_PX = 32
-
 CACHED_CHIPS = 128
-
 STEP_M = 1 / 128
 """Heights are rounded to this: far below any model's error, and files get a third smaller."""
+COMPUTING_THREADS = 2
+"""With two, the end of one batch leaves no core idle."""
+
+
+class InlineExecutor(Executor):
+    """Runs each task at once, in the thread that submits it.
+
+    torch spreads one batch over all cores best from one thread, so a pool would gain nothing.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a task and return its finished future."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A tile whose chips are being computed.
-
-    Attributes:
-        core: The tile.
-        known: (h, w) bool over `core`: pixels that get a height.
-        kept: Chips that another tile asked for earlier.
-        coming: What gives the others, with those of their batch.
-    """
+class PendingTile:
+    """A tile whose chips are being computed."""
 
     core: PixelWindow
-    known: NDArray[np.bool_]
-    kept: dict[Place, Heights]
-    coming: dict[Place, Batch]
+    """Pixels of the tile."""
+    valid: NDArray[np.bool_]
+    """(h, w) over `core`: pixels that get a height."""
+    cached: ChipHeights
+    """Chips that an earlier tile computed."""
+    computing: dict[ChipIndex, Future[ChipHeights]]
+    """The other chips, each with the future of its batch."""
 
 
 class ChipEngine:
-    """Heights of chips, each the same to the bit whichever tile asks for it.
+    """Computes heights of chips, each the same to the bit whichever tile needs it.
 
     A kernel may sum in another order for another batch shape or place in the batch. So every batch has the same
     shape, a chip's place in it follows from its place on the lattice alone, and absent chips are blank; unless the
     model computes chip by chip.
 
     Args:
-        layers: What is computed of each pixel.
-        lattice: Where chips lie.
+        layers: Layers to compute for each pixel.
+        lattice: Lattice of the chips.
     """
 
     def __init__(self, layers: Layers, lattice: ChipLattice) -> None:
         self.layers, self.lattice = layers, lattice
-        # one array: many small ones, kept among a network's large ones, tear the heap and memory grows with the map
-        self._kept = np.empty((CACHED_CHIPS, layers.count, lattice.chip_px, lattice.chip_px), np.float32)
-        self._slots: OrderedDict[Place, int] = OrderedDict()
-        self._coming: dict[Place, Batch] = {}
+        # One array: many small ones among a network's large ones fragment the heap, and memory grows with the map.
+        self._cache = np.empty((CACHED_CHIPS, layers.count, lattice.chip_px, lattice.chip_px), np.float32)
+        self._slots: OrderedDict[ChipIndex, int] = OrderedDict()
+        self._computing: dict[ChipIndex, Future[ChipHeights]] = {}
+
+    @property
+    def computes_ahead(self) -> bool:
+        """Whether chips are computed in the background, so that a tile is best begun before the last is finished."""
+        return self.layers.model.chip_by_chip
 
     @contextmanager
-    def workers(self) -> Iterator[Workers]:
-        """What computes batches: two threads, ahead, where a chip's bits allow; else the caller, when it needs them.
-
-        With two, the end of a batch leaves no core idle; torch spreads a batch over cores best from one thread.
-        Batches that have not begun are left out if the context ends early.
-        """
-        if not self.layers.model.chip_by_chip:
-            yield cache
+    def executor(self) -> Iterator[Executor]:
+        """Open the executor of batches; batches that have not begun are cancelled where the block ends early."""
+        if not self.computes_ahead:
+            yield InlineExecutor()
             return
-        pool = ThreadPoolExecutor(2)
+        pool = ThreadPoolExecutor(COMPUTING_THREADS, thread_name_prefix="chips")
         try:
-            yield lambda compute: pool.submit(compute).result
+            yield pool
         finally:
             pool.shutdown(cancel_futures=True)
 
     def read_window(self, core: PixelWindow) -> PixelWindow:
-        """The window of imagery that holds every chip which touches `core`."""
-        chips = [self.lattice.chip(*place) for place in self.lattice.covering(core)]
+        """Return the window of imagery that every chip which meets `core` needs, with what fills its unknown pixels."""
+        chips = [self.lattice.chip(*index) for index in self.lattice.covering(core)]
         first, last = chips[0], chips[-1]
-        return PixelWindow(first.row0, first.col0, last.row1 - first.row0, last.col1 - first.col0)
+        covered = PixelWindow(first.row0, first.col0, last.row1 - first.row0, last.col1 - first.col0)
+        return covered.pad(self.fill_px)
 
-    def heights(self, image: Image, window: PixelWindow, wanted: NDArray[np.bool_], core: PixelWindow) -> Heights:
-        """Blended heights of a tile: `begin` and `finish` at once."""
-        with self.workers() as workers:
-            return self.finish(self.begin(workers, image, window, wanted, core))
+    @property
+    def fill_px(self) -> int:
+        """Pixels around a chip from which its unknown pixels are filled: half a chip."""
+        return self.lattice.chip_px // 2
+
+    def heights(self, image: Image, window: PixelWindow, inside: NDArray[np.bool_], core: PixelWindow) -> Heights:
+        """Return the blended heights of a tile: `begin` and `finish` at once."""
+        with self.executor() as executor:
+            return self.finish(self.begin(executor, image, window, inside, core))
 
     def begin(
-        self, workers: Workers, image: Image, window: PixelWindow, wanted: NDArray[np.bool_], core: PixelWindow
-    ) -> Begun:
-        """Have the chips of a tile computed.
+        self, executor: Executor, image: Image, window: PixelWindow, inside: NDArray[np.bool_], core: PixelWindow
+    ) -> PendingTile:
+        """Submit the chips of a tile.
 
         Args:
-            workers: Of this engine.
+            executor: Executor of this engine.
             image: (3, H, W) float32 in [0, 1] over `window`, NaN where unknown.
-            window: Covers every chip that touches `core`.
-            wanted: (h, w) bool over `core`: pixels inside the AOI.
-            core: The tile.
+            window: Window of the imagery, at least `read_window(core)`.
+            inside: (h, w) bool over `core`: pixels inside the area of interest.
+            core: Pixels of the tile.
         """
-        known = wanted & ~np.isnan(image[(0, *core.slices_in(window))])
-        needed = [place for place in self.lattice.covering(core) if self._touches(place, known, core)]
-        # Copies: a tile finished before this one may need their slots.
-        kept = {place: self._kept[self._slots[place]].copy() for place in needed if place in self._slots}
-        missing = [place for place in needed if place not in kept and place not in self._coming]
+        valid = inside & ~np.isnan(image[(0, *core.slices_in(window))])
+        needed = [index for index in self.lattice.covering(core) if self._meets(index, valid, core)]
+        # Copies: a tile that is finished before this one may take over their slots.
+        cached = {index: self._cache[self._slots[index]].copy() for index in needed if index in self._slots}
+        missing = [index for index in needed if index not in cached and index not in self._computing]
         for members in self._batches(missing):
-            batch = workers(partial(self._compute, members, image, window))
-            self._coming |= {place: batch for place in members if place is not None}
-        return Begun(core, known, kept, {place: self._coming[place] for place in needed if place not in kept})
+            batch = executor.submit(self._compute, members, image, window)
+            self._computing |= {index: batch for index in members if index is not None}
+        computing = {index: self._computing[index] for index in needed if index not in cached}
+        return PendingTile(core, valid, cached, computing)
 
-    def finish(self, begun: Begun) -> Heights:
-        """Blended heights of a tile that was begun; tiles are finished in the order in which they were begun.
+    def finish(self, tile: PendingTile) -> Heights:
+        """Return the blended heights of a tile; tiles are finished in the order in which they were begun.
 
         Returns:
-            (K, h, w) float32, the layers; NaN outside the AOI and where the imagery is unknown.
+            (K, h, w) float32, the layers; NaN outside the area of interest and where the imagery is unknown.
         """
-        made = {place: batch()[place] for place, batch in begun.coming.items()} | begun.kept
-        blender = Blender(self.lattice, begun.core, bands=self.layers.count)
+        chips = {index: batch.result()[index] for index, batch in tile.computing.items()} | tile.cached
+        blender = Blender(self.lattice, tile.core, bands=self.layers.count)
         blank = np.zeros((self.layers.count, self.lattice.chip_px, self.lattice.chip_px), np.float32)
-        for place in self.lattice.covering(begun.core):
-            blender.add(*place, made.get(place, blank))
-        self._remember(made, begun.core)
-        for place in begun.coming:
-            self._coming.pop(place, None)
-        return np.where(begun.known, np.round(blender.result() / STEP_M) * STEP_M, np.nan).astype(np.float32)
+        for index in self.lattice.covering(tile.core):
+            blender.add(*index, chips.get(index, blank))
+        self._remember(chips, tile.core)
+        for index in tile.computing:
+            self._computing.pop(index, None)
+        return np.where(tile.valid, np.round(blender.result() / STEP_M) * STEP_M, np.nan).astype(np.float32)
 
-    def _touches(self, place: Place, known: NDArray[np.bool_], core: PixelWindow) -> bool:
-        inside = self.lattice.chip(*place).intersect(core)
-        return inside is not None and bool(known[inside.slices_in(core)].any())
+    def _meets(self, index: ChipIndex, valid: NDArray[np.bool_], core: PixelWindow) -> bool:
+        """Tell whether a chip holds pixels of a tile that get a height."""
+        part = self.lattice.chip(*index).intersect(core)
+        return part is not None and bool(valid[part.slices_in(core)].any())
 
-    def _batches(self, places: Sequence[Place]) -> Iterable[Sequence[Place | None]]:
+    def _batches(self, indices: Sequence[ChipIndex]) -> Iterable[Sequence[ChipIndex | None]]:
+        """Group chips into batches; None is a blank chip that only keeps the batch's shape."""
         if self.layers.model.chip_by_chip:
-            return [places[first : first + BATCH] for first in range(0, len(places), BATCH)]
-        return zip_longest(*([place for place in places if sum(place) % BATCH == slot] for slot in range(BATCH)))
+            return [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)]
+        by_slot = ([index for index in indices if sum(index) % BATCH == slot] for slot in range(BATCH))
+        return zip_longest(*by_slot)
 
-    def _compute(self, members: Sequence[Place | None], image: Image, window: PixelWindow) -> dict[Place, Heights]:
+    def _compute(self, members: Sequence[ChipIndex | None], image: Image, window: PixelWindow) -> ChipHeights:
         batch = torch.zeros(len(members), 3, self.lattice.chip_px, self.lattice.chip_px)
-        present = [(slot, place) for slot, place in enumerate(members) if place is not None]
-        for slot, place in present:
-            chip = image[(slice(None), *self.lattice.chip(*place).slices_in(window))]
-            batch[slot] = torch.from_numpy(fill_unknown(chip))
+        present = [(slot, index) for slot, index in enumerate(members) if index is not None]
+        for slot, index in present:
+            batch[slot] = torch.from_numpy(self._filled(index, image, window))
         heights = self.layers(batch).numpy()
-        return {place: heights[slot] for slot, place in present}
+        return {index: heights[slot] for slot, index in present}
 
-    def _remember(self, made: dict[Place, Heights], core: PixelWindow) -> None:
-        """Keep the chips that reach into other tiles; the oldest go first."""
-        known = self._slots.keys() & made.keys()
-        for place in made:
-            if place in known:
-                self._slots.move_to_end(place)
-        for place in (place for place in made if place not in known):
-            if self.lattice.chip(*place).intersect(core) != self.lattice.chip(*place):
-                full = len(self._slots) == len(self._kept)
-                slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
-                self._kept[slot], self._slots[place] = made[place], slot
+    def _filled(self, index: ChipIndex, image: Image, window: PixelWindow) -> Image:
+        """Return a chip's image without unknown pixels.
+
+        They are filled from a window that follows from the chip alone, never from the tile's: else a chip would
+        depend on the tile for which it is computed.
+        """
+        chip = self.lattice.chip(*index)
+        pixels = image[(slice(None), *chip.slices_in(window))]
+        if not np.isnan(pixels[0]).any():
+            return pixels
+        source = chip.pad(self.fill_px)
+        return fill_unknown(image[(slice(None), *source.slices_in(window))], chip.slices_in(source))
+
+    def _remember(self, chips: ChipHeights, core: PixelWindow) -> None:
+        """Cache the chips that reach into other tiles; the least recently used go first."""
+        cached = self._slots.keys() & chips.keys()
+        for index in chips:
+            if index in cached:
+                self._slots.move_to_end(index)
+        for index in (index for index in chips if index not in cached):
+            chip = self.lattice.chip(*index)
+            if chip.intersect(core) != chip:
+                is_full = len(self._slots) == len(self._cache)
+                slot = self._slots.popitem(last=False)[1] if is_full else len(self._slots)
+                self._cache[slot], self._slots[index] = chips[index], slot

@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from tiles.errors import CanopyError, OutputError, one_line
+from tiles.files import file_sha256, make_folder, read_kept, replacing, require_new, write_kept
+
+
+def test_an_interrupted_write_leaves_the_old_bytes_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as draft:
+        draft.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    with replacing(path) as draft:
+        draft.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_cached_bytes_are_read_under_their_own_key_only(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    assert read_kept(path, b"key") is None
+    write_kept(path, b"key", b"content")
+    assert read_kept(path, b"key") == b"content"
+    assert read_kept(path, b"other") is None
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_kept(path, b"key") is None
+
+
+def test_an_existing_file_needs_permission_to_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    require_new(tmp_path / "file", overwrite=True)
+    require_new(tmp_path / "other", overwrite=False)
+    with pytest.raises(OutputError, match="--overwrite"):
+        require_new(tmp_path / "file", overwrite=False)
+
+
+def test_a_folder_under_a_file_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot make the folder"):
+        make_folder(tmp_path / "file" / "below")
+
+
+def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_an_error_is_quoted_in_one_line_from_its_cause() -> None:
+    try:
+        try:
+            raise OSError("disk\n  on fire")
+        except OSError as error:
+            raise RuntimeError("see the log") from error
+    except RuntimeError as error:
+        assert one_line(error) == "disk on fire"
+        assert one_line(error, 4) == "disk"
+        own = CanopyError("what to do")
+        own.__cause__ = error
+    assert one_line(own) == "what to do"
+    assert one_line(KeyError()) == "KeyError"
