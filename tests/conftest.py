@@ -21,10 +21,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(scope="session", autouse=True)
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tests keep models and what is compiled of them, in place of the user's own folder."""
-    folder = tmp_path_factory.mktemp("models")
+    """Folder of models and of compiled networks, in place of the user's own; the same for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    folder.mkdir(exist_ok=True)
     os.environ["CANOPY_MODELS"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundle of our family that maps a chip in milliseconds; its heights mean nothing."""
+    from bundles import tiny_bundle
+
+    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from canopy.cli.options import Json
 from canopy.cli.terminal import say, show_progress
 
 models = typer.Typer(no_args_is_help=True, help="Bundled and public height models.")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @models.command("list")
