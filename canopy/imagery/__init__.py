@@ -3,7 +3,7 @@
     source = open_imagery("scenes/")
     image = source.read(geobox)     # (band=3, y, x) float32 in [0, 1], NaN where unknown
 
-A pixel's value depends on the files and on its place on the lattice, never on the window it is read through.
+A pixel's value depends on the files and on its place on the pixel grid, never on the window it is read through.
 """
 
 from canopy.imagery.rescale import Rescale

@@ -18,7 +18,7 @@ _DATE = re.compile(r"(\d{4})[:/-](\d\d)[:/-](\d\d)(?:[ T]+(\d\d:\d\d(?::\d\d)?)(
 
 
 def acquisition(dataset: DatasetReader) -> tuple[str, str] | None:
-    """First and last acquisition time in a file's acquisition tags, ISO 8601; None without any."""
+    """Return the first and last acquisition time in a file's tags, ISO 8601; None without any."""
     for namespace in _NAMESPACES:
         tags = dataset.tags(ns=namespace) if namespace else dataset.tags()
         named = {key.upper().replace(".", "_"): value for key, value in tags.items()}
@@ -30,14 +30,15 @@ def acquisition(dataset: DatasetReader) -> tuple[str, str] | None:
 
 
 def _iso(match: re.Match[str]) -> str:
+    """Return the ISO 8601 form of a matched date."""
     year, month, day, time, zone = match.groups()
     return f"{year}-{month}-{day}T{time}{zone}" if time else f"{year}-{month}-{day}"
 
 
 def span(times: Sequence[tuple[str, str] | None]) -> str | None:
-    """One date for several files, or "start/end"; None unless every file names its own."""
-    known = [time for time in times if time is not None]
-    if len(known) < len(times):
+    """Return one date for several files, or "start/end"; None unless every file names its own."""
+    dated = [time for time in times if time is not None]
+    if len(dated) < len(times):
         return None
-    start, end = min(first for first, _ in known), max(last for _, last in known)
+    start, end = min(first for first, _ in dated), max(last for _, last in dated)
     return start if start == end else f"{start}/{end}"

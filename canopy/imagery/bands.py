@@ -14,7 +14,7 @@ _NAMES = {"r": "red", "g": "green", "b": "blue"}
 
 @dataclass(frozen=True)
 class Bands:
-    """Where a file keeps its colours."""
+    """Bands of a file that hold its colours."""
 
     rgb: tuple[int, int, int]
     """1-based bands of red, green and blue; one three times for a panchromatic or palette image."""
@@ -26,15 +26,19 @@ class Bands:
     """Whether the one band indexes a colour table."""
 
 
-def choose_bands(dataset: DatasetReader, asked: Sequence[int] | None = None) -> Bands:
-    """Finds red, green and blue: as asked, by colour interpretation, by band names, then by number of bands.
+def choose_bands(dataset: DatasetReader, requested: Sequence[int] | None = None) -> Bands:
+    """Choose red, green and blue: as requested, by colour interpretation, by band names, then by number of bands.
+
+    Args:
+        dataset: An open raster.
+        requested: 1-based bands of red, green and blue, from the user.
 
     Raises:
-        ImageryError: the bands asked for do not exist, or which band is which cannot be known.
+        ImageryError: A requested band does not exist, or nothing says which band is which.
     """
     alpha = next((i for i, kind in enumerate(dataset.colorinterp, 1) if kind == ColorInterp.alpha), None)
-    if asked is not None:
-        return _asked(dataset, asked, alpha)
+    if requested is not None:
+        return _requested_bands(dataset, requested, alpha)
     named = _by_name([kind.name for kind in dataset.colorinterp])
     if named:
         return Bands(named, alpha, f"bands {_join(named)} (colour interpretation)")
@@ -44,18 +48,19 @@ def choose_bands(dataset: DatasetReader, asked: Sequence[int] | None = None) -> 
     return _by_count(dataset, alpha)
 
 
-def _asked(dataset: DatasetReader, asked: Sequence[int], alpha: int | None) -> Bands:
-    if len(asked) != 3 or not all(1 <= band <= dataset.count for band in asked):
+def _requested_bands(dataset: DatasetReader, requested: Sequence[int], alpha: int | None) -> Bands:
+    """Check the bands that the user named."""
+    if len(requested) != 3 or not all(1 <= band <= dataset.count for band in requested):
         raise ImageryError(
-            f"{dataset.name}: bands {_join(asked)} asked for, expected three numbers from 1 to "
+            f"{dataset.name}: bands {_join(requested)} are requested, expected three numbers from 1 to "
             f"{dataset.count} (red,green,blue); correct --bands"
         )
-    red, green, blue = asked
-    return Bands((red, green, blue), alpha if alpha not in asked else None, f"bands {_join(asked)} (as asked)")
+    red, green, blue = requested
+    return Bands((red, green, blue), alpha if alpha not in requested else None, f"bands {_join(requested)} (as asked)")
 
 
 def _by_name(names: Sequence[str | None]) -> tuple[int, int, int] | None:
-    """1-based positions of red, green and blue when each is named exactly once."""
+    """Return the 1-based bands of red, green and blue when each is named exactly once."""
     plain = [(name or "").strip().lower() for name in names]
     plain = [_NAMES.get(name, name) for name in plain]
     if any(plain.count(colour) != 1 for colour in _COLOURS):
@@ -65,6 +70,7 @@ def _by_name(names: Sequence[str | None]) -> tuple[int, int, int] | None:
 
 
 def _by_count(dataset: DatasetReader, alpha: int | None) -> Bands:
+    """Choose by the number of bands: one is panchromatic or a palette, three are in order."""
     colours = [band for band in range(1, dataset.count + 1) if band != alpha]
     if len(colours) == 1:
         band = colours[0]

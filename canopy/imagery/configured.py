@@ -22,11 +22,14 @@ class UserConfig(Config):
 
 
 def configured_imagery(area: Geometry) -> ImagerySource:
-    """The first of the sample scene and the configured imagery that covers all of the area, else the first touching it.
+    """Open the imagery for an area: of the sample and the configured sources the first that covers it, else touches it.
+
+    Args:
+        area: The area of interest, in any CRS.
 
     Raises:
-        CoverageError: None does.
-        ConfigError: The user's configuration file does not hold.
+        CoverageError: No source touches the area.
+        ConfigError: The user's configuration file is not valid.
     """
     outline = to_crs(area, CRS("EPSG:4326"))
     sources = [open_imagery(uri) for uri in (str(SAMPLE_SCENE), *_user_config().imagery)]

@@ -25,29 +25,32 @@ class Stamp:
 
     @classmethod
     def of(cls, path: str) -> "Stamp":
-        """Reads the stamp; a file that is gone has the stamp of a remote one."""
+        """Read the stamp of a path; a missing file has the stamp of a remote one."""
         try:
-            found = Path(path).stat()
+            status = Path(path).stat()
         except OSError:
             return cls(path)
-        return cls(path, found.st_size, found.st_mtime_ns)
+        return cls(path, status.st_size, status.st_mtime_ns)
 
 
 def expand(uri: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    """Lists the rasters a URI means: a file, a folder (recursive), a glob or a list of those.
+    """List the rasters that a URI means.
+
+    Args:
+        uri: A file, a folder (all rasters below it), a glob or a list of those.
 
     Returns:
-        Paths; a folder and a glob are sorted by name, a list keeps its order. Earlier files lie on top.
+        The paths; a folder and a glob are sorted by name, a list keeps its order. Earlier files lie on top.
 
     Raises:
-        ImageryError: a path is missing, a folder holds no raster, or the scheme is not supported.
+        ImageryError: A path is missing, a folder holds no raster, or the scheme is not supported.
     """
     if isinstance(uri, str | Path):
         return _expand_one(str(uri))
-    found = tuple(dict.fromkeys(path for one in uri for path in _expand_one(str(one))))
-    if not found:
-        raise ImageryError("imagery: found an empty list, expected a raster; name a file or a folder")
-    return found
+    paths = tuple(dict.fromkeys(path for one in uri for path in _expand_one(str(one))))
+    if not paths:
+        raise ImageryError("imagery: an empty list, expected a raster; name a file or a folder")
+    return paths
 
 
 def _expand_one(uri: str) -> tuple[str, ...]:
@@ -81,10 +84,10 @@ def _is_raster(path: Path) -> bool:
 
 
 def stamp(path: str) -> tuple[Stamp, ...]:
-    """Stamps a raster and, for a VRT, every file it is made of.
+    """Return the stamps of a raster, its side files and, for a VRT, its members.
 
     Raises:
-        ImageryError: the file is empty, or a member of a VRT is missing (GDAL would read it as nodata).
+        ImageryError: The file is empty, or a member of a VRT is missing (GDAL would read it as nodata).
     """
     if path.startswith(REMOTE):
         return (Stamp(path),)
@@ -96,13 +99,13 @@ def stamp(path: str) -> tuple[Stamp, ...]:
 
 
 def _vrt_members(vrt: str, parents: frozenset[str]) -> tuple[str, ...]:
-    """Local files below a VRT, nested VRTs included."""
+    """List the local files that a VRT reads, nested VRTs included."""
     try:
         tree = ElementTree.parse(vrt)
     except (ElementTree.ParseError, OSError) as error:
         raise ImageryError(f"{vrt}: not a readable VRT ({error}); build it again with gdalbuildvrt") from error
     members: list[str] = []
-    for element in (found for tag in _VRT_MEMBER_TAGS for found in tree.iter(tag)):
+    for element in (node for tag in _VRT_MEMBER_TAGS for node in tree.iter(tag)):
         member = _member_path(vrt, element)
         if member is None or member in members or member in parents:
             continue
@@ -115,7 +118,7 @@ def _vrt_members(vrt: str, parents: frozenset[str]) -> tuple[str, ...]:
 
 
 def _member_path(vrt: str, element: ElementTree.Element) -> str | None:
-    """A member's local path; None for a remote file or a GDAL connection string, which GDAL itself checks."""
+    """Return a member's local path; None for a remote file or a GDAL connection string, which GDAL itself checks."""
     name = (element.text or "").strip()
     if not name or name.startswith(REMOTE) or (_SCHEME.match(name) and not Path(name).exists()):
         return None
@@ -124,7 +127,7 @@ def _member_path(vrt: str, element: ElementTree.Element) -> str | None:
 
 
 def check_unchanged(stamps: Sequence[Stamp]) -> None:
-    """Raises an ImageryError where a file is not the one that was opened."""
+    """Raise an ImageryError where a file is not the one that was opened."""
     for old in stamps:
         if old.size >= 0 and Stamp.of(old.path) != old:
             raise ImageryError(

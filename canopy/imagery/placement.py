@@ -1,4 +1,4 @@
-"""Where a raster lies on the ground: its transform or ground control points, outline and true pixel size."""
+"""The place of a raster on the ground: its transform or ground control points, outline and true pixel size."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,7 +36,7 @@ class Placement:
     gcps: tuple[GroundControlPoint, ...] = ()
 
     def to_ground(self, cols: Points, rows: Points) -> tuple[Points, Points]:
-        """Pixel to CRS coordinates, (n,) each."""
+        """Return the CRS coordinates of pixel coordinates, (n,) each."""
         if self.transform is not None:
             return _affine(self.transform, cols, rows)
         with GCPTransformer(list(self.gcps)) as transformer:
@@ -44,7 +44,7 @@ class Placement:
         return np.asarray(xs, float), np.asarray(ys, float)
 
     def to_pixel(self, xs: Points, ys: Points) -> tuple[Points, Points]:
-        """CRS to pixel coordinates (columns, rows), (n,) each."""
+        """Return the pixel coordinates (columns, rows) of CRS coordinates, (n,) each."""
         if self.transform is not None:
             return _affine(~self.transform, xs, ys)
         with GCPTransformer(list(self.gcps)) as transformer:
@@ -52,7 +52,7 @@ class Placement:
         return np.asarray(cols, float), np.asarray(rows, float)
 
     def window_options(self, col0: int, row0: int) -> dict[str, Any]:
-        """`rasterio.open` keywords that place a window whose first pixel is `(col0, row0)`."""
+        """Return the `rasterio.open` keywords that georeference a window whose first pixel is `(col0, row0)`."""
         if self.transform is not None:
             a, b, c, d, e, f = tuple(self.transform)[:6]
             corner = a * col0 + b * row0 + c, d * col0 + e * row0 + f
@@ -61,11 +61,11 @@ class Placement:
         return {"gcps": shifted}
 
 
-def place(dataset: DatasetReader) -> Placement:
-    """Reads a raster's placement.
+def read_placement(dataset: DatasetReader) -> Placement:
+    """Read the placement of a raster.
 
     Raises:
-        ImageryError: the raster has no georeference or no CRS, or its CRS has no place on Earth.
+        ImageryError: The raster has no georeference or no CRS, or its CRS is not on Earth.
     """
     gcps, gcp_crs = dataset.gcps
     name, referenced = dataset.name, dataset.transform != Affine.identity()
@@ -104,7 +104,7 @@ def _require_earth(name: str, wkt: str) -> None:
 
 @lru_cache(maxsize=256)
 def transformer(source: str, target: str) -> Transformer:
-    """A cached x, y transformer between two CRSs."""
+    """Return the cached x, y transformer between two CRSs."""
     return Transformer.from_crs(source, target, always_xy=True)
 
 
@@ -113,22 +113,22 @@ def _affine(affine: Affine, xs: Points, ys: Points) -> tuple[Points, Points]:
 
 
 def to_lonlat(placement: Placement, cols: Points, rows: Points) -> tuple[Points, Points]:
-    """Pixel coordinates to WGS84 longitude and latitude in degrees, (n,) each; inf where there is none."""
+    """Return WGS84 longitude and latitude of pixel coordinates, degrees, (n,) each; inf where there is none."""
     return transformer(placement.crs, _LONLAT).transform(*placement.to_ground(cols, rows))
 
 
 def gsd_m(placement: Placement) -> float:
-    """True ground size of the centre pixel's longer side, in metres along the WGS84 ellipsoid."""
+    """Measure the longer side of the centre pixel, in metres along the WGS84 ellipsoid."""
     row, col = placement.shape[0] / 2, placement.shape[1] / 2
     lon, lat = to_lonlat(placement, np.array([col, col + 1, col]), np.array([row, row, row + 1]))
     return longer_side_m(lon, lat)
 
 
 def outline(name: str, placement: Placement) -> Geometry:
-    """Outline of a raster's bounds in WGS84 longitude and latitude, cut at the antimeridian.
+    """Return the outline of a raster in WGS84 longitude and latitude, cut at the antimeridian.
 
     Raises:
-        ImageryError: the raster lies outside the area of its CRS.
+        ImageryError: The raster lies outside the area of its CRS.
     """
     height, width = placement.shape
     t = np.linspace(0, 1, _OUTLINE_POINTS)[:-1]

@@ -1,7 +1,7 @@
 """Resampling whose result does not depend on the window read.
 
-A GeoBox is a window on a lattice of pixels. A file on the lattice is copied; any other is warped in fixed
-blocks of the lattice, each from a source window that only the file and the block decide. So each output pixel
+A GeoBox is a window on a grid of pixels. A file on the grid is copied; any other is warped in fixed blocks of
+the grid, each from a source window that only the file and the block decide. So each output pixel
 is always computed by the same arithmetic, whatever GDAL does inside a block.
 """
 
@@ -26,13 +26,13 @@ from rasterio.windows import Window
 
 from canopy.errors import ImageryError
 from canopy.imagery.placement import Points, transformer
-from canopy.imagery.scene import Collar, Mask, Scene, Values, read_window
+from canopy.imagery.scene import Collar, Mask, RasterScene, Values, read_window
 from tiles.windows import PixelWindow
 
 Rgb = NDArray[np.float32]
 
 _PHASES = 10_000
-# Irrational, so that no lattice of round numbers lies on the limit between two phases.
+# Irrational, so that no grid of round numbers lies on the limit between two phases.
 _PHASE_OFFSET = 1 / math.pi
 _ALIGNED_PX = 1e-3
 _BLOCK_PX = 256
@@ -43,7 +43,7 @@ _TOLERANCE_PX = 0.01
 
 
 @dataclass(frozen=True)
-class Lattice:
+class PixelGrid:
     """All pixels of one CRS, resolution and phase."""
 
     crs: str
@@ -54,52 +54,52 @@ class Lattice:
     """Where pixel 0 starts, as a share of a pixel east (south) of the CRS origin."""
 
     def transform(self, col: int, row: int) -> Affine:
-        """Transform of a window that starts at a pixel."""
+        """Return the transform of a window that starts at a pixel."""
         (x_step, y_step), (x_phase, y_phase) = self.resolution, self.phase
         return Affine(x_step, 0, (col + x_phase) * x_step, 0, y_step, (row + y_phase) * y_step)
 
 
-def locate(geobox: GeoBox) -> tuple[Lattice, PixelWindow]:
-    """The lattice a GeoBox lies on, and its pixels there.
+def locate(geobox: GeoBox) -> tuple[PixelGrid, PixelWindow]:
+    """Return the pixel grid of a GeoBox, and its pixels there.
 
     Raises:
-        ImageryError: the GeoBox has no CRS or is rotated.
+        ImageryError: The GeoBox has no CRS or is rotated.
     """
     affine = geobox.affine
     if geobox.crs is None or affine.b or affine.d:
-        raise ImageryError("imagery: found a GeoBox without CRS or rotated, expected a north-up grid")
+        raise ImageryError("imagery: a GeoBox without CRS or rotated, expected a north-up grid")
     col, x_phase = _split(affine.c / affine.a)
     row, y_phase = _split(affine.f / affine.e)
-    lattice = Lattice(geobox.crs.to_wkt(), (affine.a, affine.e), (x_phase, y_phase))
-    return lattice, PixelWindow(row, col, *geobox.shape)
+    pixel_grid = PixelGrid(geobox.crs.to_wkt(), (affine.a, affine.e), (x_phase, y_phase))
+    return pixel_grid, PixelWindow(row, col, *geobox.shape)
 
 
 def _split(position_px: float) -> tuple[int, float]:
-    """Whole pixels and phase of a position; the phase is snapped so that rounding cannot change it."""
+    """Split a position into whole pixels and phase; the phase is snapped so that rounding cannot change it."""
     steps = math.floor(position_px * _PHASES + _PHASE_OFFSET)
     return steps // _PHASES, steps % _PHASES / _PHASES
 
 
 @dataclass(frozen=True, eq=False)
 class Resampler:
-    """One file on one lattice."""
+    """One file on one pixel grid."""
 
-    scene: Scene
-    lattice: Lattice
+    scene: RasterScene
+    grid: PixelGrid
 
     @cached_property
     def offset(self) -> tuple[int, int] | None:
-        """Column and row of the file's first pixel if its grid is the lattice; None if it must be warped."""
+        """Column and row of the file's first pixel if its pixels are the grid's; None if it must be warped."""
         transform, crs = self.scene.placement.transform, self.scene.placement.crs
-        if transform is None or transform.b or transform.d or not same_crs(crs, self.lattice.crs):
+        if transform is None or transform.b or transform.d or not same_crs(crs, self.grid.crs):
             return None
         height, width = self.scene.placement.shape
         starts = []
-        for origin, step, size, lattice_step, phase in (
-            (transform.c, transform.a, width, self.lattice.resolution[0], self.lattice.phase[0]),
-            (transform.f, transform.e, height, self.lattice.resolution[1], self.lattice.phase[1]),
+        for origin, step, size, grid_step, phase in (
+            (transform.c, transform.a, width, self.grid.resolution[0], self.grid.phase[0]),
+            (transform.f, transform.e, height, self.grid.resolution[1], self.grid.phase[1]),
         ):
-            first, last = origin / lattice_step - phase, (origin + size * step) / lattice_step - phase
+            first, last = origin / grid_step - phase, (origin + size * step) / grid_step - phase
             start = round(first)
             if max(abs(first - start), abs(last - start - size)) > _ALIGNED_PX:
                 return None
@@ -108,11 +108,11 @@ class Resampler:
 
     @cached_property
     def scale(self) -> tuple[float, float]:
-        """Source columns and rows per lattice pixel, at the file's centre."""
-        placement, (x_step, y_step) = self.scene.placement, self.lattice.resolution
+        """Source columns and rows per pixel of the grid, at the file's centre."""
+        placement, (x_step, y_step) = self.scene.placement, self.grid.resolution
         height, width = placement.shape
         centre = placement.to_ground(np.array([width / 2]), np.array([height / 2]))
-        xs, ys = (np.repeat(at, 3) for at in transformer(placement.crs, self.lattice.crs).transform(*centre))
+        xs, ys = (np.repeat(centres, 3) for centres in transformer(placement.crs, self.grid.crs).transform(*centre))
         cols, rows = self._to_source(xs + np.array([0, x_step, 0]), ys + np.array([0, 0, y_step]))
         if not (np.isfinite(cols).all() and np.isfinite(rows).all()):
             return 1.0, 1.0
@@ -120,53 +120,53 @@ class Resampler:
 
     @cached_property
     def block_px(self) -> int:
-        """Side of a block: smaller the coarser the lattice, so that memory stays bounded."""
+        """Side of a block: smaller the coarser the grid, so that memory stays bounded."""
         return int(2 ** np.clip(math.floor(math.log2(_SOURCE_PX / max(self.scale))), 0, math.log2(_BLOCK_PX)))
 
     def blocks(self, region: PixelWindow) -> Iterator[PixelWindow]:
-        """The blocks that hold a region."""
+        """Yield the blocks that cover a region."""
         side = self.block_px
         for row in range(region.row0 // side, (region.row1 - 1) // side + 1):
             for col in range(region.col0 // side, (region.col1 - 1) // side + 1):
                 yield PixelWindow(row * side, col * side, side, side)
 
     def source_region(self, block: PixelWindow) -> PixelWindow | None:
-        """Source pixels that decide a block, with a margin around the file for its edge; None for none."""
-        grid = np.linspace(0, self.block_px, 9)
-        cols, rows = np.meshgrid(block.col0 + grid, block.row0 + grid)
-        (x_step, y_step), (x_phase, y_phase) = self.lattice.resolution, self.lattice.phase
+        """Return the source pixels that decide a block, with a margin around the file for its edge; None for none."""
+        steps = np.linspace(0, self.block_px, 9)
+        cols, rows = np.meshgrid(block.col0 + steps, block.row0 + steps)
+        (x_step, y_step), (x_phase, y_phase) = self.grid.resolution, self.grid.phase
         cols, rows = self._to_source((cols.ravel() + x_phase) * x_step, (rows.ravel() + y_phase) * y_step)
-        known = np.isfinite(cols) & np.isfinite(rows)
-        if not known.any():
+        finite = np.isfinite(cols) & np.isfinite(rows)
+        if not finite.any():
             return None
         margin = math.ceil(2 * max(*self.scale, 1)) + 4
         height, width = self.scene.placement.shape
         reach = PixelWindow(0, 0, height, width).pad(margin)
-        left, top = math.floor(cols[known].min()) - margin, math.floor(rows[known].min()) - margin
-        right, bottom = math.ceil(cols[known].max()) + margin, math.ceil(rows[known].max()) + margin
-        found = reach.intersect(PixelWindow(top, left, bottom - top, right - left))
-        return found if found and found.intersect(PixelWindow(0, 0, height, width)) else None
+        left, top = math.floor(cols[finite].min()) - margin, math.floor(rows[finite].min()) - margin
+        right, bottom = math.ceil(cols[finite].max()) + margin, math.ceil(rows[finite].max()) + margin
+        region = reach.intersect(PixelWindow(top, left, bottom - top, right - left))
+        return region if region and region.intersect(PixelWindow(0, 0, height, width)) else None
 
     def _to_source(self, xs: Points, ys: Points) -> tuple[Points, Points]:
-        to_scene = transformer(self.lattice.crs, self.scene.placement.crs)
+        to_scene = transformer(self.grid.crs, self.scene.placement.crs)
         return self.scene.placement.to_pixel(*to_scene.transform(xs, ys))
 
 
 @lru_cache(maxsize=256)
 def same_crs(one: str, other: str) -> bool:
-    """Whether two WKTs mean one CRS, in x, y order."""
+    """Compare two WKTs: whether they mean one CRS, in x, y order."""
     return one == other or pyproj.CRS.from_wkt(one).equals(pyproj.CRS.from_wkt(other), ignore_axis_order=True)
 
 
 def read_aligned(
     dataset: DatasetReader, resampler: Resampler, region: PixelWindow, collar: Collar | None
 ) -> tuple[PixelWindow, Values, Mask | None] | None:
-    """Reads the part of a region that a file on the lattice covers; None where they do not meet.
+    """Read the part of a region that a file on the grid covers; None where they do not meet.
 
     Returns:
-        region: the part, on the lattice.
+        region: The part, on the grid.
         values: (3, height, width) stored values.
-        valid: (height, width); None where all pixels are.
+        valid: (height, width) bool; None where all pixels are.
     """
     (col, row), (height, width) = resampler.offset or (0, 0), dataset.shape
     part = region.intersect(PixelWindow(row, col, height, width))
@@ -178,7 +178,7 @@ def read_aligned(
 
 
 def _read(
-    dataset: DatasetReader, scene: Scene, source: PixelWindow, collar: Collar | None
+    dataset: DatasetReader, scene: RasterScene, source: PixelWindow, collar: Collar | None
 ) -> tuple[Values, Mask | None]:
     window = Window(source.col0, source.row0, source.width, source.height)
     values, valid = read_window(dataset, scene, window)
@@ -189,7 +189,7 @@ def _read(
 
 
 def warp_block(dataset: DatasetReader, resampler: Resampler, block: PixelWindow, collar: Collar | None) -> Rgb | None:
-    """Resamples a file to one block of the lattice.
+    """Resample a file to one block of the grid.
 
     Downsampling by 2 or more averages the source pixels under a pixel; else cubic convolution, widened to the
     output pixel when downsampling. Invalid source pixels have no weight: near them the cubic gives way to the
@@ -216,34 +216,34 @@ def _kernel(resampler: Resampler) -> Resampling:
 
 
 def _warp_holes(resampler: Resampler, block: PixelWindow, source: PixelWindow, padded: Rgb) -> Rgb:
-    known = np.isfinite(padded[:1]).astype(np.float32)
-    if not known.any():
+    valid = np.isfinite(padded[:1]).astype(np.float32)
+    if not valid.any():
         return np.full((3, block.height, block.width), np.nan, np.float32)
     kernel = _kernel(resampler)
     positive = Resampling.bilinear if kernel == Resampling.cubic else kernel
-    weight = _warp(resampler, block, source, known, positive)
+    weight = _warp(resampler, block, source, valid, positive)
     result = _warp(resampler, block, source, padded, positive)
     if kernel == Resampling.cubic:
-        whole = np.abs(_warp(resampler, block, source, known, kernel) - 1) < 1e-6
+        whole = np.abs(_warp(resampler, block, source, valid, kernel) - 1) < 1e-6
         np.copyto(result, _warp(resampler, block, source, padded, kernel), where=whole)
     result[:, ~(weight[0] >= _HALF)] = np.nan
     return result
 
 
 def _warp(resampler: Resampler, block: PixelWindow, source: PixelWindow, values: Rgb, kernel: Resampling) -> Rgb:
-    """Warps (n, h, w) source values to a block, (n, side, side); NaN has no weight."""
-    # GDAL's kernels are faster without nodata; a block that is known throughout needs none.
+    """Warp (n, h, w) source values to a block, (n, side, side); NaN has no weight."""
+    # GDAL's kernels are faster without nodata; a block that is valid throughout needs none.
     nodata = math.nan if np.isnan(values[0]).any() else None
-    place = resampler.scene.placement.window_options(source.col0, source.row0)
-    to = resampler.lattice.transform(block.col0, block.row0)
+    georeference = resampler.scene.placement.window_options(source.col0, source.row0)
+    to = resampler.grid.transform(block.col0, block.row0)
     unknown = np.full((len(values), block.height, block.width), np.nan, np.float32)
     with (
-        _in_memory(values, crs=_crs(resampler.scene.placement.crs), **place) as given,
-        _in_memory(unknown, crs=_crs(resampler.lattice.crs), transform=to) as found,
+        _in_memory(values, crs=_crs(resampler.scene.placement.crs), **georeference) as origin,
+        _in_memory(unknown, crs=_crs(resampler.grid.crs), transform=to) as target,
     ):
         reproject(
-            rasterio.band(given, given.indexes),
-            rasterio.band(found, found.indexes),
+            rasterio.band(origin, origin.indexes),
+            rasterio.band(target, target.indexes),
             src_nodata=nodata,
             dst_nodata=nodata,
             init_dest_nodata=nodata is not None,
@@ -255,20 +255,20 @@ def _warp(resampler: Resampler, block: PixelWindow, source: PixelWindow, values:
             SAMPLE_GRID="YES",
             SOURCE_EXTRA=8,
         )
-        warped: Rgb = found.read()
+        warped: Rgb = target.read()
     return warped
 
 
 @contextmanager
-def _in_memory(values: Rgb, **place: Any) -> Iterator[DatasetWriter]:
-    """An in-memory dataset of an array (n, h, w).
+def _in_memory(values: Rgb, **georeference: Any) -> Iterator[DatasetWriter]:
+    """Open an array (n, h, w) as a dataset in memory.
 
     `reproject` makes its own when given arrays, but changes Python's warning filters meanwhile, for all
     threads.
     """
     count, height, width = values.shape
     options = {"driver": "MEM", "count": count, "height": height, "width": width, "dtype": "float32"}
-    with rasterio.open("/vsimem/canopy", "w+", **options, **place) as dataset:
+    with rasterio.open("/vsimem/canopy", "w+", **options, **georeference) as dataset:
         dataset.write(values)
         yield dataset
 

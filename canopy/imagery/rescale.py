@@ -20,7 +20,7 @@ class Rescale:
 
     The model was trained on display imagery, so values are brought to a display range once per source:
 
-    - values asked for by the user map to 0 and 1;
+    - values that the user names map to 0 and 1;
     - integers of at most 255: 0 and 255 map to 0 and 1, whatever their type;
     - floats within [0, 1] whose 99.5th percentile exceeds 0.5 are display values already;
     - all else (11-bit to 16-bit, surface reflectance): the 0.5th and 99.5th percentiles of a sample of all
@@ -39,10 +39,10 @@ class Rescale:
         return f"{self.low:g}..{self.high:g} -> 0..1 ({self.rule})"
 
     def apply(self, values: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Rescales.
+        """Return display reflectance.
 
         Args:
-            values: any shape, stored values of any real type.
+            values: Any shape, stored values of any real type.
 
         Returns:
             Same shape, float32 in [0, 1]; NaN stays NaN.
@@ -59,20 +59,20 @@ class Rescale:
 
 
 def choose_rescale(
-    samples: Sequence[NDArray[np.generic]], dtype: str, asked: tuple[float, float] | None = None
+    samples: Sequence[NDArray[np.generic]], dtype: str, requested: tuple[float, float] | None = None
 ) -> Rescale:
-    """Decides the rescale of a source.
+    """Decide the rescale of a source.
 
     Args:
-        samples: each (n,) valid stored values of one file, any band.
-        dtype: the files' common type.
-        asked: values that map to 0 and 1, from the user.
+        samples: (n,) each: valid stored values of one file, any band.
+        dtype: The files' common type.
+        requested: Values that map to 0 and 1, from the user.
 
     Raises:
-        ImageryError: the range asked for is empty or not finite.
+        ImageryError: The requested range is empty or not finite.
     """
-    if asked is not None:
-        return _asked(*asked)
+    if requested is not None:
+        return _requested_range(*requested)
     integer = np.issubdtype(np.dtype(dtype), np.integer)
     if dtype == "uint8":
         return Rescale(0, 255, "8-bit")
@@ -90,7 +90,7 @@ def choose_rescale(
     return _stretch(low, high)
 
 
-def _asked(low: float, high: float) -> Rescale:
+def _requested_range(low: float, high: float) -> Rescale:
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise ImageryError(f"scale {low:g},{high:g}: expected two finite values, low < high; correct --scale")
     return Rescale(float(low), float(high), "as asked")
@@ -104,7 +104,7 @@ def _stretch(low: float, high: float) -> Rescale:
 
 
 def _constant(value: float, integer: bool) -> Rescale:
-    """The smallest usual range that holds a constant image."""
+    """Return the smallest usual range that contains a constant image."""
     ranges = _INTEGER_RANGES if integer else (1, *_INTEGER_RANGES)
     top = next((top for top in ranges if value <= top), value)
     return Rescale(min(0.0, 2 * value), float(top), "constant image; override with --scale")

@@ -1,4 +1,4 @@
-"""One raster file: what was learnt when it was opened, and its stored values with their validity."""
+"""One raster file: its facts, read once when it is opened, and its stored values with their validity."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ from canopy.errors import ImageryError, one_line
 from canopy.imagery.acquisition import acquisition
 from canopy.imagery.bands import Bands
 from canopy.imagery.files import Stamp
-from canopy.imagery.placement import Placement, gsd_m, outline, place
+from canopy.imagery.placement import Placement, gsd_m, outline, read_placement
 
 Values = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -41,8 +41,8 @@ logging.getLogger("rasterio").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """Facts of one file, read once."""
+class RasterScene:
+    """Facts of one raster file, read once."""
 
     path: str
     stamps: tuple[Stamp, ...]
@@ -62,7 +62,7 @@ class Scene:
 
 @contextmanager
 def gdal(path: str) -> Iterator[None]:
-    """Runs GDAL calls on a file; its failures become one-line ImageryErrors that name the file."""
+    """Run GDAL calls on a file; failures become one-line ImageryErrors that name the file."""
     try:
         with rasterio.Env(**_GDAL):
             yield
@@ -74,23 +74,23 @@ def gdal(path: str) -> Iterator[None]:
 
 
 def open_dataset(path: str) -> DatasetReader:
-    """Opens a file on its own GDAL handle."""
+    """Open a file on its own GDAL handle."""
     with gdal(path):
         return rasterio.open(path, sharing=False)
 
 
-def inspect(dataset: DatasetReader, bands: Bands, stamps: tuple[Stamp, ...]) -> Scene:
-    """Reads the facts of an open file.
+def inspect(dataset: DatasetReader, bands: Bands, stamps: tuple[Stamp, ...]) -> RasterScene:
+    """Read the facts of an open file.
 
     Raises:
-        ImageryError: the file cannot be placed on Earth, or holds values that are no intensities.
+        ImageryError: The file has no place on Earth, or its values are not intensities.
     """
     path, dtype = dataset.name, str(dataset.dtypes[bands.rgb[0] - 1])
     if np.dtype(dtype).kind not in "uif":
         raise ImageryError(f"{path}: {dtype} values, expected integers or floats; give RGB imagery")
-    placement = place(dataset)
+    placement = read_placement(dataset)
     flags = dataset.mask_flag_enums[bands.rgb[0] - 1]
-    return Scene(
+    return RasterScene(
         path=path,
         stamps=stamps,
         placement=placement,
@@ -107,7 +107,7 @@ def inspect(dataset: DatasetReader, bands: Bands, stamps: tuple[Stamp, ...]) -> 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences rasterio's warning on files without georeference: `place` makes it an error."""
+    """Silence rasterio's warning on files without georeference: `read_placement` makes it an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
@@ -121,18 +121,18 @@ def _colour_table(dataset: DatasetReader, band: int) -> NDArray[np.uint8]:
 
 
 def read_window(
-    dataset: DatasetReader, scene: Scene, window: Window, shape: tuple[int, int] | None = None
+    dataset: DatasetReader, scene: RasterScene, window: Window, shape: tuple[int, int] | None = None
 ) -> tuple[Values, Mask | None]:
-    """Reads stored values.
+    """Read stored values.
 
     A pixel is invalid where the mask or alpha band is 0, a value is not finite, or the values are nodata: all
     three where nodata is 0 or the largest integer (one such band is a dark or saturated colour), else any.
 
     Args:
-        dataset: the scene's open file.
-        scene: its facts.
-        window: inside the raster.
-        shape: rows and columns to decimate to.
+        dataset: The scene's open file.
+        scene: Facts of the file.
+        window: Pixels, inside the raster.
+        shape: Rows and columns to decimate to.
 
     Returns:
         values: (3, height, width), red, green, blue.
@@ -147,8 +147,8 @@ def read_window(
     if scene.colours is not None:
         stored, opaque = _expand(stored[0], scene.colours)
         tests.append(opaque)
-    found = [test for test in tests if test is not None]
-    valid = np.logical_and.reduce(found) if found else None
+    masks = [test for test in tests if test is not None]
+    valid = np.logical_and.reduce(masks) if masks else None
     return np.broadcast_to(stored, (3, *stored.shape[1:])), None if valid is None or valid.all() else valid
 
 
@@ -166,7 +166,7 @@ def _finite(stored: Values) -> Mask | None:
     return np.asarray(np.isfinite(stored).all(axis=0))
 
 
-def _unmasked(dataset: DatasetReader, scene: Scene, window: Window, shape: tuple[int, int] | None) -> Mask | None:
+def _unmasked(dataset: DatasetReader, scene: RasterScene, window: Window, shape: tuple[int, int] | None) -> Mask | None:
     if scene.bands.alpha is not None:
         return np.asarray(dataset.read(scene.bands.alpha, window=window, out_shape=shape) > 0)
     if scene.has_mask:
@@ -175,13 +175,13 @@ def _unmasked(dataset: DatasetReader, scene: Scene, window: Window, shape: tuple
 
 
 def _expand(index: Values, colours: NDArray[np.uint8]) -> tuple[Values, Mask]:
-    """Palette indices (h, w) to values (3, h, w) and opacity (h, w)."""
+    """Return values (3, h, w) and opacity (h, w) of palette indices (h, w)."""
     rgba = np.moveaxis(colours[np.clip(index.astype(np.int64), 0, len(colours) - 1)], -1, 0)
     return np.ascontiguousarray(rgba[:3]), rgba[3] > 0
 
 
-def sample(dataset: DatasetReader, scene: Scene) -> Values:
-    """Valid values of all three bands from windows spread evenly over a file; pure black pixels are left out.
+def sample(dataset: DatasetReader, scene: RasterScene) -> Values:
+    """Sample valid values of all three bands in windows spread evenly over a file; pure black pixels are left out.
 
     Returns:
         (n,) stored values.
@@ -198,7 +198,7 @@ def sample(dataset: DatasetReader, scene: Scene) -> Values:
 
 
 def _part(size: int, index: int) -> tuple[int, int]:
-    """Start and length of one of the evenly spread windows along an axis."""
+    """Return start and length of one of the evenly spread windows along an axis."""
     length = min(_SAMPLE_PX, max(1, size // _SAMPLE_WINDOWS))
     return round((size - length) * index / (_SAMPLE_WINDOWS - 1)), length
 
@@ -215,7 +215,7 @@ class Collar:
     """Largest value that counts as black there; above 0 after lossy compression."""
 
     def covers(self, values: Values, row0: int, col0: int) -> Mask | None:
-        """Which pixels of a window (3, h, w) belong to the collar, (h, w); None for none."""
+        """Return the pixels (h, w) of a window (3, h, w) that belong to the collar; None for none."""
         rows = (row0 + np.arange(values.shape[1])) * self.cells.shape[0] // self.shape[0]
         cols = (col0 + np.arange(values.shape[2])) * self.cells.shape[1] // self.shape[1]
         near = self.cells[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
@@ -224,8 +224,8 @@ class Collar:
         return np.asarray(_is_black(values, self.black) & self.cells[rows[:, None], cols[None, :]])
 
 
-def find_collar(dataset: DatasetReader, scene: Scene) -> Collar | None:
-    """Finds a black collar: black in all bands, connected to the file's border.
+def find_collar(dataset: DatasetReader, scene: RasterScene) -> Collar | None:
+    """Find a black collar: black in all bands, connected to the file's border.
 
     Decided once on a coarse grid over the whole file, so it does not depend on the window read. Black pixels
     away from the border (shadow, water) stay valid. A file with nodata, a mask or alpha has no collar.
@@ -251,8 +251,8 @@ def find_collar(dataset: DatasetReader, scene: Scene) -> Collar | None:
     return Collar(grown, (height, width), _LOSSY_FRINGE if black else 0)
 
 
-def _black_border(dataset: DatasetReader, scene: Scene, black: int, grid: tuple[int, int]) -> Mask:
-    """Cells of the coarse grid that hold black pixels of the file's outermost rows and columns."""
+def _black_border(dataset: DatasetReader, scene: RasterScene, black: int, grid: tuple[int, int]) -> Mask:
+    """Return the cells of the coarse grid with black pixels of the file's outermost rows and columns."""
     height, width = dataset.shape
     rows, cols = np.arange(height) * grid[0] // height, np.arange(width) * grid[1] // width
     seeds = np.zeros(grid, bool)

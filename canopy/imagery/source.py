@@ -21,9 +21,9 @@ from canopy.imagery.acquisition import span
 from canopy.imagery.bands import choose_bands
 from canopy.imagery.files import check_unchanged, expand, stamp
 from canopy.imagery.placement import transformer
-from canopy.imagery.resample import Lattice, Resampler, Rgb, locate, read_aligned, warp_block
+from canopy.imagery.resample import PixelGrid, Resampler, Rgb, locate, read_aligned, warp_block
 from canopy.imagery.rescale import Rescale, choose_rescale
-from canopy.imagery.scene import Collar, Scene, find_collar, gdal, inspect, open_dataset, quiet, sample
+from canopy.imagery.scene import Collar, RasterScene, find_collar, gdal, inspect, open_dataset, quiet, sample
 from tiles.windows import PixelWindow
 
 _BANDS = ("red", "green", "blue")
@@ -47,21 +47,21 @@ class ImagerySource(Protocol):
     """How stored values become reflectance."""
 
     def describe(self) -> str:
-        """One line: files, size, GSD, CRS, bands and rescale."""
+        """Describe the imagery in one line: files, size, GSD, CRS, bands and rescale."""
         ...
 
     def fingerprint(self) -> str:
-        """A sha256 that changes when the imagery, its bands or its rescale do."""
+        """Return a sha256 that changes when the imagery, its bands or its rescale do."""
         ...
 
     def read(self, geobox: GeoBox) -> xr.DataArray:
-        """Fills a GeoBox.
+        """Fill a GeoBox.
 
         Returns:
             image: (band=3, y, x) float32, display reflectance in [0, 1], NaN in all bands where unknown.
 
         Raises:
-            ImageryError: a file cannot be read, or is not the file that was opened.
+            ImageryError: A file cannot be read, or is not the file that was opened.
         """
         ...
 
@@ -73,17 +73,17 @@ def open_imagery(
     scale: tuple[float, float] | None = None,
     datetime: str | None = None,
 ) -> ImagerySource:
-    """Opens imagery.
+    """Open imagery.
 
     Args:
-        uri: a raster, a folder (all rasters below it), a glob, an http(s):// or s3:// address, or a list.
+        uri: A raster, a folder (all rasters below it), a glob, an http(s):// or s3:// address, or a list.
             Overlapping scenes: the first valid pixel wins, in order of name (of the list for a list).
         bands: 1-based bands of red, green and blue; by colour interpretation, names or number by default.
-        scale: stored values that become 0 and 1; decided by `Rescale`'s rules by default.
-        datetime: acquisition time, ISO 8601; read from the files' acquisition tags by default.
+        scale: Stored values that become 0 and 1; decided by `Rescale`'s rules by default.
+        datetime: Acquisition time, ISO 8601; read from the files' acquisition tags by default.
 
     Raises:
-        ImageryError: the imagery cannot be read, placed on Earth or interpreted.
+        ImageryError: The imagery cannot be read or interpreted, or has no place on Earth.
     """
     scenes, samples = [], []
     paths = expand(uri)
@@ -98,7 +98,7 @@ def open_imagery(
     return RasterImagery(scenes, choose_rescale(samples, scenes[0].dtype, scale), datetime)
 
 
-def _inspect(path: str, bands: Sequence[int] | None, sampled: bool) -> tuple[Scene, NDArray[np.generic] | None]:
+def _inspect(path: str, bands: Sequence[int] | None, sampled: bool) -> tuple[RasterScene, NDArray[np.generic] | None]:
     stamps = stamp(path)
     with quiet(), gdal(path), open_dataset(path) as dataset:
         if dataset.count == 0:
@@ -107,7 +107,7 @@ def _inspect(path: str, bands: Sequence[int] | None, sampled: bool) -> tuple[Sce
         return scene, sample(dataset, scene) if sampled and scene.dtype != "uint8" else None
 
 
-def _require_one_dtype(scenes: Sequence[Scene]) -> None:
+def _require_one_dtype(scenes: Sequence[RasterScene]) -> None:
     dtypes = sorted({scene.dtype for scene in scenes})
     if len(dtypes) > 1:
         raise ImageryError(
@@ -126,7 +126,7 @@ class _Handles:
         return _Handles, ()
 
     def get(self, path: str) -> DatasetReader:
-        """The calling thread's handle on a file."""
+        """Return the calling thread's handle on a file."""
         handles: OrderedDict[str, DatasetReader] = self._local.__dict__.setdefault("handles", OrderedDict())
         if path in handles:
             handles.move_to_end(path)
@@ -140,8 +140,8 @@ class _Handles:
 class RasterImagery:
     """Raster files read as one image."""
 
-    def __init__(self, scenes: Sequence[Scene], rescale: Rescale, datetime: str | None = None) -> None:
-        """Joins scenes; earlier ones lie on top."""
+    def __init__(self, scenes: Sequence[RasterScene], rescale: Rescale, datetime: str | None = None) -> None:
+        """Join scenes; earlier ones lie on top."""
         self.uris = tuple(scene.path for scene in scenes)
         self.footprint = unary_union(scene.outline for scene in scenes) or scenes[0].outline
         self.gsd_m = max(scene.gsd_m for scene in scenes)
@@ -153,7 +153,7 @@ class RasterImagery:
         self._collars: dict[str, Collar | None] = {}
 
     def describe(self) -> str:
-        """One line: files, size, GSD, CRS, bands and rescale."""
+        """Describe the imagery in one line: files, size, GSD, CRS, bands and rescale."""
         sizes = [scene.placement.shape for scene in self._scenes]
         pixels = sum(height * width for height, width in sizes)
         size = f"{sizes[0][1]} x {sizes[0][0]} px" if len(sizes) == 1 else f"{pixels / 1e6:.1f} Mpx"
@@ -163,39 +163,39 @@ class RasterImagery:
         return f"{files}, {size}, GSD {self.gsd_m:.3g} m, {crs}, {bands}, values {self.rescale}"
 
     def fingerprint(self) -> str:
-        """A sha256 over each file's path, size and modification time, its bands, and the rescale."""
+        """Return a sha256 over each file's path, size and modification time, its bands, and the rescale."""
         parts = [(scene.stamps, scene.bands.rgb, scene.bands.alpha) for scene in self._scenes]
         return hashlib.sha256(repr((parts, self.rescale)).encode()).hexdigest()
 
     def read(self, geobox: GeoBox) -> xr.DataArray:
-        """Fills a GeoBox; see `ImagerySource.read`."""
-        lattice, region = locate(geobox)
+        """Fill a GeoBox; see `ImagerySource.read`."""
+        grid, region = locate(geobox)
         out = np.full((3, region.height, region.width), np.nan, np.float32)
         for scene in self._near(geobox):
             check_unchanged(scene.stamps)
             with gdal(scene.path):
-                self._fill(out, _resampler(scene, lattice), region)
+                self._fill(out, _resampler(scene, grid), region)
             if not np.isnan(out[0]).any():
                 break
         return _wrap(out, geobox)
 
-    def _near(self, geobox: GeoBox) -> list[Scene]:
-        """Scenes that may meet a GeoBox, top first."""
+    def _near(self, geobox: GeoBox) -> list[RasterScene]:
+        """Return the scenes that may meet a GeoBox, top first."""
         left, bottom, right, top = _lonlat_bounds(geobox)
         west, south, east, north = self._bounds.T
         near = (west <= right) & (east >= left) & (south <= top) & (north >= bottom)
         return [self._scenes[i] for i in np.flatnonzero(near)]
 
     def _fill(self, out: Rgb, resampler: Resampler, region: PixelWindow) -> None:
-        """Fills the unknown pixels of (3, height, width) from one scene."""
+        """Fill the unknown pixels of (3, height, width) from one scene."""
         scene = resampler.scene
         dataset = self._handles.get(scene.path)
         if scene.path not in self._collars:
             self._collars[scene.path] = find_collar(dataset, scene)
         collar = self._collars[scene.path]
         if resampler.offset is not None:
-            if found := read_aligned(dataset, resampler, region, collar):
-                part, values, valid = found
+            if aligned := read_aligned(dataset, resampler, region, collar):
+                part, values, valid = aligned
                 rows, cols = part.slices_in(region)
                 _paste(out[:, rows, cols], self.rescale.apply(values), valid)
             return
@@ -212,7 +212,7 @@ class RasterImagery:
 
 
 def _paste(target: Rgb, image: Rgb, valid: NDArray[np.bool_] | None) -> None:
-    """Copies valid pixels where the target is unknown."""
+    """Copy valid pixels where the target is unknown."""
     unknown = np.isnan(target[0])
     if valid is not None:
         unknown &= valid
@@ -223,20 +223,20 @@ def _paste(target: Rgb, image: Rgb, valid: NDArray[np.bool_] | None) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _resampler(scene: Scene, lattice: Lattice) -> Resampler:
-    return Resampler(scene, lattice)
+def _resampler(scene: RasterScene, grid: PixelGrid) -> Resampler:
+    return Resampler(scene, grid)
 
 
 def _lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
-    """Generous WGS84 bounds of a GeoBox: left, bottom, right, top."""
-    rows, cols = (grid.ravel() for grid in np.meshgrid(*(np.linspace(0, size, 9) for size in geobox.shape)))
+    """Return generous WGS84 bounds of a GeoBox: left, bottom, right, top."""
+    rows, cols = (axis.ravel() for axis in np.meshgrid(*(np.linspace(0, size, 9) for size in geobox.shape)))
     affine = geobox.affine
     to_lonlat = transformer(geobox.crs.to_wkt(), "OGC:CRS84")  # type: ignore[union-attr]
     lon, lat = to_lonlat.transform(affine.a * cols + affine.c, affine.e * rows + affine.f)
-    known = np.isfinite(lon) & np.isfinite(lat)
-    if not known.any():
+    finite = np.isfinite(lon) & np.isfinite(lat)
+    if not finite.any():
         return 0.0, 0.0, -1.0, -1.0
-    lon, lat = lon[known], lat[known]
+    lon, lat = lon[finite], lat[finite]
     if np.ptp(lon) > 180:
         return -180.0, lat.min() - 1, 180.0, lat.max() + 1
     x, y = _NEAR_MARGIN * np.ptp(lon) + 1e-6, _NEAR_MARGIN * np.ptp(lat) + 1e-6
@@ -244,15 +244,15 @@ def _lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
 
 
 def _wrap(image: Rgb, geobox: GeoBox) -> xr.DataArray:
-    """Attaches coordinates and CRS as rioxarray and odc-geo read them."""
+    """Attach coordinates and CRS as rioxarray and odc-geo read them."""
     affine = geobox.affine
     wkt = geobox.crs.to_wkt()  # type: ignore[union-attr]
-    place = " ".join(map(str, affine.to_gdal()))
+    geo_transform = " ".join(map(str, affine.to_gdal()))
     coords: dict[str, Any] = {
         "band": list(_BANDS),
         "y": affine.f + affine.e * (np.arange(geobox.shape[0]) + 0.5),
         "x": affine.c + affine.a * (np.arange(geobox.shape[1]) + 0.5),
-        "spatial_ref": ((), 0, {"crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": place}),
+        "spatial_ref": ((), 0, {"crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": geo_transform}),
     }
     array = xr.DataArray(image, coords, ("band", "y", "x"), name="imagery")
     array.encoding["grid_mapping"] = "spatial_ref"
@@ -267,5 +267,5 @@ def _crs_name(wkt: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Distinct names, the most frequent first."""
+    """Join the distinct names, the most frequent first."""
     return " and ".join(name for name, _ in Counter(names).most_common())
