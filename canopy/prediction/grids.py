@@ -1,4 +1,4 @@
-"""Which lattice the map lies on, and on which one the model runs so that it sees its own GSD in true metres."""
+"""The lattice of the map, and the one on which the model runs, so that it sees its own GSD in true metres."""
 
 import math
 
@@ -12,31 +12,31 @@ from tiles.ground import TRUE_SCALE, scale_error, unit_m
 
 
 def output_lattice(area: Geometry, crs: str, resolution: float | None, gsd_m: float) -> Lattice:
-    """Lattice of the map.
+    """Choose the lattice of the map.
 
     Args:
-        area: The AOI, in any CRS.
-        crs: ``auto`` for the AOI's UTM zone, or any CRS.
+        area: Area of interest, in any CRS.
+        crs: ``auto`` for the area's UTM zone, or any CRS.
         resolution: Cell size in units of the CRS; if None, `gsd_m` in the CRS's own metres, so that neighbouring
             areas share a lattice.
-        gsd_m: The model's GSD.
+        gsd_m: GSD of the model, metres.
 
     Raises:
-        AOIError: The CRS is unknown, the resolution is not positive, or the AOI holds no cell centre.
+        AOIError: The CRS is unknown, the resolution is not positive, or no cell centre lies in the area.
     """
     target = utm_crs(area) if crs == "auto" else _parse(crs)
     if resolution is not None and not (math.isfinite(resolution) and resolution > 0):
         raise AOIError(f"--resolution {resolution}: a positive number in units of {crs} expected")
     lattice = Lattice(target, resolution or gsd_m / unit_m(target.proj))
-    placed = to_crs(area, target)
-    window = lattice.window(placed)
-    if max(window.shape) <= 2 and not rasterize(placed, lattice.geobox(window)).any():
-        raise AOIError(f"the AOI holds no pixel centre at {lattice.resolution:g}: draw a larger one")
+    projected = to_crs(area, target)
+    window = lattice.window(projected)
+    if max(window.shape) <= 2 and not rasterize(projected, lattice.geobox(window)).any():
+        raise AOIError(f"no pixel centre of a grid of {lattice.resolution:g} lies in the AOI: draw a larger area")
     return lattice
 
 
 def working_lattice(area: Geometry, output: Lattice, gsd_m: float) -> Lattice:
-    """Lattice on which the model runs: in the output's CRS where that keeps true distances, else in the UTM zone.
+    """Choose the lattice on which the model runs: in the output's CRS where that keeps true distances, else UTM.
 
     Web mercator and geographic CRSs stretch the ground by a factor that grows with latitude; a model fed their
     pixels would see trees of the wrong size.
@@ -52,7 +52,7 @@ def _parse(name: str) -> CRS:
     except Exception as error:
         raise AOIError(f"--crs {name!r} is not a CRS: auto or EPSG:n expected") from error
     if not (crs.geographic or crs.projected):
-        raise AOIError(f"--crs {name} is neither geographic nor projected: it has no place on the ground")
+        raise AOIError(f"--crs {name} is neither geographic nor projected: a CRS of places on the ground expected")
     return crs
 
 

@@ -1,4 +1,4 @@
-"""What is made of each pixel before chips are blended: height, its interval, and the gain that features foretell."""
+"""Layers of a pixel before chips are blended: its height, the interval, and the gain predicted from features."""
 
 from dataclasses import dataclass
 
@@ -8,33 +8,31 @@ from torch import Tensor
 
 from canopy.calibration.curves import FeatureGain
 from canopy.errors import CalibrationError, ModelError
-from canopy.models.features import PATCH_PX, pooled
+from canopy.models.features import footprint_mean
 from canopy.models.model import HeightModel
+from canopy.models.network import PATCH_PX
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Layers of a model: (B, 3, H, W) image in [0, 1] to (B, count, H, W).
-
-    Attributes:
-        model: What makes the heights.
-        uncertainty: Whether the 5th and 95th percentile follow the height.
-        gain: Foretold from the encoder's features; its logarithm is the last layer.
-    """
+    """Computes the layers of a model: (B, 3, H, W) image in [0, 1] to (B, count, H, W)."""
 
     model: HeightModel
+    """Model of the heights."""
     uncertainty: bool = False
+    """Whether the 5th and 95th percentile follow the height."""
     gain: FeatureGain | None = None
+    """Gain predicted from the encoder's features; its logarithm is the last layer."""
 
     def __post_init__(self) -> None:
-        """Refuse what the model cannot give.
+        """Refuse layers that the model does not have.
 
         Raises:
-            ModelError: No interval.
-            CalibrationError: Features of another model.
+            ModelError: The model has no calibrated interval.
+            CalibrationError: The gain was fitted on features of another model.
         """
         if self.uncertainty and getattr(self.model.card, "intervals", None) is None:
-            raise ModelError(f"model {self.model.card.name} holds no calibrated interval: map without --uncertainty")
+            raise ModelError(f"model {self.model.card.name} has no calibrated interval: map without --uncertainty")
         if self.gain is not None and self.gain.model_sha256 != self.model.sha256:
             raise CalibrationError(
                 f"the calibration reads features of another model than {self.model.card.name}: fit it with this one"
@@ -42,27 +40,40 @@ class Layers:
 
     @property
     def heights(self) -> int:
-        """How many of the layers are metres."""
+        """Number of layers in metres."""
         return 3 if self.uncertainty else 1
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of layers."""
         return self.heights + (self.gain is not None)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Compute them: (B, 3, H, W) to (B, count, H, W) float32, on the CPU."""
-        model = self.model
-        made = model.predict_interval(image) if self.uncertainty else model.predict(image)[:, None]
+        """Compute the layers.
+
+        Args:
+            image: (B, 3, H, W) float32, reflectance in [0, 1], without NaN.
+
+        Returns:
+            (B, count, H, W) float32, on the CPU.
+        """
+        heights = self.model.predict_interval(image) if self.uncertainty else self.model.predict(image)[:, None]
         if self.gain is None:
-            return made
-        weights = torch.tensor(self.gain.weights).view(1, -1, 1, 1)
-        tokens = model.features(image)
+            return heights
+        log_gain = self._log_gain(image, self.gain)
+        return torch.cat([heights, log_gain[..., : heights.shape[-2], : heights.shape[-1]]], dim=1)
+
+    def _log_gain(self, image: Tensor, gain: FeatureGain) -> Tensor:
+        """Return the logarithm of the gain, (B, 1, H, W): linear in footprint means of the encoder's features."""
+        weights = torch.tensor(gain.weights).view(1, -1, 1, 1)
+        tokens = self.model.features(image)
         if tokens.shape[1] != weights.shape[1]:
-            found = f"the calibration reads {weights.shape[1]} features, the model has {tokens.shape[1]}"
-            raise CalibrationError(f"{found}: fit it with this model")
+            raise CalibrationError(
+                f"the calibration reads {weights.shape[1]} features, the model has {tokens.shape[1]}: "
+                "fit it with this model"
+            )
+        gsd_m = self.model.card.gsd_m
         # Chip by chip, like the model where it computes so: torch may sum in another order in a larger batch.
-        scores = [(pooled(chip, self.gain.sigma_m, model.card.gsd_m) * weights).sum(dim=1) for chip in tokens[:, None]]
-        log_gain = torch.stack(scores) + self.gain.bias
-        full = F.interpolate(log_gain, scale_factor=PATCH_PX, mode="bilinear", align_corners=False)
-        return torch.cat([made, full[..., : made.shape[-2], : made.shape[-1]]], dim=1)
+        scores = [(footprint_mean(chip, gain.sigma_m, gsd_m) * weights).sum(dim=1) for chip in tokens[:, None]]
+        coarse = torch.stack(scores) + gain.bias
+        return F.interpolate(coarse, scale_factor=PATCH_PX, mode="bilinear", align_corners=False)

@@ -6,15 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
+import torch.nn.functional as F
 from height_models import MeanOfGreen
+from odc.geo.crs import CRS
 from odc.geo.geom import box
 from pyproj import Transformer
 from rasters import make_raster
 
+import tiles.publish as publishing
 from canopy.errors import CoverageError, ImageryError, OutputBusyError, OutputError
 from canopy.prediction import run
 from canopy.prediction.run import predict
 from canopy.progress import Progress
+from tiles.aoi import to_crs
 from tiles.cog import validate
 
 
@@ -188,3 +193,116 @@ def test_bundled_model_is_the_same_to_the_bit_through_one_tile_or_four(
     assert four.tiles_done > 1
     with rasterio.open(one.path) as a, rasterio.open(four.path) as b:
         np.testing.assert_array_equal(a.read(1), b.read(1))
+
+
+def test_an_area_is_never_replaced_by_the_item_of_its_map(scene: Path, tmp_path: Path) -> None:
+    aoi = tmp_path / "region.json"
+    geometry = to_crs(AREA, CRS("EPSG:4326")).json
+    aoi.write_text(json.dumps({"type": "Feature", "properties": {}, "geometry": geometry}))
+    before = aoi.read_text()
+    with pytest.raises(OutputError, match=r"region\.json is also an input"):
+        predict(aoi, scene, MeanOfGreen(), tmp_path / "region.tif", overwrite=True)
+    assert aoi.read_text() == before
+
+
+def test_a_scene_is_never_replaced_by_its_map(scene: Path, tmp_path: Path) -> None:
+    before = scene.read_bytes()
+    for imagery in (scene, tmp_path, str(tmp_path / "*.tif")):
+        with pytest.raises(OutputError, match="also an input"):
+            predict(AREA, imagery, MeanOfGreen(), scene, overwrite=True)
+    assert scene.read_bytes() == before
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_run_killed_while_it_publishes_is_finished_by_the_same_command(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    whole = predict(AREA, scene, MeanOfGreen(), tmp_path / "whole.tif")
+    names: list[Path] = []
+    rename = publishing.rename
+
+    def die(draft: Path, path: Path) -> None:
+        if len(names) == step:
+            raise KeyboardInterrupt
+        names.append(path)
+        rename(draft, path)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(publishing, "rename", die)
+        predict(AREA, scene, MeanOfGreen(), tmp_path / "cut.tif")
+    finished = predict(AREA, scene, MeanOfGreen(), tmp_path / "cut.tif")
+    assert (finished.tiles_done, finished.tiles_resumed) == (0, 1)
+    assert finished.path.read_bytes() == whole.path.read_bytes()
+    assert validate(finished.path) == ()
+    assert (tmp_path / "cut.json").is_file()
+    assert not (tmp_path / "cut.tif.partial").exists()
+
+
+def test_an_area_without_one_valid_pixel_gets_no_map(tmp_path: Path) -> None:
+    values = np.full((3, 200, 200), 100, np.uint8)
+    values[:, 40:, :] = 0
+    scene = make_raster(tmp_path / "scene.tif", crs="EPSG:32612", origin=(500000, 4900100), values=values, nodata=0)
+    south = box(500010, 4900010, 500090, 4900040, "EPSG:32612")
+    with pytest.raises(CoverageError, match="no valid pixel in the AOI"):
+        predict(south, scene, MeanOfGreen(), tmp_path / "out.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_the_share_of_the_area_with_imagery_is_said(
+    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="canopy")
+    assert predict(AREA, scene, MeanOfGreen(), tmp_path / "whole.tif").coverage == 1.0
+    half = box(500050, 4900010, 500150, 4900080, "EPSG:32612")
+    made = predict(half, scene, MeanOfGreen(), tmp_path / "half.tif")
+    assert made.coverage == pytest.approx(0.5, abs=0.01)
+    assert "imagery covers 50 % of the AOI" in caplog.text
+
+
+class WideMeanOfGreen(MeanOfGreen):
+    """Height follows the mean green over 17 x 17 px, so that a false border is seen 8 px away."""
+
+    def predict(self, image: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(image[:, 1:2].double(), (8, 8, 8, 8), mode="replicate")
+        return (40 * F.avg_pool2d(padded, 17, stride=1))[:, 0].float()
+
+
+def holed_scene(path: Path) -> Path:
+    """A scene with an irregular hole, a thin strip of imagery and a ragged border, all without nodata elsewhere."""
+    rng = np.random.default_rng(3)
+    values = rng.integers(1, 255, (3, 200, 200)).astype(np.uint8)
+    rows, cols = np.indices((200, 200))
+    hole = np.hypot(rows - 90 - 9 * np.sin(cols / 7), cols - 80) < 30
+    strip = (cols > 150) & (np.abs(rows - 60 - cols / 8) > 3)
+    ragged = rows > 170 + 9 * np.sin(cols / 5)
+    values[:, hole | strip | ragged] = 0
+    return make_raster(path, crs="EPSG:32612", origin=(500000, 4900100), values=values, nodata=0)
+
+
+@pytest.mark.parametrize("chip_by_chip", [True, False])
+def test_borders_holes_and_strips_are_the_same_through_one_tile_or_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chip_by_chip: bool
+) -> None:
+    scene, model = holed_scene(tmp_path / "scene.tif"), WideMeanOfGreen(chip_by_chip=chip_by_chip)
+    area = box(500000.3, 4900000.2, 500099.9, 4900099.8, "EPSG:32612")
+    one = predict(area, scene, model, tmp_path / "one.tif")
+    monkeypatch.setattr(run, "TILE_PX", 77)
+    many = predict(area, scene, model, tmp_path / "many.tif")
+    assert many.tiles_done > 4
+    assert 0.4 < one.coverage < 0.8
+    with rasterio.open(one.path) as a, rasterio.open(many.path) as b:
+        np.testing.assert_array_equal(a.read(1), b.read(1))
+
+
+def test_heights_do_not_change_towards_the_border_of_even_imagery(tmp_path: Path) -> None:
+    """A plot of 20 m of one texture, as field plots are: its border must look like its middle."""
+    stripes = np.where(np.arange(40) % 2, 60, 200).astype(np.uint8)
+    values = np.broadcast_to(stripes, (3, 40, 40)).copy()
+    scene = make_raster(tmp_path / "plot.tif", crs="EPSG:32612", origin=(500000, 4900100), values=values)
+    area = box(500000, 4900080, 500020, 4900100, "EPSG:32612")
+    plot = predict(area, scene, WideMeanOfGreen(), tmp_path / "plot_height.tif")
+    with rasterio.open(plot.path) as opened:
+        heights = opened.read(1)
+    mean_m = 40 * 130 / 255
+    # Two stripes more or less in the mean of 17; the border's own pixel repeated outward would be off by 5 m.
+    assert np.abs(heights - mean_m).max() < 2 * 40 * 70 / 255 / 17
