@@ -38,7 +38,7 @@ FROM base AS serve
 # One distribution holds all three packages and depends on torch, which `tiles` never imports. So the wheel goes
 # in without its dependencies, and what `tiles` and the `serve` extra need is named here.
 RUN pip install -c /tmp/constraints.txt \
-    affine numpy odc-geo pyogrio pyproj rasterio rio-cogeo shapely titiler.core uvicorn
+    affine filelock numpy odc-geo pyogrio pyproj rasterio rio-cogeo scipy shapely titiler.core uvicorn
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-deps /wheels/*.whl && rm -r /wheels \
     && python -c "import importlib.util, tiles.cog, tiles.stac; assert not importlib.util.find_spec('torch')"

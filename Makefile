@@ -11,17 +11,26 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 # Those that need no data of one's own; the others say with --help what they take.
 BENCHES := sample overlap predict backends evaluate pretraining pretraining_scale
 
+# What needs minutes, a CUDA device, a public service or documentation's own run stays out of `make test`.
+QUICK := not slow and not gpu and not network and not docs
+WORKERS ?= 2
+
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test test-docs test-notebooks test-chaos hard coverage lint bench clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    map the sample region and draw it (build/demo/)"
-	@echo "make test    run the tests"
-	@echo "make lint    check style, types and the import contract"
-	@echo "make bench   run the benchmarks"
-	@echo "make clean   remove build/, dist/ and caches (.venv stays)"
+	@echo "make demo            map the sample region and draw it (build/demo/)"
+	@echo "make test            run the tests"
+	@echo "make test-docs       run every command and Python block of README.md and docs/"
+	@echo "make test-notebooks  run the notebooks"
+	@echo "make test-chaos      run tests that kill, starve and disconnect"
+	@echo "make hard            start the long harnesses of tests/hard/ in the background (build/hard/)"
+	@echo "make coverage        run the tests and list the lines that none reaches"
+	@echo "make lint            check style, types and the import contracts"
+	@echo "make bench           run the benchmarks"
+	@echo "make clean           remove build/, dist/ and caches (.venv stays)"
 
 install: $(STAMP)
 
@@ -37,7 +46,29 @@ demo: $(STAMP)
 	$(BIN)/python samples/picture.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not network"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(QUICK)"
+
+test-docs: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m docs tests/test_docs
+
+# Targets of tests that do not exist yet say so, so that CI calls the same targets before and after.
+test-notebooks: $(STAMP)
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks; \
+	else echo "no notebooks yet"; fi
+
+test-chaos: $(STAMP)
+	@if ls tests/chaos/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest -n $(WORKERS) tests/chaos; \
+	else echo "no chaos tests yet"; fi
+
+# Resumable: counts lie in build/hard/*.json, and the same command continues from them.
+hard: $(STAMP)
+	@mkdir -p build/hard
+	@nohup $(BIN)/python tests/hard/run.py >>build/hard/log.txt 2>&1 & \
+	echo "running in the background as process $$!: tail -f build/hard/log.txt; $(BIN)/python tests/hard/run.py --status"
+
+coverage: $(STAMP)
+	$(BIN)/coverage run -m pytest -m "$(QUICK)"
+	$(BIN)/coverage report
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -49,4 +80,4 @@ bench: $(STAMP)
 	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf build dist .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,12 +1,16 @@
 """What users install: the wheel's content, and that light imports stay light."""
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = {"canopy", "pretrain", "tiles"}
@@ -55,9 +59,9 @@ def test_wheel_holds_the_sample_scene(wheel: zipfile.ZipFile) -> None:
 
 def test_wheel_holds_the_weights(wheel: zipfile.ZipFile) -> None:
     weights = {path.name for path in (REPOSITORY / "canopy" / "weights").glob("*.safetensors")}
-    held = {Path(name).name for name in wheel.namelist() if name.startswith("canopy/weights/")}
+    packed = {Path(name).name for name in wheel.namelist() if name.startswith("canopy/weights/")}
     assert weights
-    assert weights <= held
+    assert weights <= packed
 
 
 def test_wheel_names_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
@@ -111,3 +115,48 @@ print("torch" in sys.modules)
 def test_imports_point_one_way() -> None:
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     assert "0 broken" in run("-c", code)
+
+
+def requirement_names(lines: list[str]) -> set[str]:
+    """Names of distributions, without versions and extras."""
+    return {re.split(r"[\s\[<>=]", line.strip())[0].lower() for line in lines if line.strip()}
+
+
+def test_conda_environment_has_every_dependency() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())["dependencies"]
+    needed = requirement_names(project["dependencies"]) - {"torch"} | {"pytorch"}
+    assert needed - requirement_names([line for line in environment if isinstance(line, str)]) == set()
+
+
+def test_serving_image_installs_what_tiles_imports() -> None:
+    text = (REPOSITORY / "Dockerfile").read_text().split("AS serve", 1)[1]
+    installed = set(re.findall(r"[\w.-]+", text.split("constraints.txt", 1)[1].split("\nCOPY", 1)[0].lower()))
+    names = {"odc": "odc-geo", "rio_cogeo": "rio-cogeo"}
+    imported = set()
+    for path in (REPOSITORY / "tiles").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported |= {module.split(".")[0] for module in modules}
+    foreign = {names.get(name, name) for name in imported - sys.stdlib_module_names - {"tiles", ""}}
+    assert foreign - installed == set()
+
+
+def test_targets_that_ci_and_pages_name_exist() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    for page in (".ci/run", ".github/workflows/ci.yml", "CONTRIBUTING.md", "README.md"):
+        named = set(re.findall(r"(?:^|[`\s])make ((?!sure)[a-z][\w-]*)", (REPOSITORY / page).read_text(), re.MULTILINE))
+        assert named, page
+        assert named <= targets, page
+
+
+def test_citation_names_this_version() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == run("-c", "import canopy; print(canopy.__version__)").strip()
+    assert citation["authors"] == [{"name": "The Canopy contributors"}]
+
+
+def test_module_runs_as_the_command() -> None:
+    assert run("-m", "canopy", "--version") == run("-c", "import canopy; print(canopy.__version__)")

@@ -113,14 +113,14 @@ def left_word(text: str) -> str | None:
     return match[0] if match else None
 
 
-def report(faults: list[str]) -> None:
+def check_none(faults: list[str]) -> None:
     """Fail with the list of faults, if there are any."""
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults)
 
 
 @pytest.mark.xfail(strict=False, reason="names are being replaced")
 def test_names_say_the_thing() -> None:
-    report(
+    check_none(
         [
             f"{path}:{line}: {name}"
             for path, _, tree in modules(*CODE)
@@ -132,7 +132,7 @@ def test_names_say_the_thing() -> None:
 
 @pytest.mark.xfail(strict=False, reason="texts are being rewritten")
 def test_code_speaks_plain_english() -> None:
-    report(
+    check_none(
         [
             f"{path}:{line}: {word!r} in {text.strip()[:80]}"
             for path, source, tree in modules(*CODE)
@@ -145,7 +145,7 @@ def test_code_speaks_plain_english() -> None:
 @pytest.mark.xfail(strict=False, reason="texts are being rewritten")
 def test_pages_speak_plain_english() -> None:
     pages = [path for path in tracked() if path.suffix == ".md" or path.suffix in (".yaml", ".sh")]
-    report(
+    check_none(
         [
             f"{page.relative_to(REPOSITORY)}:{line}: {word!r} in {text.strip()[:80]}"
             for page in pages
@@ -168,7 +168,7 @@ def test_texts_of_arguments_stand_alone() -> None:
                 value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
                 if keyword.arg == "help" and isinstance(value, str) and BAD_BEGINNING.match(value):
                     faults.append(f"{path}:{keyword.value.lineno}: {value}")
-    report(faults)
+    check_none(faults)
 
 
 @pytest.mark.xfail(strict=False, reason="a few pages and configurations still do")
@@ -182,7 +182,7 @@ def test_no_file_names_a_folder_outside_the_project() -> None:
         for line, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if outside.search(text):
                 faults.append(f"{path.relative_to(REPOSITORY)}:{line}: {text.strip()}")
-    report(faults)
+    check_none(faults)
 
 
 def test_locks_are_portable_and_results_are_returned() -> None:
@@ -194,7 +194,7 @@ def test_locks_are_portable_and_results_are_returned() -> None:
                 faults.append(f"{path}:{node.lineno}: fcntl is absent on Windows, use tiles.locks")
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
                 faults.append(f"{path}:{node.lineno}: print in the library, return the result or log it")
-    report(faults)
+    check_none(faults)
 
 
 def test_functions_and_files_are_short() -> None:
@@ -208,4 +208,4 @@ def test_functions_and_files_are_short() -> None:
                 length = (node.end_lineno or node.lineno) - node.lineno + 1 - docstring
                 if length > MAX_FUNCTION:
                     faults.append(f"{path}:{node.lineno}: {node.name} has {length} lines, {MAX_FUNCTION} allowed")
-    report(faults)
+    check_none(faults)
