@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def judge(predict: Predict, scenes: tuple[Scene, ...]) -> dict[str, Any]:
     made = {}
     for name, members in parts.items():
         whole = reduce(Totals.__add__, (total for _, total in members))
-        made[name] = {**whole.metrics(), "intervals": confidence_intervals(whole)}
+        made[name] = {**whole.scores().to_json(), "intervals": asdict(confidence_intervals(whole))}
     return made
 
 

@@ -89,7 +89,7 @@ class HeightRaster:
             remedy: Option of the caller that overrides the unit, for messages.
 
         Raises:
-            RasterError: No CRS, several bands of which none is known to hold heights, or a unit that nobody can know.
+            RasterError: No CRS, several bands of which none is named as heights, or a unit that no file says.
         """
         if dataset.crs is None:
             raise RasterError(

@@ -13,7 +13,7 @@ import typer
 from canopy.cli.gedi import gedi
 from canopy.cli.models import models
 from canopy.cli.options import ConfigFile, Json, Resume, RunFolder, Settings
-from canopy.cli.terminal import LogHandler, say, show_progress
+from canopy.cli.terminal import LogHandler, say, show_progress, table_console
 from canopy.errors import CanopyError, one_line
 from canopy.version import __version__
 
@@ -162,9 +162,9 @@ def evaluate(
         )  # fmt: skip
     page = write_report(scored, report, truth=truth, mask=mask, image=image) if report is not None else None
     if as_json:
-        typer.echo(json.dumps(scored.results if len(pred) > 1 else scored.results[str(pred[0])]))
+        typer.echo(json.dumps(scored.to_json()))
     else:
-        print_table(scored)
+        print_table(scored, table_console(width=140))
     if page is not None:
         typer.echo(str(page), err=as_json)
 
@@ -238,7 +238,7 @@ def build(
         )
     for scene in summary.damaged:
         say(f"canopy: dropped {scene}")
-    say(f"{summary.kept} chips kept, {summary.dropped} dropped: canopy dataset info {summary.folder}")
+    say(f"{summary.chips} chips kept, {summary.dropped} dropped: canopy dataset info {summary.folder}")
     typer.echo(summary.folder)
     if summary.damaged:
         raise typer.Exit(1)
@@ -253,7 +253,7 @@ def dataset_info(
     """Describe a chip store: counts, area, heights, splits, licences, dropped chips and the reasons."""
     from canopy.dataset.report import contact_sheet, describe_dataset
 
-    description = describe_dataset(folder)
+    description = describe_dataset(folder).to_json()
     if sheet:
         contact_sheet(folder, sheet)
     _print_document(description, as_json, width=160)

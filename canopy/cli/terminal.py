@@ -21,6 +21,19 @@ def console() -> "Console":
     return Console(stderr=True)
 
 
+def table_console(width: int, stderr: bool = False) -> "Console":
+    """Return a console for tables.
+
+    Args:
+        width: Columns where the output is no terminal.
+        stderr: Whether to print to stderr instead of stdout.
+    """
+    from rich.console import Console
+
+    terminal = Console(stderr=stderr)
+    return terminal if terminal.is_terminal else Console(stderr=stderr, width=width)
+
+
 def say(line: str) -> None:
     """Print a line to stderr, above the progress bar where one is drawn."""
     console().print(line, markup=False, highlight=False, soft_wrap=True)

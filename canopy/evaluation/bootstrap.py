@@ -3,6 +3,8 @@
 Lahiri 2003, Resampling Methods for Dependent Data, chapter 2.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ Floats = NDArray[np.float64]
 
 REPLICATES = 1000
 LEVEL = 0.95
+BATCH = 50
 FEWEST_BLOCKS = 10
 """Fewer blocks leave too little to draw from: no interval is given."""
 
@@ -26,8 +29,15 @@ def draw_blocks(blocks: int, replicates: int = REPLICATES, seed: int = 0) -> NDA
         (replicates, blocks) float64: how often each block was drawn. Times sums by block, it gives the sums of a
         replicate.
     """
+    return np.concatenate(list(draw_batches(blocks, replicates, seed)))
+
+
+def draw_batches(blocks: int, replicates: int = REPLICATES, seed: int = 0) -> Iterator[NDArray[np.float64]]:
+    """Yield the rows of `draw_blocks` a few at a time, so that memory does not grow with the replicates."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(blocks, np.full(blocks, 1 / blocks), replicates).astype(np.float64)
+    for start in range(0, replicates, BATCH):
+        draws = generator.multinomial(blocks, np.full(blocks, 1 / blocks), min(BATCH, replicates - start))
+        yield draws.astype(np.float64)
 
 
 def percentile_interval(values: Floats, blocks: int, level: float = LEVEL) -> tuple[float, float] | None:

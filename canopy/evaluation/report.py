@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -19,18 +18,18 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from canopy.errors import EvaluationError, OutputError
-from canopy.evaluation.comparison import Comparison
-from canopy.evaluation.rasters import opened, readable
+from canopy.evaluation.comparison import Comparison, Result
 from canopy.evaluation.table import COLUMNS, cell, class_cell
 from canopy.version import __version__
 from tiles.files import file_sha256, replacing
+from tiles.heights import open_raster, readable
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
 def require_plots() -> None:
-    """Say what to install where figures cannot be drawn.
+    """Refuse to begin where figures cannot be drawn, and name what to install.
 
     Raises:
         EvaluationError: matplotlib is not installed.
@@ -45,24 +44,24 @@ def write_report(
     """Write `evaluation.html` and its figures; the page appears last and whole.
 
     Args:
-        comparison: Made with `draw=True`.
-        folder: Made if missing.
-        truth: Named on the page with its hash, as are the others.
-        mask: Likewise.
-        image: Imagery shown beside the maps.
+        comparison: Result of `evaluate` with `draw=True`.
+        folder: Folder of the page, created if missing.
+        truth: Truth of the comparison; the page names it with its hash, as it does all files.
+        mask: Mask of the comparison.
+        image: Imagery shown next to the maps.
 
     Raises:
         OutputError: The folder cannot be written.
         RasterError: The image is damaged.
     """
-    shown = None if image is None else read_image(image, truth, comparison)
-    figures = dict(_figures(comparison, shown))
+    pixels = None if image is None else read_image(image, truth, comparison)
+    figures = dict(_figures(comparison, pixels))
     files = [*map(Path, comparison.results), truth, *(path for path in (mask, image) if path is not None)]
     return save_page(folder, "evaluation.html", render(comparison, figures, files), figures)
 
 
 def save_page(folder: Path, name: str, page: str, figures: dict[str, bytes]) -> Path:
-    """Write figures and then the page, each whole or not at all; returns the page's path.
+    """Write figures and then the page, each whole or not at all, and return the page's path.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -77,23 +76,23 @@ def save_page(folder: Path, name: str, page: str, figures: dict[str, bytes]) -> 
 
 
 def image_tag(png: bytes, alt: str) -> str:
-    """A picture as HTML that needs no other file."""
+    """Return a picture as HTML that needs no other file."""
     return f'<img alt="{_text(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path]) -> str:
-    """The page as text: tables, figures and where they come from."""
+    """Return the page as text: tables, figures and where they come from."""
     results = comparison.results
     first = next(iter(results.values()))
-    ground = comparison.ground
+    grid = comparison.grid
     names = _short(list(results))
-    height_m, width_m = ground.cell_m
+    height_m, width_m = grid.cell_m
     facts = {
-        "cells": f"{first['n_px']:,}",
-        "hectares": f"{first['n_px'] * height_m * width_m / 1e4:,.1f}",
-        "clusters": f"{first['ci_clusters']:,}",
-        "cluster_m": f"{first['ci_cluster_m']:g}",
-        "grid": f"{ground.shape[1]:,} × {ground.shape[0]:,} cells of {width_m:.3g} × {height_m:.3g} m, "
+        "cells": f"{first.scores.n_px:,}",
+        "hectares": f"{first.scores.n_px * height_m * width_m / 1e4:,.1f}",
+        "clusters": f"{first.clusters:,}",
+        "cluster_m": f"{first.cluster_m:g}",
+        "grid": f"{grid.shape[1]:,} × {grid.shape[0]:,} cells of {width_m:.3g} × {height_m:.3g} m, "
         f"{_text(comparison.crs)}",
         "command": _text(shlex.join(["canopy", *sys.argv[1:]])),
         "files": "".join(file_row(path) for path in files),
@@ -109,25 +108,26 @@ def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path])
 
 
 def read_image(image: Path, truth: Path, comparison: Comparison) -> NDArray[np.uint8]:
-    """The image at the pixels of the maps, (H, W, 4) uint8, stretched between its 1st and 99th percentile."""
+    """Return the image at the pixels of the maps, (H, W, 4) uint8, stretched between its 1st and 99th percentile."""
     pictures = next(iter(comparison.pictures.values()))
     height, width = pictures.maps()[0].shape
     window = comparison.window
-    with opened(truth) as grid, opened(image) as source, readable(image):
+    with open_raster(truth) as grid, open_raster(image) as source, readable(image):
         corner = Window(window.col0, window.row0, window.width, window.height)
         affine = grid.window_transform(corner) @ rasterio.Affine.scale(pictures.cells_per_px)
         if source.crs is None:
             raise EvaluationError(f"{image} has no CRS: a georeferenced image expected")
-        place = {"crs": grid.crs, "transform": affine, "width": width, "height": height}
-        with WarpedVRT(source, resampling=Resampling.average, add_alpha=source.count < 4, **place) as warped:
+        target = {"crs": grid.crs, "transform": affine, "width": width, "height": height}
+        with WarpedVRT(source, resampling=Resampling.average, add_alpha=source.count < 4, **target) as warped:
             bands = [1, 2, 3] if source.count >= 3 else [1, 1, 1]
-            values, known = warped.read(bands).astype(np.float64), warped.dataset_mask() > 0
-    low, high = np.percentile(values[:, known], (1, 99)) if known.any() else (0, 1)
+            values, valid = warped.read(bands).astype(np.float64), warped.dataset_mask() > 0
+    low, high = np.percentile(values[:, valid], (1, 99)) if valid.any() else (0, 1)
     stretched = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255
-    return np.dstack([*stretched, known * 255.0]).astype(np.uint8)
+    return np.dstack([*stretched, valid * 255.0]).astype(np.uint8)
 
 
 def _figures(comparison: Comparison, image: NDArray[np.uint8] | None) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the bytes of each figure of each prediction."""
     from canopy.evaluation import figures
 
     for number, pictures in enumerate(comparison.pictures.values(), 1):
@@ -137,48 +137,55 @@ def _figures(comparison: Comparison, image: NDArray[np.uint8] | None) -> Iterato
 
 
 def file_row(path: Path) -> str:
-    """A row of the table of files."""
+    """Return a row of the table of files: path and hash."""
     return f"<tr><td>{_text(path)}</td><td><code>{file_sha256(path)}</code></td></tr>"
 
 
 def _short(paths: list[str]) -> list[str]:
-    """File names where they differ, else whole paths."""
+    """Return file names where they differ, else whole paths."""
     names = [Path(path).name for path in paths]
     return names if len(set(names)) == len(names) else paths
 
 
-def _lead(names: list[str], results: dict[str, dict[str, Any]]) -> str:
-    """What the figures say, in a sentence a prediction."""
+def _lead(names: list[str], results: dict[str, Result]) -> str:
+    """Return what the figures say, a sentence a prediction."""
     return " ".join(_sentence(name, result) for name, result in zip(names, results.values(), strict=True))
 
 
-def _sentence(name: str, result: dict[str, Any]) -> str:
-    side = "too high" if result["bias_m"] > 0 else "too low"
-    text = f"<strong>{_text(name)}</strong> errs by {result['mae_m']:.1f} m on average"
-    text += f" and lies {abs(result['bias_m']):.1f} m {side}"
-    tall = [(key, row) for key, row in result["by_height"].items() if row["n_px"] >= result["n_px"] / 1000][-1]
-    text += f"; where trees stand {tall[0]} m it lies {abs(tall[1]['bias_m']):.1f} m "
-    return text + ("too high." if tall[1]["bias_m"] > 0 else "too low.")
+def _sentence(name: str, result: Result) -> str:
+    scores = result.scores
+    bias_m = scores.bias_m or 0.0
+    text = f"<strong>{_text(name)}</strong> errs by {scores.mae_m:.1f} m on average"
+    text += f" and lies {abs(bias_m):.1f} m {_side(bias_m)}"
+    # The tallest class with a thousandth of the cells: what lies above is too rare to speak of.
+    rows = (scores.by_height or {}).items()
+    height, tall_m = [(label, row.bias_m) for label, row in rows if row.n_px >= scores.n_px / 1000][-1]
+    tall_m = tall_m or 0.0
+    return text + f"; where trees stand {height} m it lies {abs(tall_m):.1f} m {_side(tall_m)}."
 
 
-def _scores(names: list[str], results: dict[str, dict[str, Any]]) -> str:
+def _side(bias_m: float) -> str:
+    return "too high" if bias_m > 0 else "too low"
+
+
+def _scores(names: list[str], results: dict[str, Result]) -> str:
     head = "".join(f"<th>{_text(title)}</th>" for title in COLUMNS.values())
     rows = "".join(
-        f"<tr><th>{_text(name)}</th>{''.join(_score(result, key) for key in COLUMNS)}</tr>"
+        f"<tr><th>{_text(name)}</th>{''.join(_score(result, metric) for metric in COLUMNS)}</tr>"
         for name, result in zip(names, results.values(), strict=True)
     )
     return f"<tr><th></th>{head}</tr>{rows}"
 
 
-def _score(result: dict[str, Any], key: str) -> str:
-    value, interval = cell(result, key)
+def _score(result: Result, metric: str) -> str:
+    value, interval = cell(result, metric)
     return f"<td>{value}<small>{interval}</small></td>"
 
 
-def _classes(names: list[str], results: dict[str, dict[str, Any]]) -> str:
-    first = next(iter(results.values()))["by_height"]
+def _classes(names: list[str], results: dict[str, Result]) -> str:
+    first = next(iter(results.values())).scores.by_height or {}
     head = "".join(f"<th>{_text(name)} m</th>" for name in first)
-    counts = "".join(f"<td>{row['n_px']:,}</td>" for row in first.values())
+    counts = "".join(f"<td>{row.n_px:,}</td>" for row in first.values())
     rows = "".join(
         f"<tr><th>{_text(name)}</th>{_class_cells(result)}</tr>"
         for name, result in zip(names, results.values(), strict=True)
@@ -186,8 +193,8 @@ def _classes(names: list[str], results: dict[str, dict[str, Any]]) -> str:
     return f"<tr><th></th>{head}</tr>{rows}<tr><th>cells</th>{counts}</tr>"
 
 
-def _class_cells(result: dict[str, Any]) -> str:
-    return "".join(f"<td>{class_cell(row)}</td>" for row in result["by_height"].values())
+def _class_cells(result: Result) -> str:
+    return "".join(f"<td>{class_cell(row)}</td>" for row in (result.scores.by_height or {}).values())
 
 
 def _section(number: int, name: str, figures: dict[str, bytes]) -> str:
@@ -195,15 +202,15 @@ def _section(number: int, name: str, figures: dict[str, bytes]) -> str:
         "maps": "Scored cells only, averaged over the map's pixels; blank where unknown or masked. "
         "Red is predicted too high, blue too low; errors beyond 15 m keep the end colours.",
         "scatter": "Each square counts cells, on a logarithmic ramp. Below the dashed line predictions are too low. "
-        "A median that flattens says where the map stops telling tall trees apart.",
+        "A median that flattens shows where the map no longer separates tall trees.",
         "errors": "Median, quartiles, and whiskers at 5 and 95 % of the error; below, the share of scored cells.",
     }
-    drawn = "".join(
+    pictures = "".join(
         f'<figure class="{kind}">{image_tag(figures[f"{number}-{kind}.png"], f"{kind} of {name}")}'
         f"<figcaption>{text}</figcaption></figure>"
         for kind, text in captions.items()
     )
-    return f"<section><h2>{_text(name)}</h2><div class=figures>{drawn}</div></section>"
+    return f"<section><h2>{_text(name)}</h2><div class=figures>{pictures}</div></section>"
 
 
 def _text(value: object) -> str:

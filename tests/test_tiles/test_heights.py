@@ -147,7 +147,7 @@ def test_another_band_is_read_by_its_name(tmp_path: Path) -> None:
         ({"values": np.ones((2, 3, 3)), "descriptions": ("height_a", "height_b")}, "named 'height_a', 'height_b'"),
     ],
 )
-def test_what_nobody_can_know_is_refused_in_one_line(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_what_no_file_says_is_refused_in_one_line(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     path = write(tmp_path / "h.tif", **{"values": np.ones((3, 3)), **options})
     with pytest.raises(RasterError, match=words) as error:
         read(path, remedy="--truth-unit")
