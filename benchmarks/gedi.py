@@ -29,42 +29,42 @@ BLOCK_PX = 2000
 
 
 def make_granule(path: Path, shots: int) -> None:
-    """A granule of that many shots."""
+    """Write a granule of that many shots."""
     generator = np.random.default_rng(0)
     count = shots // 8
     beams = {}
     for number, name in enumerate(simulation.BEAMS):
-        along = np.arange(count) * 60.0
-        rh = np.sort(generator.gamma(2, 5, (count, 1)) * np.linspace(0, 1, 101)[None], axis=1)
-        place = {"x": 300_000 + along * 0.6, "y": 4_000_000 - along * 0.8 + 600 * number}
-        numbers = simulation._shot_numbers(1, number, count)
-        beams[name] = {**place, "rh": rh, "cover": generator.random(count), "delta_time": along, "shot_number": numbers}
+        along_m = np.arange(count) * 60.0
+        rh_m = np.sort(generator.gamma(2, 5, (count, 1)) * np.linspace(0, 1, 101)[None], axis=1)
+        x, y = 300_000 + along_m * 0.6, 4_000_000 - along_m * 0.8 + 600 * number
+        numbers = simulation.shot_numbers(1, number, count)
+        beams[name] = simulation.BeamShots(numbers, x, y, rh_m, generator.random(count), along_m)
     simulation.write_l2a(path, beams, CRS(32611), generator)
-    with h5py.File(path, "a") as made:
-        made["BEAM0101/solar_elevation"][::3] = 10
+    with h5py.File(path, "a") as file:
+        file["BEAM0101/solar_elevation"][::3] = 10
 
 
 def make_map(path: Path, side_px: int) -> None:
-    """A map of woodland, one patch repeated."""
+    """Write a map of woodland, one patch repeated."""
     generator = np.random.default_rng(0)
     patch = np.round(generator.gamma(2, 5, (BLOCK_PX // 10, BLOCK_PX // 10)), 1).astype(np.float32).repeat(10, 0)
     patch = patch.repeat(10, 1)
     shape = {"width": side_px, "height": side_px, "count": 1, "dtype": "float32"}
     layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "BIGTIFF": "YES"}
-    place = {"crs": "EPSG:32611", "transform": Affine(0.5, 0, 300_000, 0, -0.5, 4_000_000), "nodata": np.nan}
-    with rasterio.open(path, "w", driver="GTiff", **shape, **layout, **place) as made:
+    grid = {"crs": "EPSG:32611", "transform": Affine(0.5, 0, 300_000, 0, -0.5, 4_000_000), "nodata": np.nan}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **layout, **grid) as dataset:
         for row in range(0, side_px, BLOCK_PX):
             for col in range(0, side_px, BLOCK_PX):
-                made.write(patch, 1, window=Window(col, row, BLOCK_PX, BLOCK_PX))
+                dataset.write(patch, 1, window=Window(col, row, BLOCK_PX, BLOCK_PX))
 
 
 def read(folder: Path) -> dict[str, float]:
     """Time a granule to GeoParquet."""
     began = time.perf_counter()
     rules = ShotFilter()
-    made = read_granules([folder / "granule.h5"], rules)
-    write_shots(made, folder / "shots.parquet", rules)
-    return {"count": made.read, "seconds": time.perf_counter() - began}
+    reading = read_granules([folder / "granule.h5"], rules)
+    write_shots(reading, folder / "shots.parquet", rules)
+    return {"count": reading.read, "seconds": time.perf_counter() - began}
 
 
 def footprints(folder: Path, shots: int, side_px: int) -> dict[str, float]:
@@ -74,15 +74,15 @@ def footprints(folder: Path, shots: int, side_px: int) -> dict[str, float]:
         300_000 + generator.uniform(20, side_px / 2 - 20, shots),
         4_000_000 - generator.uniform(20, side_px / 2 - 20, shots),
     )
-    places = geopandas.GeoDataFrame(geometry=geopandas.points_from_xy(x, y, crs="EPSG:32611"))
+    points = geopandas.GeoDataFrame(geometry=geopandas.points_from_xy(x, y, crs="EPSG:32611"))
     began = time.perf_counter()
-    made = footprint_statistics(folder / "map.tif", places)
-    assert made["p98"].notna().all()
+    statistics = footprint_statistics(folder / "map.tif", points)
+    assert statistics["p98"].notna().all()
     return {"count": shots, "seconds": time.perf_counter() - began}
 
 
 def peak_mib() -> float:
-    """Of this process alone; getrusage would tell the parent's."""
+    """Return the peak memory of this process alone; getrusage would give the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
@@ -94,22 +94,22 @@ def main() -> None:
     parser.add_argument("--footprints", type=int, default=100_000)
     parser.add_argument("--side-px", type=int, default=40_000)
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.part:
-        part, folder = given.part[0], Path(given.part[1])
-        made = read(folder) if part == "read" else footprints(folder, given.footprints, given.side_px)
-        print(json.dumps({**made, "peak_mib": peak_mib()}))
+    arguments = parser.parse_args()
+    if arguments.part:
+        part, folder = arguments.part[0], Path(arguments.part[1])
+        measured = read(folder) if part == "read" else footprints(folder, arguments.footprints, arguments.side_px)
+        print(json.dumps({**measured, "peak_mib": peak_mib()}))
         return
     with tempfile.TemporaryDirectory() as folder:
-        make_granule(Path(folder) / "granule.h5", given.shots)
-        make_map(Path(folder) / "map.tif", given.side_px)
+        make_granule(Path(folder) / "granule.h5", arguments.shots)
+        make_map(Path(folder) / "map.tif", arguments.side_px)
         print("| what | shots | shots per second | peak MiB |\n|---|---|---|---|")
         for part in ("read", "footprints"):
             command = [sys.executable, __file__, "--part", part, folder]
-            command += ["--footprints", str(given.footprints), "--side-px", str(given.side_px)]
-            made = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            rate = made["count"] / made["seconds"]
-            print(f"| {part} | {made['count']:,} | {rate:,.0f} | {made['peak_mib']:,.0f} |", flush=True)
+            command += ["--footprints", str(arguments.footprints), "--side-px", str(arguments.side_px)]
+            measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            rate = measured["count"] / measured["seconds"]
+            print(f"| {part} | {measured['count']:,} | {rate:,.0f} | {measured['peak_mib']:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

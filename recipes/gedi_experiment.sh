@@ -1,6 +1,6 @@
 #!/bin/sh
-# What calibration with spaceborne lidar mends, on ground where the truth is known: distort a canopy height model, fly
-# over it, calibrate, validate. Usage: recipes/gedi_experiment.sh CHM OUT
+# How much of a map's error a calibration with spaceborne lidar removes, on ground where the truth is known: distort a
+# canopy height model, take shots over it, calibrate, validate. Usage: recipes/gedi_experiment.sh CHM OUT
 set -e
 chm=$1
 out=$2

@@ -5,6 +5,7 @@ ground are not 0, and geolocation errs by track and by shot. After Hancock et al
 understorey, no slope and no noise but that of RH.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,59 +13,88 @@ from typing import Any
 import h5py
 import numpy as np
 import rasterio
+from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
+from rasterio.coords import BoundingBox
 from scipy.special import erf
 
-from canopy.errors import LidarError, OutputError
-from canopy.gedi.footprints import SIGMA_M
+from canopy.errors import LidarError, OutputError, one_line
+from canopy.gedi.footprints import COVER_HEIGHT_M, FOOTPRINT_SIGMA_M
 from tiles.files import replacing
 
 Floats = NDArray[np.float64]
 
 BEAMS = ("BEAM0000", "BEAM0001", "BEAM0010", "BEAM0011", "BEAM0101", "BEAM0110", "BEAM1000", "BEAM1011")
-POWER = BEAMS[4:]
+POWER_BEAMS = BEAMS[4:]
 ALONG_M, ACROSS_M = 60.0, 600.0
 PULSE_SIGMA_M = 0.98
 """15.6 ns at half maximum, in metres of height."""
-HEIGHTS_M = np.arange(-5, 100, 0.15)
+BIN_M = 0.15
+HEIGHTS_M = np.arange(-5, 100, BIN_M)
 REACH_M = 18.0
+
+_LEVELS = np.clip(np.arange(101) / 100, 0.005, 0.995)
+_PULSE_M = np.arange(-30, 31) * BIN_M
+_PULSE_EDGES_M = np.append(_PULSE_M - BIN_M / 2, _PULSE_M[-1] + BIN_M / 2)
+_PULSE = np.diff(0.5 * (1 + erf(_PULSE_EDGES_M / (PULSE_SIGMA_M * np.sqrt(2)))))
 
 
 @dataclass(frozen=True)
 class Orbit:
-    """How shots lie and err.
-
-    Attributes:
-        passes: Overflights, of eight tracks each.
-        across_m: Between tracks; 600 in orbit.
-        along_m: Between shots; 60 in orbit.
-        heading_deg: Of the tracks from north; a pass in two is mirrored.
-        track_error_m: Standard deviation of a track's shift, east and north together.
-        shot_error_m: Of a shot about its track's, likewise.
-        height_error_m: Standard deviation of noise on all of a shot's heights.
-    """
+    """How shots lie and err."""
 
     passes: int = 4
+    """Overflights, of eight tracks each."""
     across_m: float = ACROSS_M
+    """Distance between tracks, metres; 600 in orbit."""
     along_m: float = ALONG_M
+    """Distance between shots, metres; 60 in orbit."""
     heading_deg: float = 40.0
+    """Heading of the tracks from north, degrees; mirrored in every second pass."""
     track_error_m: float = 10.0
+    """Standard deviation of a track's shift, east and north together, metres."""
     shot_error_m: float = 2.0
+    """Standard deviation of a shot's shift about that of its track, east and north together, metres."""
     height_error_m: float = 0.5
+    """Standard deviation of noise on all of a shot's heights, metres."""
+
+
+@dataclass(frozen=True)
+class BeamShots:
+    """Shots of one beam."""
+
+    shot_number: NDArray[np.uint64]
+    """(n,) numbers as the products number their shots."""
+    x: Floats
+    """(n,) recorded first coordinate, units of the CRS."""
+    y: Floats
+    """(n,) recorded second coordinate."""
+    rh_m: Floats
+    """(n, 101) relative heights, metres."""
+    cover: Floats
+    """(n,) canopy cover in [0, 1]."""
+    delta_time: Floats
+    """(n,) seconds since the products' epoch."""
+
+    def taken(self, rows: NDArray[np.bool_]) -> "BeamShots":
+        """Return some of the shots."""
+        return BeamShots(*(column[rows] for column in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: Sequence["BeamShots"]) -> "BeamShots":
+        """Return the shots of all parts, in order."""
+        return cls(*(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -> int:
-    """Fly over a canopy height model.
+    """Take shots over a canopy height model and return their number.
 
     Args:
         path: Raster of heights in metres, in a projected CRS in metres.
         out: HDF5 to write, in the layout of L2A V002.
         orbit: How shots lie; `Orbit()` if None.
-        seed: Of all randomness.
-
-    Returns:
-        Number of shots.
+        seed: Seed of all randomness.
 
     Raises:
         LidarError: The model's CRS is not projected, or no footprint lies on it.
@@ -76,141 +106,140 @@ def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -
         crs, transform = CRS.from_wkt(opened.crs.to_wkt()), opened.transform
         if not crs.is_projected:
             raise LidarError(f"{path}: a projected CRS in metres expected, found {crs.name}")
-        heights = opened.read(1, masked=True).astype(np.float64).filled(np.nan)
+        heights_m = opened.read(1, masked=True).astype(np.float64).filled(np.nan)
         bounds = opened.bounds
-    beams: dict[str, list[dict[str, Any]]] = {name: [] for name in BEAMS}
+    parts: dict[str, list[BeamShots]] = {name: [] for name in BEAMS}
     for number in range(orbit.passes):
         for track, (name, x, y) in enumerate(_tracks(bounds, orbit, number, generator)):
-            shift = generator.normal(0, orbit.track_error_m / np.sqrt(2), 2)
-            jitter = generator.normal(0, orbit.shot_error_m / np.sqrt(2), (len(x), 2))
-            rh, cover, keep = waveforms(heights, transform, x + shift[0] + jitter[:, 0], y + shift[1] + jitter[:, 1])
-            rh = rh + generator.normal(0, orbit.height_error_m, (len(rh), 1))
-            seconds = number * 86400 + track + np.arange(len(x)) * 0.008
-            orbit_number = 1 + 100 * number + track // len(BEAMS)
-            made: dict[str, NDArray[Any]] = {"x": x, "y": y, "rh": rh, "cover": cover, "delta_time": 1e7 + seconds}
-            made["shot_number"] = _shot_numbers(orbit_number, BEAMS.index(name), len(x))
-            beams[name].append({key: values[keep] for key, values in made.items()})
-    joined = {name: _joined(parts) for name, parts in beams.items() if parts}
-    count = sum(len(part["x"]) for part in joined.values())
+            rh_m, cover, valid = _measured(heights_m, transform, x, y, orbit, generator)
+            numbers = shot_numbers(1 + 100 * number + track // len(BEAMS), BEAMS.index(name), len(x))
+            seconds: Floats = number * 86400 + track + np.arange(len(x)) * 0.008
+            parts[name].append(BeamShots(numbers, x, y, rh_m, cover, 1e7 + seconds).taken(valid))
+    beams = {name: BeamShots.joined(part) for name, part in parts.items() if part}
+    count = sum(len(beam.x) for beam in beams.values())
     if count == 0:
         raise LidarError(f"no footprint lies whole on {path}: it is too small or unknown")
-    write_l2a(out, joined, crs, generator)
+    write_l2a(out, beams, crs, generator)
     return count
 
 
-def _joined(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+def _measured(
+    heights_m: Floats, transform: Affine, x: Floats, y: Floats, orbit: Orbit, generator: np.random.Generator
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Return what `waveforms` returns for one track, whose true places differ from the recorded ones."""
+    shift = generator.normal(0, orbit.track_error_m / np.sqrt(2), 2)
+    jitter = generator.normal(0, orbit.shot_error_m / np.sqrt(2), (len(x), 2))
+    rh_m, cover, valid = waveforms(heights_m, transform, x + shift[0] + jitter[:, 0], y + shift[1] + jitter[:, 1])
+    return rh_m + generator.normal(0, orbit.height_error_m, (len(rh_m), 1)), cover, valid
 
 
-def _shot_numbers(orbit: int, beam: int, count: int) -> NDArray[np.uint64]:
-    """Orbit (5 digits), beam (2), reserved (2), granule (1), index (8): as the products number their shots."""
+def shot_numbers(orbit: int, beam: int, count: int) -> NDArray[np.uint64]:
+    """Return numbers as the products have them: orbit (5 digits), beam (2), reserved (2), granule (1), index (8)."""
     return np.uint64(orbit * 10**13 + beam * 10**11) + np.arange(count, dtype=np.uint64)
 
 
-def _tracks(bounds: Any, orbit: Orbit, number: int, generator: np.random.Generator) -> list[tuple[str, Floats, Floats]]:
-    """Beam, x and y of the shots of a pass; as many parallel tracks as cross the ground, beams in turn."""
+def _tracks(
+    bounds: BoundingBox, orbit: Orbit, number: int, generator: np.random.Generator
+) -> list[tuple[str, Floats, Floats]]:
+    """Return beam, x and y of the shots of a pass; as many parallel tracks as cross the ground, beams in turn."""
     middle = np.array([(bounds.left + bounds.right) / 2, (bounds.bottom + bounds.top) / 2])
     half = np.hypot(bounds.right - bounds.left, bounds.top - bounds.bottom) / 2
     heading = np.deg2rad(orbit.heading_deg * (1 if number % 2 == 0 else -1))
     along, across = np.array([np.sin(heading), np.cos(heading)]), np.array([np.cos(heading), -np.sin(heading)])
     first = -half + generator.uniform(0, orbit.across_m)
-    made = []
+    tracks = []
     for track, offset in enumerate(np.arange(first, half, orbit.across_m)):
-        place = np.arange(-half + generator.uniform(0, orbit.along_m), half, orbit.along_m)
-        x, y = (middle[:, None] + across[:, None] * offset + along[:, None] * place).reshape(2, -1)
+        distance = np.arange(-half + generator.uniform(0, orbit.along_m), half, orbit.along_m)
+        x, y = (middle[:, None] + across[:, None] * offset + along[:, None] * distance).reshape(2, -1)
         inside = (x > bounds.left) & (x < bounds.right) & (y > bounds.bottom) & (y < bounds.top)
-        made.append((BEAMS[track % len(BEAMS)], x[inside], y[inside]))
-    return made
+        tracks.append((BEAMS[track % len(BEAMS)], x[inside], y[inside]))
+    return tracks
 
 
-def waveforms(heights: Floats, transform: Any, x: Floats, y: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """RH metrics of Gaussian footprints.
+def waveforms(heights_m: Floats, transform: Affine, x: Floats, y: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Return the RH metrics of Gaussian footprints.
 
     Args:
-        heights: (H, W) metres, NaN where unknown.
-        transform: Of the raster, north up.
-        x: (n,) of the footprints' true centres.
-        y: Likewise.
+        heights_m: (H, W) heights, metres, NaN where unknown.
+        transform: Transform of the raster, north up.
+        x: (n,) first coordinate of the footprints' true centres.
+        y: (n,) second coordinate of the footprints' true centres.
 
     Returns:
-        rh: (n, 101) metres; cover: (n,) energy from 2 m and more; (n,) whether the footprint lies on known cells.
+        (n, 101) RH in metres; (n,) cover, the share of energy from 2 m and more; (n,) whether the footprint lies on
+        known cells.
     """
     cell_m = transform.a
     reach = int(np.ceil(REACH_M / cell_m))
-    row, col = (transform.f - y) / cell_m, (x - transform.c) / cell_m
-    keep = (row >= reach) & (row < heights.shape[0] - reach) & (col >= reach) & (col < heights.shape[1] - reach)
-    rh, cover = np.full((len(x), 101), np.nan), np.full(len(x), np.nan)
+    rows, cols = (transform.f - y) / cell_m, (x - transform.c) / cell_m
+    valid = (rows >= reach) & (rows < heights_m.shape[0] - reach)
+    valid &= (cols >= reach) & (cols < heights_m.shape[1] - reach)
+    rh_m, cover = np.full((len(x), 101), np.nan), np.full(len(x), np.nan)
     steps = np.arange(-reach, reach)
-    edges = np.concatenate([HEIGHTS_M - 0.075, HEIGHTS_M[-1:] + 0.075])
-    for shot in np.flatnonzero(keep):
-        top, left = int(row[shot]), int(col[shot])
-        part = heights[top - reach : top + reach, left - reach : left + reach]
+    edges_m = np.concatenate([HEIGHTS_M - BIN_M / 2, HEIGHTS_M[-1:] + BIN_M / 2])
+    for shot in np.flatnonzero(valid):
+        top, left = int(rows[shot]), int(cols[shot])
+        part = heights_m[top - reach : top + reach, left - reach : left + reach]
         if np.isnan(part).any():
-            keep[shot] = False
+            valid[shot] = False
             continue
-        down, right = (steps + top + 0.5 - row[shot]) * cell_m, (steps + left + 0.5 - col[shot]) * cell_m
-        weight = np.exp(-(down[:, None] ** 2 + right[None] ** 2) / (2 * SIGMA_M**2))
-        energy, _ = np.histogram(part, edges, weights=weight)
+        down_m, right_m = (steps + top + 0.5 - rows[shot]) * cell_m, (steps + left + 0.5 - cols[shot]) * cell_m
+        weight = np.exp(-(down_m[:, None] ** 2 + right_m[None] ** 2) / (2 * FOOTPRINT_SIGMA_M**2))
+        energy, _ = np.histogram(part, edges_m, weights=weight)
         wave = np.convolve(energy, _PULSE, mode="same")
         rising = np.cumsum(wave) / wave.sum()
-        rh[shot] = np.interp(_LEVELS, rising, HEIGHTS_M + 0.075)
-        cover[shot] = energy[HEIGHTS_M >= 2].sum() / energy.sum()
-    return rh, cover, keep
+        rh_m[shot] = np.interp(_LEVELS, rising, HEIGHTS_M + BIN_M / 2)
+        cover[shot] = energy[HEIGHTS_M >= COVER_HEIGHT_M].sum() / energy.sum()
+    return rh_m, cover, valid
 
 
-_LEVELS = np.clip(np.arange(101) / 100, 0.005, 0.995)
-_AT = np.arange(-30, 31) * 0.15
-_PULSE = np.diff(0.5 * (1 + erf(np.append(_AT - 0.075, _AT[-1] + 0.075) / (PULSE_SIGMA_M * np.sqrt(2)))))
-
-
-def write_l2a(out: Path, beams: dict[str, dict[str, Any]], crs: CRS, generator: np.random.Generator) -> None:
+def write_l2a(out: Path, beams: Mapping[str, BeamShots], crs: CRS, generator: np.random.Generator) -> None:
     """Write shots in the layout of an L2A V002 granule.
 
     Args:
         out: HDF5 file.
-        beams: By name: "shot_number", "x", "y" in `crs`, "rh" (n, 101) metres, "cover" in [0, 1], "delta_time" seconds.
-        crs: Of the places.
-        generator: Of sensitivity and the like.
+        beams: Shots of each beam, by its name.
+        crs: CRS of the shots' coordinates.
+        generator: Generator of sensitivity and elevation.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     to_degrees = Transformer.from_crs(crs, 4326, always_xy=True)
     try:
-        with replacing(out) as draft, h5py.File(draft, "w") as made:
-            made.attrs["short_name"] = np.array([b"GEDI_L2A"])
+        with replacing(out) as draft, h5py.File(draft, "w") as file:
+            file.attrs["short_name"] = np.array([b"GEDI_L2A"])
             for name, shots in beams.items():
-                group = made.create_group(name)
-                power = name in POWER
+                group = file.create_group(name)
+                power = name in POWER_BEAMS
                 group.attrs["description"] = np.array([b"Full power beam" if power else b"Coverage beam"])
-                lon, lat = to_degrees.transform(shots["x"], shots["y"])
+                lon, lat = to_degrees.transform(shots.x, shots.y)
                 _write_beam(group, np.asarray(lon), np.asarray(lat), shots, generator)
     except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {out}: {error.strerror or one_line(error)}") from error
 
 
-def _write_beam(
-    group: h5py.Group, lon: Floats, lat: Floats, shots: dict[str, Any], generator: np.random.Generator
-) -> None:
+def _write_beam(group: h5py.Group, lon: Floats, lat: Floats, shots: BeamShots, generator: np.random.Generator) -> None:
+    """Write the datasets of a beam; what a canopy height model does not say is drawn or constant."""
     count = len(lon)
     ones, zeros = np.ones(count, np.uint8), np.zeros(count, np.uint8)
     sensitivity = np.clip(generator.normal(0.975, 0.01, count), 0.9, 0.999).astype(np.float32)
     elevation = np.full(count, 500, np.float32)
     fields: dict[str, NDArray[Any]] = {
-        "shot_number": shots["shot_number"],
-        "delta_time": shots["delta_time"],
+        "shot_number": shots.shot_number,
+        "delta_time": shots.delta_time,
         "lat_lowestmode": lat,
         "lon_lowestmode": lon,
         "elev_lowestmode": elevation,
         "digital_elevation_model": elevation + generator.normal(0, 5, count).astype(np.float32),
-        "rh": shots["rh"].astype(np.float32),
+        "rh": shots.rh_m.astype(np.float32),
         "quality_flag": ones,
         "degrade_flag": zeros,
         "surface_flag": ones,
         "sensitivity": sensitivity,
         "solar_elevation": np.full(count, -20, np.float32),
         "geolocation/sensitivity_a2": sensitivity,
-        "land_cover_data/landsat_treecover": 100 * shots["cover"],
+        "land_cover_data/landsat_treecover": 100 * shots.cover,
         "land_cover_data/leaf_off_flag": zeros,
         "land_cover_data/landsat_water_persistence": zeros,
         "land_cover_data/urban_proportion": zeros,

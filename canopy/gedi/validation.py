@@ -1,17 +1,19 @@
 """`canopy gedi validate`: a height map against shots, by height, cover, beam and sensitivity."""
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from canopy.errors import EvaluationError
+from canopy.evaluation.residuals import ResidualIntervals, Residuals, residual_intervals, residual_metrics
 from canopy.gedi.footprints import footprint_statistics
-from canopy.gedi.shots import read_shots, shots_metadata
+from canopy.gedi.shots import read_shots
 from canopy.progress import Progress, Report, ignore
 
 if TYPE_CHECKING:
@@ -19,42 +21,121 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-RADIUS_M = 12.0
-"""Of the disc whose 98th percentile is compared, as in CHMv2's validation."""
+VALIDATION_RADIUS_M = 12.0
+"""Radius of the disc whose 98th percentile is compared, as in CHMv2's validation."""
 HEIGHTS_M = (0, 3, 5, 10, 15, 20, 25, 30, 40, np.inf)
 COVERS = (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.01)
 SENSITIVITIES = (0, 0.95, 0.97, 0.98, 0.99, 1.01)
-REPLICATES = 1000
-FEWEST_BLOCKS = 10
 AIMED_BLOCKS = 100
+SHORTEST_BLOCK_M = 200.0
 SHIFTS_M = (-16.0, -8.0, 0.0, 8.0, 16.0)
 FEWEST_OF_TRACK = 20
 
 
 @dataclass(frozen=True)
-class Validation:
-    """A map against shots.
+class ClassScore:
+    """Residuals of the shots of one class."""
 
-    Attributes:
-        pred: The map.
-        shots: The file of shots.
-        points: One row a compared shot: map_m, lidar_m, x, y (metres), and the shot's own columns.
-        result: Counts, metrics with intervals, tables by class.
-        radius_m: Of the disc.
-    """
+    n: int
+    """Number of shots."""
+    residuals: Residuals
+    """Residuals of the shots."""
+
+
+@dataclass(frozen=True)
+class TrackShift:
+    """Shift that fits a track best."""
+
+    east_m: float
+    """Metres by which the shots move east."""
+    north_m: float
+    """Metres by which the shots move north."""
+    n: int
+    """Number of shots of the track."""
+
+
+@dataclass(frozen=True)
+class ShiftSearch:
+    """Shifts of tracks, and the error they take off the shots that did not choose them."""
+
+    tracks: Mapping[str, TrackShift]
+    """Shift of each track with enough shots, by orbit and beam."""
+    mae_before_m: float | None
+    """MAE of the shots where they are recorded, metres; None without such tracks."""
+    mae_after_m: float | None
+    """MAE of the same shots after the shift that the other half of their track chose, metres."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A map against shots."""
 
     pred: Path
+    """Height map."""
     shots: Path
-    points: pd.DataFrame
-    result: dict[str, Any]
+    """File of shots."""
     radius_m: float
+    """Radius of the disc, metres."""
+    points: pd.DataFrame
+    """One row a compared shot: map_m, lidar_m, x, y (metres), and the shot's own columns."""
+    n: int
+    """Number of compared shots."""
+    off_map: int
+    """Shots off the map."""
+    unknown: int
+    """Shots whose disc has unknown cells."""
+    edges: int
+    """Shots on known cells whose disc has a tree edge."""
+    edges_kept: bool
+    """Whether shots with a tree edge are compared."""
+    residuals: Residuals
+    """Residuals (map less RH98) of all compared shots."""
+    block_m: float
+    """Side of the blocks of ground that the bootstrap draws, metres."""
+    blocks: int
+    """Number of blocks with shots."""
+    intervals: ResidualIntervals
+    """95 % intervals of the residuals."""
+    cover_of: Literal["gedi", "map"]
+    """Source of the cover by which shots are classed: GEDI's where all shots have it, else the map's."""
+    by_height: Mapping[str, ClassScore]
+    """Scores by class of RH98."""
+    by_cover: Mapping[str, ClassScore]
+    """Scores by class of cover."""
+    by_beam: Mapping[str, ClassScore]
+    """Scores by beam."""
+    by_sensitivity: Mapping[str, ClassScore]
+    """Scores by class of sensitivity."""
+    shift_search: ShiftSearch | None = None
+    """Shifts of the tracks, where they were searched."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return counts, metrics with intervals and tables as one JSON object."""
+        names = ("by_height", "by_cover", "by_beam", "by_sensitivity")
+        tables = {name: {label: _flat(score) for label, score in getattr(self, name).items()} for name in names}
+        intervals = {name: list(ends) if ends else None for name, ends in asdict(self.intervals).items()}
+        counts = {name: getattr(self, name) for name in ("n", "off_map", "unknown", "edges", "edges_kept")}
+        result = {
+            **counts,
+            **asdict(self.residuals),
+            "block_m": self.block_m,
+            "blocks": self.blocks,
+            "ci": intervals,
+            "cover_of": self.cover_of,
+            **tables,
+        }
+        return result if self.shift_search is None else {**result, "shift_search": asdict(self.shift_search)}
+
+
+def _flat(score: ClassScore) -> dict[str, Any]:
+    return {"n": score.n, **asdict(score.residuals)}
 
 
 def validate_map(
     pred: Path,
     shots: Path,
     *,
-    radius_m: float = RADIUS_M,
+    radius_m: float = VALIDATION_RADIUS_M,
     keep_edges: bool = True,
     shift_search: bool = False,
     report: Report = ignore,
@@ -64,111 +145,91 @@ def validate_map(
     Args:
         pred: Height map.
         shots: GeoParquet of `canopy gedi read`.
-        radius_m: Of the disc, metres; larger than the footprint where geolocation errs.
-        keep_edges: Keep shots whose disc holds a tree edge; without them misplaced shots do less harm, but open
-            woodland drops out.
-        shift_search: Look for each track's shift within 16 m and report what it gains on shots that did not choose it.
+        radius_m: Radius of the disc, metres; larger than the footprint where geolocation errs.
+        keep_edges: Whether shots whose disc has a tree edge are compared. Without them misplaced shots do less harm,
+            but open woodland drops out.
+        shift_search: Whether to search each track's shift within 16 m, and to report what it gains on shots that did
+            not choose it.
         report: Called as footprints are read.
 
     Raises:
         EvaluationError: No shot lies on known cells.
         CanopyError: Map or shots cannot be read.
     """
-    given = read_shots(shots)
-    found = footprint_statistics(pred, given, radius_m=radius_m, report=report)
-    known = found["on_map"] & (found["unknown_share"] == 0) & given["rh98"].notna()
-    taken = known & (keep_edges | ~found["edge"])
-    if not taken.any():
+    table = read_shots(shots)
+    statistics = footprint_statistics(pred, table, radius_m=radius_m, report=report)
+    whole = statistics["on_map"] & (statistics["unknown_share"] == 0) & table["rh98"].notna()
+    compared = whole & (keep_edges | ~statistics["edge"])
+    if not compared.any():
         raise EvaluationError(
-            f"none of {len(given)} shots lies on known cells of {pred}: do map and shots cover the same ground?"
+            f"none of {len(table)} shots lies on known cells of {pred}: do map and shots cover the same ground?"
         )
-    held = given[taken]
-    points = pd.DataFrame(held.drop(columns="geometry")).assign(
-        map_m=found["p98"][taken], map_cover=found["cover"][taken], lidar_m=held["rh98"].astype(float)
-    )
-    metric = held.to_crs(held.estimate_utm_crs()).geometry
-    points["x"], points["y"] = metric.x, metric.y
-    counts = {
-        "n": int(taken.sum()),
-        "off_map": int((~found["on_map"]).sum()),
-        "unknown": int((found["on_map"] & (found["unknown_share"] > 0)).sum()),
-        "edges": int((known & found["edge"]).sum()),
-        "edges_kept": keep_edges,
-    }
-    result = {**counts, **_scores(points), **_tables(points)}
-    if shift_search:
-        result["shift_search"] = _shift_search(pred, held, points, radius_m, report)
-    return Validation(pred, shots, points, result, radius_m)
-
-
-def metrics(map_m: Floats, lidar_m: Floats) -> dict[str, float | None]:
-    """MAE, RMSE, bias (map less lidar) and R2 of heights, metres."""
-    apart = map_m - lidar_m
-    spread = float(np.sum((lidar_m - lidar_m.mean()) ** 2))
-    return {
-        "mae_m": float(np.abs(apart).mean()),
-        "rmse_m": float(np.sqrt((apart**2).mean())),
-        "bias_m": float(apart.mean()),
-        "r2": 1 - float((apart**2).sum()) / spread if spread > 0 else None,
-    }
-
-
-def _scores(points: pd.DataFrame) -> dict[str, Any]:
-    """Metrics of all shots and their 95 % intervals by a bootstrap over blocks of ground."""
+    taken = table[compared]
+    points = _points(taken, statistics[compared])
     map_m, lidar_m = points["map_m"].to_numpy(np.float64), points["lidar_m"].to_numpy(np.float64)
-    x, y = points["x"].to_numpy(), points["y"].to_numpy()
-    side = max(200.0, float(np.sqrt(max(np.ptp(x), 1) * max(np.ptp(y), 1) / AIMED_BLOCKS)))
-    cells = np.stack([np.floor(x / side), np.floor(y / side)], axis=1)
-    block = np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
-    return {
-        **metrics(map_m, lidar_m),
-        "block_m": side,
-        "blocks": int(block.max()) + 1,
-        "ci": _intervals(map_m, lidar_m, block),
-    }
+    block, block_m = _blocks(points["x"].to_numpy(), points["y"].to_numpy())
+    cover_of, cover = _cover(points)
+    return Validation(
+        pred=pred,
+        shots=shots,
+        radius_m=radius_m,
+        points=points,
+        n=int(compared.sum()),
+        off_map=int((~statistics["on_map"]).sum()),
+        unknown=int((statistics["on_map"] & (statistics["unknown_share"] > 0)).sum()),
+        edges=int((whole & statistics["edge"]).sum()),
+        edges_kept=keep_edges,
+        residuals=residual_metrics(map_m, lidar_m),
+        block_m=block_m,
+        blocks=int(block.max()) + 1,
+        intervals=residual_intervals(map_m, lidar_m, block),
+        cover_of=cover_of,
+        by_height=_scores(points, _class_names(lidar_m, HEIGHTS_M, " m")),
+        by_cover=_scores(points, _class_names(cover, COVERS, "")),
+        by_beam=_scores(points, points["beam"].astype(str).to_numpy()),
+        by_sensitivity=_scores(points, _class_names(points["sensitivity"].to_numpy(np.float64), SENSITIVITIES, "")),
+        shift_search=_shift_search(pred, taken, lidar_m, radius_m, report) if shift_search else None,
+    )
 
 
-def _intervals(map_m: Floats, lidar_m: Floats, block: NDArray[np.int64]) -> dict[str, list[float] | None]:
-    count = int(block.max()) + 1
-    names = ("mae_m", "rmse_m", "bias_m", "r2")
-    if count < FEWEST_BLOCKS:
-        return dict.fromkeys(names)
-    apart = map_m - lidar_m
-    columns = (np.ones_like(apart), np.abs(apart), apart, apart**2, lidar_m, lidar_m**2)
-    sums = np.stack([np.bincount(block, column) for column in columns])
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), REPLICATES).astype(float)
-    n, absolute, total, squared, lidar, lidar2 = sums @ drawn.T
-    with np.errstate(invalid="ignore", divide="ignore"):
-        r2 = 1 - squared / (lidar2 - lidar**2 / n)
-    values = (absolute / n, np.sqrt(squared / n), total / n, r2)
-    return {
-        name: [float(edge) for edge in np.nanquantile(value, (0.025, 0.975))]
-        for name, value in zip(names, values, strict=True)
-    }
+def _points(shots: "GeoDataFrame", statistics: pd.DataFrame) -> pd.DataFrame:
+    """Return the compared shots with the map's heights and their own, placed in metres."""
+    points = pd.DataFrame(shots.drop(columns="geometry")).assign(
+        map_m=statistics["p98"], map_cover=statistics["cover"], lidar_m=shots["rh98"].astype(float)
+    )
+    metric = shots.to_crs(shots.estimate_utm_crs()).geometry
+    points["x"], points["y"] = metric.x, metric.y
+    return points
 
 
-def _tables(points: pd.DataFrame) -> dict[str, Any]:
-    """Metrics by class: of RH98, cover (GEDI's where the shots carry it, else the map's), beam and sensitivity."""
-    cover = points["cover"].astype(float)
-    covered = cover if cover.notna().all() else points["map_cover"]
-    groups = {
-        "by_height": _classed(points["lidar_m"].to_numpy(), HEIGHTS_M, " m"),
-        "by_cover": _classed(np.asarray(covered, np.float64), COVERS, ""),
-        "by_beam": points["beam"].astype(str).to_numpy(),
-        "by_sensitivity": _classed(points["sensitivity"].to_numpy(np.float64), SENSITIVITIES, ""),
-    }
-    tables: dict[str, Any] = {"cover_of": "gedi" if cover.notna().all() else "map"}
-    for name, labels in groups.items():
-        order = dict.fromkeys(sorted(set(labels), key=lambda label: (_first_number(label), label)))
-        tables[name] = {label: _class(points[labels == label]) for label in order}
-    return tables
+def _blocks(x: Floats, y: Floats) -> tuple[NDArray[np.int64], float]:
+    """Return (n,) the number of each shot's block of ground, and the side of the blocks in metres."""
+    block_m = max(SHORTEST_BLOCK_M, float(np.sqrt(max(np.ptp(x), 1) * max(np.ptp(y), 1) / AIMED_BLOCKS)))
+    cells = np.stack([np.floor(x / block_m), np.floor(y / block_m)], axis=1)
+    return np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1), block_m
 
 
-def _class(points: pd.DataFrame) -> dict[str, Any]:
-    return {"n": len(points), **metrics(points["map_m"].to_numpy(np.float64), points["lidar_m"].to_numpy(np.float64))}
+def _cover(points: pd.DataFrame) -> tuple[Literal["gedi", "map"], Floats]:
+    """Return the cover by which shots are classed, and its source."""
+    cover: Floats = points["cover"].to_numpy(np.float64)
+    if np.isfinite(cover).all():
+        return "gedi", cover
+    return "map", np.asarray(points["map_cover"], np.float64)
 
 
-def _classed(values: Floats, edges: tuple[float, ...], unit: str) -> NDArray[Any]:
+def _scores(points: pd.DataFrame, labels: NDArray[Any]) -> dict[str, ClassScore]:
+    """Return the scores of each class, in the order of the numbers that the labels begin with."""
+    order = dict.fromkeys(sorted(set(labels), key=lambda label: (_first_number(label), label)))
+    scores = {}
+    for label in order:
+        rows = points[labels == label]
+        map_m, lidar_m = rows["map_m"].to_numpy(np.float64), rows["lidar_m"].to_numpy(np.float64)
+        scores[str(label)] = ClassScore(len(rows), residual_metrics(map_m, lidar_m))
+    return scores
+
+
+def _class_names(values: Floats, edges: tuple[float, ...], unit: str) -> NDArray[Any]:
+    """Return the name of each value's class; the last class has no upper end."""
     names = [f"{low:g}-{high:g}{unit}" for low, high in itertools.pairwise(edges)]
     names[-1] = f">{edges[-2]:g}{unit}"
     return np.array(names)[np.digitize(values, edges[1:-1])]
@@ -182,91 +243,43 @@ def _first_number(label: str) -> float:
         return 0.0
 
 
-def _shift_search(
-    pred: Path, held: "GeoDataFrame", points: pd.DataFrame, radius_m: float, report: Report
-) -> dict[str, Any]:
-    """The shift of each track, and the error that it takes off the shots that did not choose it.
+def _shift_search(pred: Path, shots: "GeoDataFrame", lidar_m: Floats, radius_m: float, report: Report) -> ShiftSearch:
+    """Return the shift of each track, and the error that it takes off the shots that did not choose it.
 
     A track chooses by what the map should show for its shots if it erred everywhere as it does on the whole, so that
     a map that is too low does not hide where the shots lie.
     """
     offsets = [(east, north) for east in SHIFTS_M for north in SHIFTS_M]
-    lidar_m = points["lidar_m"].to_numpy(np.float64)
-    shown = np.stack(
-        [
-            _p98(pred, held, radius_m, offset, report, Progress(k, len(offsets), "shifts", f"shift {k}/{len(offsets)}"))
-            for k, offset in enumerate(offsets, 1)
-        ],
-        axis=1,
-    )
+    columns = []
+    for number, offset in enumerate(offsets, 1):
+        statistics = footprint_statistics(pred, shots, radius_m=radius_m, offset_m=offset)
+        columns.append(statistics["p98"].to_numpy(np.float64))
+        report(Progress(number, len(offsets), "shifts", f"shift {number}/{len(offsets)}"))
+    map_m = np.stack(columns, axis=1)
     still = offsets.index((0.0, 0.0))
-    expected_m = np.interp(lidar_m, np.sort(lidar_m), np.sort(shown[:, still]))
-    apart = np.abs(shown - expected_m[:, None])
-    apart = np.where(np.isnan(apart), np.nanmax(apart), apart)
-    errors = np.abs(shown - lidar_m[:, None])
-    orbit = (held["shot_number"].to_numpy() // np.uint64(10**13)).astype(str)
-    names = np.char.add(np.char.add(orbit, " "), held["beam"].astype(str).to_numpy().astype(str))
+    expected_m = np.interp(lidar_m, np.sort(lidar_m), np.sort(map_m[:, still]))
+    misfit_m = np.abs(map_m - expected_m[:, None])
+    misfit_m = np.where(np.isnan(misfit_m), np.nanmax(misfit_m), misfit_m)
+    errors_m = np.abs(map_m - lidar_m[:, None])
+    names = _track_names(shots)
     tracks, before, after = {}, [], []
     for name in sorted(set(names)):
         members = np.flatnonzero(names == name)
         if len(members) < FEWEST_OF_TRACK:
             continue
+        # Every second shot chooses a shift for those between, and the other way round.
         for half in (0, 1):
             chooser, other = members[half::2], members[1 - half :: 2]
-            best = int(apart[chooser].mean(axis=0).argmin())
-            before.append(errors[other, still])
-            after.append(np.where(np.isnan(errors[other, best]), errors[other, still], errors[other, best]))
-        east, north = offsets[int(apart[members].mean(axis=0).argmin())]
-        tracks[str(name)] = {"east_m": east, "north_m": north, "n": len(members)}
-    means = [float(np.concatenate(part).mean()) if part else None for part in (before, after)]
-    return {"tracks": tracks, "mae_before_m": means[0], "mae_after_m": means[1]}
+            best = int(misfit_m[chooser].mean(axis=0).argmin())
+            before.append(errors_m[other, still])
+            after.append(np.where(np.isnan(errors_m[other, best]), errors_m[other, still], errors_m[other, best]))
+        east_m, north_m = offsets[int(misfit_m[members].mean(axis=0).argmin())]
+        tracks[str(name)] = TrackShift(east_m, north_m, len(members))
+    means_m = [float(np.concatenate(part).mean()) if part else None for part in (before, after)]
+    return ShiftSearch(tracks, means_m[0], means_m[1])
 
 
-def _p98(
-    pred: Path, held: "GeoDataFrame", radius_m: float, offset: tuple[float, float], report: Report, done: Progress
-) -> Floats:
-    found = footprint_statistics(pred, held, radius_m=radius_m, offset_m=offset)
-    report(done)
-    return found["p98"].to_numpy(np.float64)
-
-
-def print_validation(made: Validation) -> None:
-    """Print metrics and tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    result = made.result
-    console = Console(width=110)
-    head = Table(title=f"{result['n']:,} shots; 95 % intervals, {result['blocks']} blocks of {result['block_m']:.0f} m")
-    for name in ("MAE m", "RMSE m", "bias m", "R²"):
-        head.add_column(name, justify="right")
-    head.add_row(*(_with_interval(result, key) for key in ("mae_m", "rmse_m", "bias_m", "r2")))
-    console.print(head)
-    for key in ("by_height", "by_cover", "by_beam", "by_sensitivity"):
-        table = Table(title=key.replace("_", " "))
-        for name in (key[3:], "shots", "MAE m", "bias m"):
-            table.add_column(name, justify="right")
-        for label, row in result[key].items():
-            table.add_row(label, f"{row['n']:,}", f"{row['mae_m']:.2f}", f"{row['bias_m']:+.2f}")
-        console.print(table)
-    if search := result.get("shift_search"):
-        if search["mae_before_m"] is None:
-            console.print(f"no track of {FEWEST_OF_TRACK} shots or more: no shift was looked for")
-        else:
-            console.print(
-                f"shifts of {len(search['tracks'])} tracks: MAE {search['mae_before_m']:.2f} m to "
-                f"{search['mae_after_m']:.2f} m on shots that did not choose them"
-            )
-
-
-def _with_interval(result: dict[str, Any], key: str) -> str:
-    if result[key] is None:
-        return "–"
-    interval = result["ci"][key]
-    return f"{result[key]:.2f}" + (f"\n{interval[0]:.2f} to {interval[1]:.2f}" if interval else "")
-
-
-def funnel_of(shots: Path) -> list[dict[str, Any]]:
-    """The funnel that the shots' file carries."""
-    steps: list[dict[str, Any]] = shots_metadata(shots).get("funnel", [])
-    return steps
+def _track_names(shots: "GeoDataFrame") -> NDArray[Any]:
+    """Return (n,) orbit and beam of each shot; the orbit is the head of the shot's number."""
+    orbit = (shots["shot_number"].to_numpy() // np.uint64(10**13)).astype(str)
+    return np.char.add(np.char.add(orbit, " "), shots["beam"].astype(str).to_numpy().astype(str))

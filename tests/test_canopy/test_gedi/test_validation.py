@@ -1,0 +1,127 @@
+"""Maps against shots: errors, classes, intervals, and the shifts of tracks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from gedi_shots import EVERYTHING, woodland, write_map
+from recipe_modules import load
+
+from canopy.errors import EvaluationError
+from canopy.gedi.shots import read_granules, read_shots, write_shots
+from canopy.gedi.simulation import Orbit, simulate
+from canopy.gedi.validation import Validation, validate_map
+
+
+@pytest.fixture(scope="module")
+def good(chm: Path, shots: Path) -> Validation:
+    return validate_map(chm, shots)
+
+
+def test_a_true_map_errs_little_and_a_low_one_more(good: Validation, shots: Path, tmp_path: Path) -> None:
+    low = validate_map(write_map(tmp_path / "low.tif", woodland() * 0.7), shots)
+    assert abs(good.residuals.bias_m) < 1.5
+    assert low.residuals.bias_m < -4
+    assert low.residuals.mae_m > good.residuals.mae_m + 2
+    assert good.blocks < 10
+    assert good.intervals.mae_m is None
+
+
+def test_every_table_counts_every_shot(good: Validation) -> None:
+    for table in (good.by_height, good.by_cover, good.by_beam, good.by_sensitivity):
+        assert sum(score.n for score in table.values()) == good.n
+    lows = [float(label.strip(">").split("-")[0].split()[0]) for label in good.by_height]
+    assert lows == sorted(lows) and len(lows) > 1
+    assert good.cover_of == "map"
+
+
+def test_json_has_one_flat_object_with_tables(good: Validation) -> None:
+    result = json.loads(json.dumps(good.to_json()))
+    assert list(result) == [
+        "n", "off_map", "unknown", "edges", "edges_kept", "mae_m", "rmse_m", "bias_m", "r2", "block_m", "blocks", "ci",
+        "cover_of", "by_height", "by_cover", "by_beam", "by_sensitivity",
+    ]  # fmt: skip
+    assert result["mae_m"] == good.residuals.mae_m
+    assert result["ci"] == dict.fromkeys(("mae_m", "rmse_m", "bias_m", "r2"))
+    label, score = next(iter(good.by_height.items()))
+    assert result["by_height"][label] == {
+        "n": score.n, "mae_m": score.residuals.mae_m, "rmse_m": score.residuals.rmse_m,
+        "bias_m": score.residuals.bias_m, "r2": score.residuals.r2,
+    }  # fmt: skip
+
+
+def test_edges_are_dropped_only_when_that_is_said(shots: Path, tmp_path: Path) -> None:
+    heights = np.full((400, 400), 15, np.float32)
+    heights[:, :200] = 0
+    half = write_map(tmp_path / "half.tif", heights)
+    kept, without = validate_map(half, shots), validate_map(half, shots, keep_edges=False)
+    assert kept.edges == without.edges > 2
+    assert without.n == kept.n - kept.edges
+    assert (kept.edges_kept, without.edges_kept) == (True, False)
+
+
+def test_what_is_left_out_is_counted_and_shifts_are_searched(shots: Path, tmp_path: Path, canopy) -> None:
+    heights = woodland()
+    heights[:100] = np.nan
+    path = write_map(tmp_path / "holes.tif", heights)
+    arguments = ("--pred", path, "--shots", shots, "--shift-search", "--report", tmp_path / "page")
+    code, out, err = canopy("gedi", "validate", *arguments, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["n"] + result["off_map"] + result["unknown"] == len(read_shots(shots))
+    assert result["unknown"] > 10
+    page = (tmp_path / "page" / "gedi.html").read_text()
+    assert "on unknown cells" in page
+    assert page.count("data:image/png") == 2
+    assert "sensitivity" in page
+
+
+def test_a_map_elsewhere_is_refused(shots: Path, tmp_path: Path) -> None:
+    far = write_map(tmp_path / "far.tif", woodland(60), transform=Affine(1, 0, 700_000, 0, -1, 4_000_000))
+    with pytest.raises(EvaluationError, match="same ground"):
+        validate_map(far, shots)
+
+
+def test_shifts_of_tracks_are_searched(tmp_path: Path) -> None:
+    chm = write_map(tmp_path / "chm.tif", woodland(700, 5))
+    orbit = Orbit(passes=2, across_m=120, along_m=12, track_error_m=14, shot_error_m=1)
+    simulate(chm, tmp_path / "s.h5", orbit, seed=2)
+    write_shots(read_granules([tmp_path / "s.h5"], EVERYTHING), tmp_path / "s.parquet", EVERYTHING)
+    validation = validate_map(chm, tmp_path / "s.parquet", shift_search=True)
+    search = validation.shift_search
+    assert search is not None and search.tracks
+    assert search.mae_after_m < 0.8 * search.mae_before_m
+    result = validation.to_json()["shift_search"]
+    assert result["mae_after_m"] == search.mae_after_m
+    assert set(next(iter(result["tracks"].values()))) == {"east_m", "north_m", "n"}
+
+
+def test_a_distorted_map_recovers_most_of_its_error_by_commands(tmp_path: Path, canopy) -> None:
+    """Trees too low the taller they are, and false zeros; shots misplaced by 10 m; the truth is never shown."""
+    truth = woodland(600, 3)
+    chm = write_map(tmp_path / "chm.tif", truth)
+    load("distort_map").write_map(chm, tmp_path / "map.tif", seed=1)
+    steps = (
+        ("gedi", "simulate", chm, "--out", tmp_path / "s.h5", "--passes", 12, "--across-m", 60),
+        ("gedi", "read", tmp_path / "s.h5", "--out", tmp_path / "s.parquet", "--set", "power_beams=false"),
+        ("calibrate", "--pred", tmp_path / "map.tif", "--shots", tmp_path / "s.parquet", "--out", tmp_path / "c.json"),
+        ("calibrate", "--pred", tmp_path / "map.tif", "--apply", tmp_path / "c.json", "--out", tmp_path / "better.tif"),
+        ("validate", tmp_path / "better.tif"),
+    )
+    for step in steps:
+        code, _, err = canopy(*step)
+        assert code == 0, err
+    errors = []
+    for name in ("map.tif", "better.tif"):
+        with rasterio.open(tmp_path / name) as opened:
+            height, low, high = opened.read()
+        errors.append(float(np.abs(height - truth).mean()))
+        assert (low <= height).all()
+        assert (height <= high).all()
+    assert errors[1] < 0.4 * errors[0]
+    table = json.loads((tmp_path / "c.json").read_text())["fit"]["held_out"]
+    assert [row["chosen"] for row in table].count(True) == 1
+    assert table[0]["name"] == "identity"
