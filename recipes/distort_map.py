@@ -1,4 +1,4 @@
-"""A map with known faults, made of a canopy height model: what calibration with spaceborne lidar can mend, and proof.
+"""Write a map with known faults from a canopy height model, to prove what calibration with spaceborne lidar corrects.
 
     python recipes/distort_map.py CHM --out map.tif
 
@@ -30,7 +30,7 @@ TAGS = {
 
 
 def distorted(truth_m: Array, seed: int) -> Array:
-    """Height, 5th and 95th percentile (3, H, W) of a faulty map of a true one (H, W), metres."""
+    """Return height, 5th and 95th percentile (3, H, W) of a faulty map of a true one (H, W), metres."""
     generator = np.random.default_rng(seed)
     low_m = 0.95 * truth_m * (1 - 0.3 * np.clip(truth_m / 40, 0, 1))
     patches = ndimage.gaussian_filter(generator.normal(size=truth_m.shape), 15)

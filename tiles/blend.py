@@ -27,8 +27,9 @@ class ChipLattice:
     def __post_init__(self) -> None:
         """Refuse an overlap in which more than two chips of a row would meet."""
         if self.chip_px < 1 or not 0 <= 2 * self.overlap_px <= self.chip_px:
-            found = f"chip_px is {self.chip_px} and overlap_px {self.overlap_px}"
-            raise ValueError(f"{found}; expected 0 <= overlap_px <= chip_px / 2")
+            raise ValueError(
+                f"chip_px is {self.chip_px} and overlap_px {self.overlap_px}; expected 0 <= overlap_px <= chip_px / 2"
+            )
 
     @property
     def stride_px(self) -> int:
@@ -70,9 +71,9 @@ class Blender:
         """Start with nothing known.
 
         Args:
-            lattice: where chips lie.
-            window: pixels to blend.
-            bands: values per pixel, K.
+            lattice: Lattice of the chips.
+            window: Pixels to blend.
+            bands: Values per pixel, K.
         """
         self._lattice = lattice
         self._window = window
@@ -84,8 +85,8 @@ class Blender:
         """Add one chip; what lies outside the window is ignored.
 
         Args:
-            row: row of the chip.
-            col: column of the chip.
+            row: Row of the chip.
+            col: Column of the chip.
             heights: (K, chip_px, chip_px) float32, metres.
 
         Raises:
@@ -116,7 +117,7 @@ class Blender:
 
 def _ramp(length: int) -> NDArray[np.int64]:
     """Rise from above 0 to below 1 in `length` pixels: int64 in 1/4096, mirror images sum to 4096."""
-    place = (np.arange(length // 2) + 0.5) / max(length, 1)
-    rise = np.maximum(np.round(_STEPS * (0.5 - 0.5 * np.cos(np.pi * place))).astype(np.int64), 1)
+    share = (np.arange(length // 2) + 0.5) / max(length, 1)
+    rise = np.maximum(np.round(_STEPS * (0.5 - 0.5 * np.cos(np.pi * share))).astype(np.int64), 1)
     middle = np.full(length % 2, _STEPS // 2, np.int64)
     return np.concatenate([rise, middle, _STEPS - rise[::-1]])

@@ -117,7 +117,7 @@ def write_tile(path: Path, heights: NDArray[np.float32], geobox: GeoBox, plan: s
 
 
 def tile_is_committed(path: Path, plan: str) -> bool:
-    """Tell whether the tile on disk is the one that a run of this plan committed, down to the last bit."""
+    """Return whether the tile on disk is the one that a run of this plan committed, down to the last bit."""
     try:
         marker = json.loads(_sidecar(path).read_text("utf-8"))
         return isinstance(marker, dict) and (marker["plan"], marker["sha256"], marker["bytes"]) == (
@@ -152,7 +152,7 @@ def assemble(
         geobox: Georeference of the map.
         bands: Band descriptions, one for each band of the tiles.
         tags: Metadata of the map, `REQUIRED_TAGS` or `LIDAR_TAGS` among them.
-        units: Of each band; metres if None.
+        units: Unit of each band; metres if None.
 
     Raises:
         RasterError: A tile is missing, unreadable, or does not lie where its offsets say.
@@ -189,7 +189,7 @@ def read_every_block(path: Path) -> Iterator[Block]:
     """Read all blocks of all bands and overviews, one at a time.
 
     Raises:
-        RasterError: A block was never written or cannot be decoded; the message holds its level and position.
+        RasterError: A block was never written or cannot be decoded; the message names its level and position.
     """
     with _readable(path, "the header"), rasterio.open(path) as src:
         level_count = 1 + len(src.overviews(1))
@@ -198,7 +198,7 @@ def read_every_block(path: Path) -> Iterator[Block]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that `path` holds either its old bytes or all of the new ones.
+    """Write JSON so that `path` has either its old bytes or all of the new ones.
 
     Raises:
         OutputError: The file cannot be written; `path` is as it was.
@@ -458,6 +458,6 @@ def _item_problems(path: Path) -> Iterator[str]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         yield f"{item_path.name} records no size and checksum of {path.name}, expected its STAC item"
         return
-    found = (path.stat().st_size, "1220" + file_sha256(path))
-    if recorded != found:
-        yield f"size and checksum are {found}, expected {recorded} of {item_path.name}"
+    actual = (path.stat().st_size, "1220" + file_sha256(path))
+    if recorded != actual:
+        yield f"size and checksum are {actual}, expected {recorded} of {item_path.name}"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files that are trusted by their checksum alone."""
+"""Files that appear whole or not at all, and cached files that are trusted by their checksum alone."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ from tiles.errors import OutputError, one_line
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; `path` holds its old bytes until all of the new ones are on the disk.
+    """Give a name to write to; `path` keeps its old bytes until all of the new ones are on the disk.
 
     Args:
         path: Final name; its folder is made if missing.
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def draft_of(path: Path) -> Path:
-    """A temporary name beside `path`."""
+    """Return a temporary name in the folder of `path`."""
     # Unique, because a scheduler may run one tile twice at the same time.
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
@@ -73,7 +73,7 @@ def make_folder(path: Path) -> None:
 
 
 def require_new(path: Path, overwrite: bool) -> None:
-    """Refuse to replace a file that nobody said may be replaced.
+    """Refuse to replace an existing file without permission.
 
     Raises:
         OutputError: `path` exists.
@@ -83,22 +83,22 @@ def require_new(path: Path, overwrite: bool) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_kept(path: Path, key: bytes) -> bytes | None:
-    """What `write_kept` wrote under the same key; None where the file is absent, damaged or of another key."""
+def read_cached(path: Path, key: bytes) -> bytes | None:
+    """Return the bytes that `write_cached` wrote under a key; None where absent, damaged or of another key."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
-    digest, kept = content[:32], content[32:]
-    return kept if hashlib.sha256(key + kept).digest() == digest else None
+    digest, cached = content[:32], content[32:]
+    return cached if hashlib.sha256(key + cached).digest() == digest else None
 
 
-def write_kept(path: Path, key: bytes, content: bytes) -> None:
+def write_cached(path: Path, key: bytes, content: bytes) -> None:
     """Write bytes under a key, in place of those under any other."""
     with replacing(path) as draft:
         draft.write_bytes(hashlib.sha256(key + content).digest() + content)

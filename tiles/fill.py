@@ -28,12 +28,12 @@ def fill_unknown(image: Image, part: tuple[slice, slice] | None = None) -> Image
         (3, h, w) float32 without NaN; zeros where no pixel is known.
     """
     rows, cols = part or (slice(None), slice(None))
-    wanted = image[:, rows, cols]
+    pixels = image[:, rows, cols]
     unknown = np.isnan(image[0])
     if not unknown[rows, cols].any():
-        return wanted
+        return pixels
     if unknown.all():
-        return np.zeros_like(wanted)
+        return np.zeros_like(pixels)
     nearest: NDArray[np.int64] = ndimage.distance_transform_edt(
         unknown, return_distances=False, return_indices=True
     ).astype(np.int64)

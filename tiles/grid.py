@@ -129,8 +129,8 @@ def rasterize(aoi: Geometry, geobox: GeoBox) -> NDArray[np.bool_]:
     an edge share no pixel. Centres come from lattice indices: a pixel has one answer through every window.
 
     Args:
-        aoi: area in the GeoBox's CRS.
-        geobox: north-up grid.
+        aoi: Area in the GeoBox's CRS.
+        geobox: North-up grid.
 
     Returns:
         (H, W) bool.
@@ -152,10 +152,10 @@ def rasterize(aoi: Geometry, geobox: GeoBox) -> NDArray[np.bool_]:
     return np.logical_xor.accumulate(toggles & 1 == 1, axis=1)[:, :-1]
 
 
-def _check_crs(found: CRS | None, expected: CRS | None) -> None:
+def _check_crs(actual: CRS | None, expected: CRS | None) -> None:
     """Refuse another CRS; no CRS is taken on trust."""
-    if found is not None and found != expected:
-        raise ValueError(f"geometry is in {found}; expected {expected}, reproject it with to_crs")
+    if actual is not None and actual != expected:
+        raise ValueError(f"geometry is in {actual}; expected {expected}, reproject it with to_crs")
 
 
 def _centres(geobox: GeoBox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

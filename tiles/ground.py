@@ -27,7 +27,7 @@ def unit_m(crs: CRS) -> float:
 
 
 def is_metric(crs: CRS) -> bool:
-    """Tell whether a CRS is projected with the metre as its unit; its scale may still vary with place."""
+    """Return whether a CRS is projected with the metre as its unit; its scale may still vary with place."""
     return crs.is_projected and unit_m(crs) == 1.0
 
 
@@ -45,7 +45,7 @@ def metres_per_unit(crs: CRS, x: float, y: float) -> tuple[float, float]:
         y: Second coordinate.
 
     Returns:
-        Metres a unit along x and along y; not finite where the CRS holds no such place.
+        Metres a unit along x and along y; not finite where the CRS has no such place.
     """
     step = _STEP_M / unit_m(crs)
     lons, lats = _to_lonlat(crs.to_wkt()).transform([x, x + step, x], [y, y, y + step])

@@ -138,7 +138,7 @@ def finish_publication(folder: Path) -> tuple[Path, ...]:
         folder: Folder of the drafts.
 
     Returns:
-        Final names of the published files; none where the folder holds no manifest.
+        Final names of the published files; none where the folder has no manifest.
 
     Raises:
         OutputError: A name cannot be given, or a published file was changed since.
@@ -162,7 +162,7 @@ def finish_publication(folder: Path) -> tuple[Path, ...]:
 
 
 def companions(path: Path) -> tuple[Path, ...]:
-    """Return the files that GDAL and QGIS read beside a raster and believe: overviews, mask, statistics."""
+    """Return the files next to a raster that GDAL and QGIS read and believe: overviews, mask, statistics."""
     return (*(Path(f"{path}{suffix}") for suffix in (".ovr", ".msk", ".aux.xml")), path.with_suffix(".aux.xml"))
 
 

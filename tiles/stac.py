@@ -1,7 +1,7 @@
 """The STAC item of a height map: what it is, where, of when, made by which model, and the hash of its bytes.
 
 Extensions: projection, raster, file and processing. The machine-learning-model extension (mlm) describes
-*models*: its schema demands the model's inputs, outputs and weights in the item. A map holds none, so it
+*models*: its schema demands the model's inputs, outputs and weights in the item. A map has none, so it
 names its model in `canopy:model_*` and `processing:lineage` instead.
 """
 
@@ -62,15 +62,15 @@ def height_item(
     certainly true, 1900 to `created`, and `canopy:acquisition_datetime` says "unknown".
 
     Args:
-        path: The map; the item is meant to lie beside it, so its hrefs are relative.
-        acquisition: Of the imagery, ISO 8601: year, month, day, instant (UTC where it names no offset), or
-            two of these as "a/b". None or "unknown" when nobody knows.
-        created: When the map was made.
+        path: The map; the item lies in the same folder, so its hrefs are relative.
+        acquisition: Acquisition of the imagery, ISO 8601: year, month, day, instant (UTC where it names no offset), or
+            two of these as "a/b". None or "unknown" where unknown.
+        created: Time at which the map was made.
         model: "name", "sha256" and what else identifies the model; each becomes `canopy:model_<key>`.
         imagery: Identifiers of the imagery; written out, so without secrets.
         bands: Band names in order.
-        version: Of Canopy.
-        calibration: What identifies the calibration, if any; each key becomes `canopy:calibration_<key>`.
+        version: Version of Canopy.
+        calibration: Kind and sha256 of the calibration, if any; each key becomes `canopy:calibration_<key>`.
         geometry: GeoJSON of the mapped area in longitude and latitude; the outline of the raster by default.
         name: File name that a draft is going to have; that of `path` by default.
 

@@ -24,7 +24,7 @@ _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 
 
 def qml(band: int = 1) -> str:
-    """A QGIS 3 layer style (QML) that draws one band through `HEIGHT_RAMP`, NaN transparent.
+    """Return a QGIS 3 layer style (QML) that draws one band through `HEIGHT_RAMP`, NaN transparent.
 
     Args:
         band: Band number, from 1.
@@ -51,11 +51,11 @@ def colorize(heights: NDArray[np.floating]) -> NDArray[np.uint8]:
     """
     heights_m, colours = zip(*HEIGHT_RAMP, strict=True)
     steps = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours])
-    known = ~np.isnan(heights)
+    valid = ~np.isnan(heights)
     rgba = np.zeros((*heights.shape, 4), np.uint8)
     for channel in range(3):
-        rgba[known, channel] = np.rint(np.interp(heights[known], heights_m, steps[:, channel]))
-    rgba[known, 3] = 255
+        rgba[valid, channel] = np.rint(np.interp(heights[valid], heights_m, steps[:, channel]))
+    rgba[valid, 3] = 255
     return rgba
 
 

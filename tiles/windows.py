@@ -43,7 +43,7 @@ class PixelWindow:
         return PixelWindow(self.row0 - px, self.col0 - px, self.height + 2 * px, self.width + 2 * px)
 
     def slices_in(self, other: "PixelWindow") -> tuple[slice, slice]:
-        """Give the (rows, columns) slices of this window in an array that holds `other`.
+        """Give the (rows, columns) slices of this window in an array over `other`.
 
         Raises:
             ValueError: this window is not inside `other`.

@@ -155,7 +155,7 @@ class ChipEngine:
         return np.where(tile.valid, np.round(blender.result() / STEP_M) * STEP_M, np.nan).astype(np.float32)
 
     def _meets(self, index: ChipIndex, valid: NDArray[np.bool_], core: PixelWindow) -> bool:
-        """Tell whether a chip holds pixels of a tile that get a height."""
+        """Return whether a chip has pixels of a tile that get a height."""
         part = self.lattice.chip(*index).intersect(core)
         return part is not None and bool(valid[part.slices_in(core)].any())
 

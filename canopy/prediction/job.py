@@ -151,7 +151,7 @@ def output_files(path: Path) -> tuple[Path, ...]:
 
 
 def check_outputs(path: Path, inputs: Iterable[str | Path], *, overwrite: bool, pending: Sequence[Path] = ()) -> None:
-    """Refuse outputs that are inputs of the run, or files that nobody said may be replaced.
+    """Refuse outputs that are inputs of the run, or existing files that may not be replaced.
 
     Args:
         path: Path of the map.

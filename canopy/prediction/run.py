@@ -272,7 +272,7 @@ def _coverage(job: Job, folder: Path) -> float:
     """Return the share of the area that has a height.
 
     Raises:
-        CoverageError: The imagery holds no valid pixel in the area.
+        CoverageError: The imagery has no valid pixel in the area.
     """
     cells = sum(valid_pixels(tile_path(folder, tile)) for tile in job.tiles)
     if cells == 0:
@@ -334,13 +334,13 @@ def _claim(folder: Path, plan: str, overwrite: bool) -> None:
     """Take over a folder's work where it is of this plan, else drop it if that was permitted.
 
     Raises:
-        OutputError: The folder holds work of another plan.
+        OutputError: The folder contains work of another plan.
     """
     record = folder / "plan"
     if record.is_file() and record.read_text(encoding="utf-8") != plan:
         if not overwrite:
             raise OutputError(
-                f"{folder} holds work of another AOI, model, backend, imagery or version: pass --overwrite to drop it"
+                f"{folder} contains work of another AOI, model, backend, imagery or version: pass --overwrite to drop it"
             )
         for leftover in (path for path in folder.iterdir() if path.name not in ("lock", "plan")):
             leftover.unlink()

@@ -24,6 +24,7 @@ from tiles.cog import (
     file_sha256,
     read_every_block,
     tile_is_committed,
+    valid_pixels,
     validate,
     write_json,
     write_tile,
@@ -92,7 +93,11 @@ def test_tile_returns_every_bit(tmp_path, count, shape):
         assert math.isnan(src.nodata)
         assert set(src.block_shapes) == {(512, 512)}
     marker = json.loads((tmp_path / "tile.tif.json").read_text())
-    assert marker == {"plan": PLAN, "sha256": file_sha256(path), "bytes": path.stat().st_size}
+    valid_px = int((~np.isnan(heights[0])).sum())
+    assert marker == {
+        "plan": PLAN, "sha256": file_sha256(path), "bytes": path.stat().st_size, "valid_px": valid_px,
+    }  # fmt: skip
+    assert valid_pixels(path) == valid_px
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tile.tif", "tile.tif.json"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tiles.errors import CanopyError, OutputError, one_line
-from tiles.files import file_sha256, make_folder, read_kept, replacing, require_new, write_kept
+from tiles.files import file_sha256, make_folder, read_cached, replacing, require_new, write_cached
 
 
 def test_an_interrupted_write_leaves_the_old_bytes_and_no_draft(tmp_path: Path) -> None:
@@ -23,12 +23,12 @@ def test_an_interrupted_write_leaves_the_old_bytes_and_no_draft(tmp_path: Path) 
 
 def test_cached_bytes_are_read_under_their_own_key_only(tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    assert read_kept(path, b"key") is None
-    write_kept(path, b"key", b"content")
-    assert read_kept(path, b"key") == b"content"
-    assert read_kept(path, b"other") is None
+    assert read_cached(path, b"key") is None
+    write_cached(path, b"key", b"content")
+    assert read_cached(path, b"key") == b"content"
+    assert read_cached(path, b"other") is None
     path.write_bytes(path.read_bytes()[:-1])
-    assert read_kept(path, b"key") is None
+    assert read_cached(path, b"key") is None
 
 
 def test_an_existing_file_needs_permission_to_be_replaced(tmp_path: Path) -> None:
