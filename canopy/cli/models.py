@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +11,15 @@ import typer
 from canopy.cli.options import Json
 from canopy.cli.terminal import say, show_progress
 
-models = typer.Typer(no_args_is_help=True, help="Bundled and public height models.")
+models = typer.Typer(no_args_is_help=True, help="List, describe, download and convert height models.")
 
 
 @models.command("list")
 def list_(as_json: Json = False) -> None:
-    """List bundled and public models: family, size, GSD, licence, and whether they are here."""
+    """List bundled and public models: family, size, GSD, licence, and whether they were fetched."""
     from canopy.models.public.registry import list_models
 
-    rows = list_models()
+    rows = [asdict(row) for row in list_models()]
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -30,10 +31,10 @@ def list_(as_json: Json = False) -> None:
 
 @models.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="A public model's name, or any model's name or bundle.")],
+    name: Annotated[str, typer.Argument(help="Name of a public or bundled model, or path of a bundle.")],
     as_json: Json = False,
 ) -> None:
-    """Describe a model: where a public one comes from, or the card of one that is here."""
+    """Describe a model: the source of a public one, or the card of a bundle."""
     import yaml
 
     from canopy.models.public.registry import describe_model
@@ -44,13 +45,13 @@ def show(
 
 @models.command("fetch")
 def fetch(
-    name: Annotated[str, typer.Argument(help="A public model's name.")],
+    name: Annotated[str, typer.Argument(help="Name of a public model.")],
     out: Annotated[Path | None, typer.Option(help="Folder of models (default: where predict looks).")] = None,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="Accept the licence of the weights.")
     ] = False,
 ) -> None:
-    """Download a public model from its publisher and convert it; the same command goes on after an interruption."""
+    """Download a public model from its publisher and convert it; after an interruption, run the same command again."""
     from canopy.models.public import fetching
     from canopy.models.public.registry import Checkpoint, find_checkpoint
 
@@ -66,15 +67,19 @@ def fetch(
 
 @models.command("convert")
 def convert(
-    checkpoint: Annotated[str, typer.Argument(help="Publisher's file, folder with config.json, or a fetched model.")],
-    out: Annotated[Path, typer.Option(help="Bundle (.safetensors).")],
-    gsd: Annotated[float | None, typer.Option(help="Metres per pixel to feed it at (default: its family's).")] = None,
+    checkpoint: Annotated[
+        str, typer.Argument(help="Publisher's file or folder with config.json; or a bundle, or a fetched model's name.")
+    ],
+    out: Annotated[Path, typer.Option(help="Bundle to write (.safetensors).")],
+    gsd: Annotated[
+        float | None, typer.Option(help="Metres per pixel of the images to feed it (default: its family's).")
+    ] = None,
     colour_matching: Annotated[
-        Path | None, typer.Option(help="CHMv1's network for aerial imagery (.ckpt), to be part of the bundle.")
+        Path | None, typer.Option(help="CHMv1's network for aerial imagery (.ckpt), to become part of the bundle.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
 ) -> None:
-    """Convert a publisher's checkpoint, recognised by its keys, into a bundle; or a bundle into another."""
+    """Convert a publisher's checkpoint, recognised by its keys, or another bundle into a bundle."""
     from canopy.models.public import conversion
 
     conversion.convert(checkpoint, out, gsd_m=gsd, colour_matching=colour_matching, overwrite=overwrite)

@@ -15,19 +15,17 @@ from torch import Tensor, nn
 from canopy.errors import ModelError
 from canopy.models.bundle import Card
 from canopy.models.heads import HeightBins
-from canopy.models.network import HeightNet
+from canopy.models.network import MULTIPLE_PX, HeightNet
 
 ENCODER = "dpt.encoder.model."
 """Prefix of the encoder's weights."""
-MULTIPLE_PX = 32
-"""Sides of an image: the decoder halves the 16 px patches once more."""
 
 
 class DPTHeights(HeightNet):
     """ViT encoder and narrowed DPT decoder (Ranftl et al. 2021) that end in logits over height bins.
 
-    A patch is 16 px, wider than a small crown, so a small convolutional network hands the head the
-    detail that tokens blur, as DPT-Hybrid's do (section 3 there). Heights are decoded at half of the image's
+    A patch is 16 px, wider than a small crown, so a small convolutional network gives the head the
+    detail that tokens blur, as in DPT-Hybrid (section 3 there). Heights are decoded at half of the image's
     resolution, before the last upsampling: the head is then a quarter of the work.
 
     Args:
@@ -56,8 +54,10 @@ class DPTHeights(HeightNet):
             **encoder_args,
         )
         width = arch.fusion_channels
+        # The head below takes the place of smp's own, which decodes at full resolution.
         self.dpt.segmentation_head = nn.Identity()
         if arch.enlarge > 1:
+            # Tokens of an enlarged image are finer than smp assumes, so the decoder is created again for their strides.
             self.dpt.decoder = DPTDecoder(
                 encoder_out_channels=self.dpt.encoder.out_channels,
                 encoder_output_strides=[stride // arch.enlarge for stride in self.dpt.encoder.output_strides],
@@ -75,11 +75,11 @@ class DPTHeights(HeightNet):
         self.bins = HeightBins(card.head.bins, card.head.max_m, card.head.spacing)
 
     def forward(self, image: Tensor, taps: Tensor | None = None) -> Tensor:
-        """Logits over height bins.
+        """Return logits over height bins.
 
         Args:
             image: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of 32.
-            taps: (taps, B, C, h, w) what `tapped` made of the image, if known: the encoder then rests.
+            taps: (taps, B, C, h, w) tokens that `tapped` returned for the image; None to run the encoder.
 
         Returns:
             (B, bins, H / 2, W / 2) logits.
@@ -93,7 +93,7 @@ class DPTHeights(HeightNet):
         return cast(Tensor, self.head(decoded))
 
     def freeze_encoder(self) -> None:
-        """Keep the encoder as it is: no gradients, and eval mode whatever the rest is in."""
+        """Keep the encoder as it is: no gradients, and eval mode whatever mode the rest is in."""
         self.dpt.encoder.requires_grad_(False).eval()
         self._frozen = True
 
@@ -105,30 +105,33 @@ class DPTHeights(HeightNet):
         return self
 
     def whole_height_m(self, image: Tensor) -> Tensor:
-        """Heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
+        """Return heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
         return self.decoded(image, lambda logits: self.bins.height_m(logits)[:, None])[:, 0]
 
     def decoded(self, image: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """What is decoded from the logits: (B, 3, H, W) image in [0, 1] to (B, K, H, W); any H and W.
+        """Decode the logits of an image of any size.
 
         Args:
-            image: Padded to whole patches; the padding is cropped.
-            decode: (B, bins, H / 2, W / 2) logits to (B, K, H / 2, W / 2).
+            image: (B, 3, H, W) RGB in [0, 1]; it is padded to whole patches, and the padding is cropped.
+            decode: Function of (B, bins, H / 2, W / 2) logits that returns (B, K, H / 2, W / 2).
+
+        Returns:
+            (B, K, H, W) decoded values.
         """
         height, width = image.shape[-2:]
         half = decode(self(self.padded(image)))
         return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
 
     def tokens(self, image: Tensor) -> Tensor:
-        """The encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
+        """Return the encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
         return F.avg_pool2d(self.tapped(self.padded(image))[-1], self._enlarge)
 
     def tapped(self, image: Tensor) -> list[Tensor]:
-        """Patch tokens (B, C, h, w) of each tap, which is all that the decoder reads of the encoder."""
-        seen = self.normalise(image)
+        """Return patch tokens (B, C, h, w) of each tap, all that the decoder reads of the encoder."""
+        normalised = self.normalise(image)
         if self._enlarge > 1:
-            seen = F.interpolate(seen, scale_factor=self._enlarge, mode="bilinear", align_corners=False)
-        return cast(list[Tensor], self.dpt.encoder(seen)[0])
+            normalised = F.interpolate(normalised, scale_factor=self._enlarge, mode="bilinear", align_corners=False)
+        return cast(list[Tensor], self.dpt.encoder(normalised)[0])
 
 
 class Detail(nn.Module):
@@ -149,7 +152,7 @@ class Detail(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] to (B, width, H / 2, W / 2)."""
+        """Return features at half of the resolution: (B, 3, H, W) RGB in [0, 1] to (B, width, H / 2, W / 2)."""
         merged: Tensor | None = None
         pyramid = zip(self.stages(2 * image - 1), self.lateral, self.smooth, strict=True)
         for features, lateral, smooth in reversed(list(pyramid)):
@@ -161,17 +164,17 @@ class Detail(nn.Module):
 
 
 def load_stages(stages: nn.Module, path: Path) -> None:
-    """Give a convolutional network without its classifier the weights of one with.
+    """Load a classifier's weights into the same network without its classifier.
 
     Args:
-        stages: The network, as timm makes it for its features alone.
-        path: torch state dict of the whole classifier; the first tensors, in the network's own order, are taken.
+        stages: Network that timm created for its features alone.
+        path: torch state dict of the whole classifier, whose first tensors are the network's, in the same order.
 
     Raises:
-        ModelError: No such file, or of another network.
+        ModelError: No such file, or weights of another network.
     """
     try:
-        given = torch.load(path, map_location="cpu", weights_only=True).values()
-        stages.load_state_dict(dict(zip(stages.state_dict(), given, strict=False)))
+        tensors = torch.load(path, map_location="cpu", weights_only=True).values()
+        stages.load_state_dict(dict(zip(stages.state_dict(), tensors, strict=False)))
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
-        raise ModelError(f"{path} does not hold the weights of a network such as asked for: {error}") from error
+        raise ModelError(f"{path} does not contain the weights of the network that is expected: {error}") from error

@@ -1,4 +1,4 @@
-"""Which network a card's family stands for."""
+"""Networks of the model families, by the family that a card names."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ _NETS: dict[str, Callable[[Card], HeightNet]] = {
 
 
 def build_net(card: Card) -> HeightNet:
-    """The network that a card describes; its weights are still to be loaded.
+    """Create the network that a card describes, with random weights.
 
     Raises:
         ModelError: The card is an encoder's, or its family needs an extra that is absent.

@@ -1,4 +1,4 @@
-"""Height bins: how a distribution over bins is made from a height, and a height from it."""
+"""Height bins: from a distribution over bins to a height, its quantiles, and back to a position among the bins."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,6 +9,7 @@ from canopy.errors import ModelError
 
 
 def _mixed(share: Tensor, max_m: float) -> Tensor:
+    """Return the spacing of CHMv2's kind: the share weighs the linear axis against the logarithmic one."""
     return (1 - share) * ((1 + max_m) ** share - 1) + share * share * max_m
 
 
@@ -18,7 +19,7 @@ WARPS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "log": lambda share, max_m: (1 + max_m) ** share - 1,
     "mixed": _mixed,
 }
-"""Height at a share, from 0 to 1, of the axis of bins."""
+"""Height at a share of the axis of bins, from 0 to 1, by spacing."""
 
 
 class HeightBins(nn.Module):
@@ -31,7 +32,7 @@ class HeightBins(nn.Module):
         bins: Number of bins.
         max_m: Upper edge of the last bin, metres.
         spacing: ``sqrt``, ``linear``, ``log`` (of 1 m more than the height), or ``mixed``: from log at the ground to
-            linear at the top (after Brandt et al. 2026, whose bins cross over in the same way).
+            linear at the top (after Brandt et al. 2026, whose bins change from one to the other in the same way).
     """
 
     centres_m: Tensor
@@ -47,12 +48,12 @@ class HeightBins(nn.Module):
         self.register_buffer("centres_m", ((edges_m[1:] + edges_m[:-1]) / 2).float(), persistent=False)
 
     def _metres(self, share: Tensor) -> Tensor:
-        """Height at a share of the axis of bins."""
-        made: Tensor = WARPS[self.spacing](share, self.max_m)
-        return made
+        """Return the height at a share of the axis of bins."""
+        height_m: Tensor = WARPS[self.spacing](share, self.max_m)
+        return height_m
 
     def height_m(self, logits: Tensor) -> Tensor:
-        """Expected height.
+        """Return the expected height.
 
         Args:
             logits: (B, bins, H, W) unnormalised log-probabilities.
@@ -60,31 +61,32 @@ class HeightBins(nn.Module):
         Returns:
             (B, H, W) float32 metres.
         """
-        # Bins last: a softmax over them is then read as it lies in memory, a tenth of a network's time in OpenVINO.
+        # Bins last: the softmax then reads memory in order, which saves a tenth of a network's time in OpenVINO.
         return (logits.float().permute(0, 2, 3, 1).softmax(dim=-1) * self.centres_m).sum(dim=-1)
 
     def quantiles_m(self, logits: Tensor, levels: Sequence[float]) -> Tensor:
-        """Quantiles of the distribution over bins, linear within a bin.
+        """Return quantiles of the distribution over bins, linear within a bin.
 
         Args:
             logits: (B, bins, H, W) unnormalised log-probabilities.
-            levels: Between 0 and 1.
+            levels: Levels of the quantiles, between 0 and 1.
 
         Returns:
             (B, len(levels), H, W) float32 metres.
         """
         shares = logits.float().softmax(dim=1)
-        below = shares.cumsum(dim=1)
-        found = []
+        cumulative = shares.cumsum(dim=1)
+        quantiles_m = []
         for level in levels:
-            place = (below < level).sum(dim=1, keepdim=True).clamp(max=self.bins - 1)
-            share, upto = shares.gather(1, place), below.gather(1, place)
+            # The bin in which the cumulative share passes the level, and how far into it the level lies.
+            index = (cumulative < level).sum(dim=1, keepdim=True).clamp(max=self.bins - 1)
+            share, upto = shares.gather(1, index), cumulative.gather(1, index)
             inside = ((level - upto) / share.clamp_min(1e-12) + 1).clamp(0, 1)
-            found.append(self._metres((place + inside) / self.bins))
-        return torch.cat(found, dim=1)
+            quantiles_m.append(self._metres((index + inside) / self.bins))
+        return torch.cat(quantiles_m, dim=1)
 
     def position(self, height_m: Tensor) -> Tensor:
-        """Where a height lies on the axis of bins, in bins: 0 at the ground, `bins` at `max_m`."""
+        """Return the position of a height on the axis of bins, in bins: 0 at the ground, `bins` at `max_m`."""
         height_m = height_m.clamp(0, self.max_m)
         if self.spacing == "sqrt":
             return self.bins * (height_m / self.max_m).sqrt()
@@ -101,11 +103,12 @@ class LinearBins(nn.Module):
 
     Args:
         bins: Number of bins.
-        max_m: The last bin, metres.
+        max_m: Height of the last bin, metres.
     """
 
     OFFSET = 0.1
     FIRST = 1e-4
+    """Height of the first bin, as a share of `max_m`."""
 
     heights_m: Tensor
 
@@ -115,6 +118,6 @@ class LinearBins(nn.Module):
         self.register_buffer("heights_m", heights_m, persistent=False)
 
     def height_m(self, logits: Tensor) -> Tensor:
-        """Weighted mean of the bins: (B, bins, H, W) logits to (B, H, W) float32 metres."""
+        """Return the weighted mean of the bins: (B, bins, H, W) logits to (B, H, W) float32 metres."""
         weights = logits.float().relu() + self.OFFSET
         return torch.einsum("bkhw,k->bhw", weights, self.heights_m) / weights.sum(dim=1)

@@ -9,16 +9,13 @@ from torch import Tensor, nn
 
 from canopy.models.bundle import Card
 from canopy.models.heads import LinearBins
-from canopy.models.network import HeightNet
+from canopy.models.network import MULTIPLE_PX, PATCH_PX, HeightNet
 from canopy.models.public.colour import ColourMatching
 
-PATCH_PX = 16
-MULTIPLE_PX = 32
-"""Sides of an image: the coarsest level of the head is half of the grid of patches."""
 TRAINED_PX = 224
-"""Image side of the grid on which position embeddings were learned."""
+"""Side of the image for which position embeddings were learned, pixels."""
 HIDDEN = 32
-"""Channels before the logits."""
+"""Channels of the layer before the logits."""
 
 
 class CHMv1(HeightNet):
@@ -28,7 +25,7 @@ class CHMv1(HeightNet):
     become weights by a rectifier and an offset, not by a softmax.
 
     Args:
-        card: Architecture (`encoder_args` hold `embed_dim`, `depth`, `num_heads`), bins and normalisation.
+        card: Architecture (with `embed_dim`, `depth` and `num_heads` in `encoder_args`), bins and normalisation.
     """
 
     def __init__(self, card: Card) -> None:
@@ -60,11 +57,11 @@ class CHMv1(HeightNet):
         self.bins = LinearBins(card.head.bins, card.head.max_m)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] to what the encoder was trained on, colours first matched if the card says so."""
+        """Normalise (B, 3, H, W) RGB in [0, 1], after the colours are matched if the card says so."""
         return super().normalise(self.colour(image))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits over height bins.
+        """Return logits over height bins.
 
         Args:
             image: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of 32.
@@ -73,6 +70,7 @@ class CHMv1(HeightNet):
             (B, bins, H, W) logits.
         """
         levels = self._levels(image)
+        # From coarse to fine: each fusion doubles the map and adds the next finer level.
         merged = self.fusion[0](levels[-1])
         for fuse, level in zip(self.fusion[1:], levels[-2::-1], strict=True):
             merged = fuse(merged, level)
@@ -82,21 +80,21 @@ class CHMv1(HeightNet):
         return logits
 
     def whole_height_m(self, image: Tensor) -> Tensor:
-        """Heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
+        """Return heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
         return self.bins.height_m(self(image))
 
     def tokens(self, image: Tensor) -> Tensor:
-        """The last tap's patch tokens: (B, 3, H, W) image in [0, 1] to (B, width, H / 16, W / 16)."""
+        """Return the last tap's patch tokens: (B, 3, H, W) image in [0, 1] to (B, width, H / 16, W / 16)."""
         padded = self.padded(image)
         rows, cols = (side // PATCH_PX for side in padded.shape[-2:])
         return self._encode(padded)[-1][:, 1:].mT.reshape(len(image), -1, rows, cols)
 
     def _encode(self, image: Tensor) -> list[Tensor]:
-        """Tokens after each tap, the class token first: 4 x (B, 1 + H / 16 * W / 16, width)."""
+        """Return tokens after each tap, the class token first: 4 x (B, 1 + H / 16 * W / 16, width)."""
         patches = self.encoder.patch_embed.proj(self.normalise(image))
-        placed = patches.flatten(2).mT + self._positions(*patches.shape[-2:])
+        located = patches.flatten(2).mT + self._positions(*patches.shape[-2:])
         first = cast(Tensor, self.encoder.cls_token) + cast(Tensor, self.encoder.pos_embed)[:, :1]
-        tokens = torch.cat([first.expand(len(image), -1, -1), placed], dim=1)
+        tokens = torch.cat([first.expand(len(image), -1, -1), located], dim=1)
         tapped: list[Tensor] = []
         for index, block in enumerate(self.encoder.blocks[: self.taps[-1] + 1]):
             tokens = block(tokens)
@@ -105,7 +103,11 @@ class CHMv1(HeightNet):
         return tapped
 
     def _levels(self, image: Tensor) -> list[Tensor]:
-        """Taps as maps, the class token projected into every patch: 4 x (B, fusion channels, h, w), fine to coarse."""
+        """Return the taps as maps with the class token projected into every patch.
+
+        Returns:
+            4 x (B, fusion channels, h, w), fine to coarse.
+        """
         rows, cols = (side // PATCH_PX for side in image.shape[-2:])
         levels: list[Tensor] = []
         for level, tokens in enumerate(self._encode(image)):
@@ -115,7 +117,7 @@ class CHMv1(HeightNet):
         return levels
 
     def _positions(self, rows: int, cols: int) -> Tensor:
-        """Position embeddings on a grid: bicubic between the corners, not antialiased, as the checkpoints expect."""
+        """Return position embeddings on a grid: bicubic, corners aligned, without antialiasing, as at training."""
         learned = cast(Tensor, self.encoder.pos_embed)[:, 1:]
         side = TRAINED_PX // PATCH_PX
         if (rows, cols) == (side, side):
@@ -125,11 +127,11 @@ class CHMv1(HeightNet):
 
 
 class Fusion(nn.Module):
-    """A finer level joins the coarser one, which is then doubled.
+    """Adds a finer level to the coarser one and doubles the sum.
 
     Args:
-        width: Channels.
-        merges: Whether a finer level joins here; at the coarsest none does.
+        width: Number of channels.
+        merges: Whether there is a finer level to add; the coarsest level has none.
     """
 
     def __init__(self, width: int, *, merges: bool) -> None:
@@ -139,7 +141,7 @@ class Fusion(nn.Module):
         self.project = nn.Conv2d(width, width, 1)
 
     def forward(self, coarse: Tensor, fine: Tensor | None = None) -> Tensor:
-        """(B, width, h, w) and a finer level of the same shape to (B, width, 2 h, 2 w)."""
+        """Fuse (B, width, h, w) with a finer level of the same shape to (B, width, 2 h, 2 w)."""
         if self.finer is not None and fine is not None:
             coarse = coarse + self.finer(fine)
         doubled = F.interpolate(self.merged(coarse), scale_factor=2, mode="bilinear", align_corners=True)
@@ -156,13 +158,13 @@ class Residual(nn.Module):
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, width, h, w) to the same shape."""
+        """Transform (B, width, h, w) to the same shape."""
         change: Tensor = self.second(F.relu(self.first(F.relu(features))))
         return features + change
 
 
 def _resizers(channels: tuple[int, int, int, int]) -> list[nn.Module]:
-    """From the grid of patches to 4, 2, 1 and 1/2 times it."""
+    """Return layers that resize the grid of patches by 4, 2, 1 and 1/2."""
     return [
         nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4),
         nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2),

@@ -7,16 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE_PX = 256
-"""Side of the image that the network sees."""
+"""Side of the image that the network takes, pixels."""
 LEVELS = (0.05, 0.95)
+"""Levels of the percentiles that are matched."""
 STEP = 1 / 255
-"""Of 8-bit imagery: a chip of one colour has no span to be stretched by."""
+"""One step of 8-bit imagery, the least span between percentiles: a chip of one colour has none."""
 _STAGES = (3, 8, 16, 32, 64, 64, 128)
+"""Channels before and after each convolutional stage."""
 _HIDDEN = (64, 64, 32)
+"""Widths of the hidden layers of the regression."""
 
 
 class ColourMatching(nn.Module):
-    """Stretches each band so that its percentiles are those which a small network expects of Maxar imagery there.
+    """Stretches each band to the percentiles that a small network predicts for Maxar imagery of the same ground.
 
     After Tolan et al. 2024 as released (``aerial_normalization_quantiles_predictor.ckpt``): the network predicts the
     5th and the 95th percentile of red, green and blue from the aerial chip alone.
@@ -32,14 +35,16 @@ class ColourMatching(nn.Module):
         self.regress = nn.Sequential(*layers, nn.Linear(_HIDDEN[-1], 2 * 3))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] to the same shape, each chip by its own percentiles."""
+        """Stretch (B, 3, H, W) RGB in [0, 1], each chip by its own percentiles."""
         expected = self.expected(image)
-        found = torch.quantile(image.flatten(2), torch.tensor(LEVELS, device=image.device), dim=2)[..., None, None]
-        stretch = (expected[1] - expected[0]) / (found[1] - found[0]).clamp_min(STEP)
-        return (image - found[0]) * stretch + expected[0]
+        levels = torch.tensor(LEVELS, device=image.device)
+        low, high = torch.quantile(image.flatten(2), levels, dim=2)[..., None, None]
+        stretch = (expected[1] - expected[0]) / (high - low).clamp_min(STEP)
+        matched: Tensor = (image - low) * stretch + expected[0]
+        return matched
 
     def expected(self, image: Tensor) -> Tensor:
-        """Percentiles of the satellite image that would match: (B, 3, H, W) in [0, 1] to (2, B, 3, 1, 1)."""
+        """Predict the percentiles of a satellite image: (B, 3, H, W) in [0, 1] to (2, B, 3, 1, 1)."""
         if image.shape[-2:] != (SIDE_PX, SIDE_PX):
             image = F.interpolate(image, (SIDE_PX, SIDE_PX), mode="bilinear", antialias=True)
         features = self.stages[0](image)
@@ -49,8 +54,8 @@ class ColourMatching(nn.Module):
         return percentiles.view(-1, 2, 3, 1, 1).transpose(0, 1)
 
 
-def _stage(given: int, made: int) -> nn.Sequential:
-    """Mixes bands, then looks around each pixel."""
+def _stage(width_in: int, width: int) -> nn.Sequential:
+    """Return a stage that mixes channels, then neighbouring pixels."""
     return nn.Sequential(
-        nn.Conv2d(given, made, 1), nn.BatchNorm2d(made), nn.ReLU(), nn.Conv2d(made, made, 3, padding=1)
-    )  # fmt: skip
+        nn.Conv2d(width_in, width, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+    )

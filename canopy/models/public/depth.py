@@ -14,7 +14,7 @@ CLASSES = {
     "chmv2": ("CHMv2Config", "CHMv2ForDepthEstimation"),
     "depth-any-canopy": ("DepthAnythingConfig", "DepthAnythingForDepthEstimation"),
 }
-"""Configuration and model in the library, by family."""
+"""Names of the library's classes of configuration and model, by family."""
 
 
 class DepthHeights(HeightNet):
@@ -37,23 +37,25 @@ class DepthHeights(HeightNet):
             net = model_class(config)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             detail = one_line(error, 200)
-            raise ModelError(f"{card.name}: transformers makes no {model_class.__name__} of it: {detail}") from error
+            raise ModelError(
+                f"{card.name}: transformers cannot create a {model_class.__name__} from it: {detail}"
+            ) from error
         self.shares = card.family == "depth-any-canopy"
         self.max_m = card.head.max_m
-        # the heads halve the grid of patches once more; Depth Anything resizes its levels to one another
+        # CHMv2's head halves the grid of patches once more; Depth Anything resizes its levels to one another.
         super().__init__(card, int(config.patch_size) * (1 if self.shares else 2))
         self.net = net
 
     def whole_height_m(self, image: Tensor) -> Tensor:
-        """Heights of an image of whole patches: (B, 3, H, W) in [0, 1] to (B, H, W) float32 m."""
-        # one at a time on a CPU: over the bins of four CHMv2 chips the library would hold gigabytes
-        turns = self.normalise(image).chunk(len(image) if image.device.type == "cpu" else 1)
-        made = torch.cat([self.net(pixel_values=turn).predicted_depth.float() for turn in turns])
-        return made.clamp(0, 1) * self.max_m if self.shares else made
+        """Return heights of an image of whole patches: (B, 3, H, W) in [0, 1] to (B, H, W) float32 m."""
+        # One chip at a time on a CPU: the library takes gigabytes for the bins of four CHMv2 chips.
+        parts = self.normalise(image).chunk(len(image) if image.device.type == "cpu" else 1)
+        depth = torch.cat([self.net(pixel_values=part).predicted_depth.float() for part in parts])
+        return depth.clamp(0, 1) * self.max_m if self.shares else depth
 
 
 def library_classes(family: str) -> tuple[Any, Any]:
-    """Configuration and model class of a family.
+    """Return the library's configuration and model class of a family.
 
     Raises:
         ModelError: The library is absent, or older than the family.

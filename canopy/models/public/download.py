@@ -17,39 +17,40 @@ from tiles.files import file_sha256, rename, sync
 from tiles.locks import hold
 
 PIECE_BYTES = 2**20
+"""Bytes that are read from a connection at a time."""
 TIMEOUT_S = 60
+"""Seconds without a byte after which a connection counts as broken."""
 ATTEMPTS = 5
+"""Connections in a row that may bring nothing before the download fails."""
 REPORT_S = 1.0
+"""Seconds between two reports of progress."""
 _BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A download under way.
-
-    Attributes:
-        url: Where from.
-        path: Where to, once it is whole.
-        token: Sent to the server named in `url`, and to none that it redirects to.
-    """
+    """A download in progress."""
 
     url: str
+    """Address of the file."""
     path: Path
+    """Path of the file once it is whole."""
     token: str | None = None
+    """Bearer token, sent to the server named in `url` and to none that it redirects to."""
 
     @property
     def partial(self) -> Path:
-        """What has arrived so far."""
+        """Path of the bytes received so far."""
         return self.path.with_name(f"{self.path.name}.part")
 
     @property
     def lock(self) -> Path:
-        """Lock file, held by the process that writes the part."""
+        """Path of the lock of the process that writes the part."""
         return self.path.with_name(f".{self.path.name}.lock")
 
     @property
     def record(self) -> Path:
-        """Which version of the file that is."""
+        """Path of the record of which version of the file the part belongs to."""
         return self.path.with_name(f"{self.path.name}.part.json")
 
 
@@ -61,21 +62,21 @@ def download(
     token: str | None = None,
     report: Report = ignore,
 ) -> str:
-    """Bring a file; an interrupted download goes on where it stopped.
+    """Download a file; an interrupted download continues where it stopped.
 
     Args:
-        url: http or https.
-        path: Where to. A file that is there already is taken to be whole, for none is ever partial.
-        sha256: Expected digest, where known; a server's own statement of it is used otherwise.
+        url: Address, http or https.
+        path: Path of the file. An existing file is taken to be whole, because no partial file has this name.
+        sha256: Expected digest, where the publisher states one; the server's own statement is used otherwise.
         token: Bearer token, for gated files.
-        report: Called with bytes done and bytes in all, about once a second.
+        report: Called with megabytes done and in total, about once a second.
 
     Returns:
-        sha256 of the file.
+        SHA-256 of the file.
 
     Raises:
         ModelError: The server refuses, the connection keeps breaking, or the file is not the expected one.
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     part = Part(url, path, token)
     try:
@@ -83,9 +84,9 @@ def download(
         if path.is_file():
             return _verify(path, url, sha256)
         busy = f"another run downloads {path}: wait for it"
-        with hold(part.lock, busy), part.partial.open("ab") as written:
-            stated = _bring(part, written, report)
-            written.flush()
+        with hold(part.lock, busy), part.partial.open("ab") as partial:
+            stated = _fill(part, partial, report)
+            partial.flush()
             sync(part.partial)
             digest = _verify(part.partial, url, sha256 or stated)
             part.record.unlink(missing_ok=True)
@@ -97,92 +98,94 @@ def download(
 
 
 def _verify(path: Path, url: str, expected: str | None) -> str:
-    """Digest of a file; a wrong one is removed, so that the next run starts afresh."""
+    """Return the digest of a file; remove a wrong file, so that the next run downloads it again."""
     digest = file_sha256(path)
     if expected is not None and digest != expected:
         path.unlink()
-        raise ModelError(f"{url}: sha256 {digest} came, {expected} expected; what came was removed")
+        raise ModelError(f"{url}: sha256 {digest} came, {expected} expected; the file was removed")
     return digest
 
 
-def _bring(part: Part, written: IO[bytes], report: Report) -> str | None:
-    """Fill the part, over several connections if need be; the sha256 that the server states, if any."""
-    failures, before = 0, -1
+def _fill(part: Part, partial: IO[bytes], report: Report) -> str | None:
+    """Fill the part, over several connections if need be; return the SHA-256 that the server states, if any."""
+    failures, done_before = 0, -1
     while True:
         try:
-            stated, total = _connect(part, written, report)
-            done = written.tell()
+            stated, total = _connect(part, partial, report)
+            done = partial.tell()
             if done == total:
                 return stated
             trouble = f"the connection ended at {done} of {total} bytes"
         except _BROKEN as error:
-            done, trouble = written.tell(), one_line(getattr(error, "reason", error))
-        failures = 1 if done > before else failures + 1
-        before = done
+            done, trouble = partial.tell(), one_line(getattr(error, "reason", error))
+        # A connection that brought bytes starts the count again: slow lines break often and still finish.
+        failures = 1 if done > done_before else failures + 1
+        done_before = done
         if failures >= ATTEMPTS:
-            raise ModelError(f"{part.url}: {trouble}; {done} bytes are kept, the same command goes on from there")
+            raise ModelError(f"{part.url}: {trouble}; {done} bytes are kept, run the same command to continue")
         time.sleep(min(10.0, 0.2 * 2**failures))
 
 
-def _connect(part: Part, written: IO[bytes], report: Report) -> tuple[str | None, int]:
-    """One connection: append what it brings. The server's sha256 and the size of the whole file."""
+def _connect(part: Part, partial: IO[bytes], report: Report) -> tuple[str | None, int]:
+    """Append what one connection brings; return the server's SHA-256 and the size of the whole file."""
     redirects = _Redirects()
     try:
-        response = urllib.request.build_opener(redirects).open(_request(part, written.tell()), timeout=TIMEOUT_S)
+        response = urllib.request.build_opener(redirects).open(_request(part, partial.tell()), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 416:
-            raise _refusal(part, error) from error
-        if error.headers.get("Content-Range") == f"bytes */{written.tell()}":
-            return None, written.tell()
-        _empty(written)  # more is here than the server has
+            raise _refusal(part, error) from None
+        # Range not satisfiable: the part is whole, or longer than the server's file.
+        if error.headers.get("Content-Range") == f"bytes */{partial.tell()}":
+            return None, partial.tell()
+        _empty(partial)
         return None, -1
     with response:
         if response.status != 206:
-            _empty(written)
-        start = written.tell()
+            _empty(partial)
+        start = partial.tell()
         length = response.headers.get("Content-Length")
         if length is None:
             raise ModelError(f"{part.url}: the server does not say how long the file is, so it cannot be verified")
         total = start + int(length)
         part.record.write_text(json.dumps({"url": part.url, "etag": response.headers.get("ETag")}), encoding="utf-8")
-        _copy(response, written, total, report)
+        _copy(response, partial, total, report)
     return redirects.stated_sha256, total
 
 
-def _empty(written: IO[bytes]) -> None:
-    written.truncate(0)
-    written.seek(0)
+def _empty(partial: IO[bytes]) -> None:
+    partial.truncate(0)
+    partial.seek(0)
 
 
-def _copy(response: Any, written: IO[bytes], total: int, report: Report) -> None:
-    told = 0.0
+def _copy(response: Any, partial: IO[bytes], total: int, report: Report) -> None:
+    reported_s = 0.0
     while piece := response.read(PIECE_BYTES):
-        written.write(piece)
-        written.flush()
-        if time.monotonic() - told >= REPORT_S or written.tell() == total:
-            told = time.monotonic()
-            done_mb, total_mb = written.tell() / 1e6, total / 1e6
+        partial.write(piece)
+        partial.flush()
+        if time.monotonic() - reported_s >= REPORT_S or partial.tell() == total:
+            reported_s = time.monotonic()
+            done_mb, total_mb = partial.tell() / 1e6, total / 1e6
             report(Progress(done_mb, total_mb, "MB", f"{done_mb:.0f} of {total_mb:.0f} MB"))
 
 
-def _request(part: Part, have: int) -> urllib.request.Request:
-    """A request for what is missing, provided that the server still has the same version of the file."""
+def _request(part: Part, received: int) -> urllib.request.Request:
+    """Return a request for the missing bytes, provided that the server still has the same version of the file."""
     if not part.url.startswith(("https://", "http://")):
         raise ModelError(f"{part.url}: an http or https address expected")
     request = urllib.request.Request(part.url, headers={"User-Agent": f"canopy/{__version__}"})
     if part.token:
         request.add_unredirected_header("Authorization", f"Bearer {part.token}")
-    known: dict[str, Any] = {}
+    version: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        known = json.loads(part.record.read_text(encoding="utf-8"))
-    if have and known.get("url") == part.url and known.get("etag"):
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", known["etag"])
+        version = json.loads(part.record.read_text(encoding="utf-8"))
+    if received and version.get("url") == part.url and version.get("etag"):
+        request.add_header("Range", f"bytes={received}-")
+        request.add_header("If-Range", version["etag"])
     return request
 
 
 def _refusal(part: Part, error: urllib.error.HTTPError) -> Exception:
-    """What an HTTP status means; a server's own trouble is worth another attempt."""
+    """Return the error that an HTTP status means; a fault of the server's is worth another attempt."""
     if error.code in (401, 403):
         return ModelError(
             f"{part.url}: HTTP {error.code}; the publisher gates this file: accept the terms on its page with your own "
@@ -194,12 +197,12 @@ def _refusal(part: Part, error: urllib.error.HTTPError) -> Exception:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and keeps the sha256 that the model hub states in one."""
+    """Follows redirects, and remembers the SHA-256 that the model hub states in one."""
 
     stated_sha256: str | None = None
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """As the standard library does, with an eye on the headers."""
+        """Redirect as the standard library does, after a look at the headers."""
         stated = (headers.get("X-Linked-Etag") or "").strip('"')
         if len(stated) == 64:
             self.stated_sha256 = stated

@@ -1,4 +1,4 @@
-"""From a public checkpoint's name to a bundle that predicts; the download goes once the bundle is whole."""
+"""From the name of a public checkpoint to a bundle that predicts; the download is removed once the bundle is whole."""
 
 import os
 import shutil
@@ -24,13 +24,13 @@ def fetch(
     """Download a checkpoint and convert it.
 
     Args:
-        checkpoint: From the registry.
-        folder: Of models (default: where ``canopy predict --model NAME`` looks).
-        accept: Asked once, before anything is downloaded: whether the user accepts the licence.
-        report: Called with bytes done and in all of the file under way.
+        checkpoint: Checkpoint of the registry.
+        folder: Folder of models; the one where ``canopy predict --model NAME`` looks if None.
+        accept: Function that says whether the user accepts the licence; called once, before any download.
+        report: Called with megabytes done and in total of the file that is being downloaded.
 
     Returns:
-        The bundle.
+        Path of the bundle.
 
     Raises:
         CanopyError: The licence is not accepted, the download fails, or the file is not what it should be.
@@ -44,23 +44,24 @@ def fetch(
             f"the licence of {checkpoint.name} ({checkpoint.licence}, {checkpoint.licence_url}) is not accepted: read "
             "it and pass --accept-licence"
         )
-    kept = folder / "downloads" / checkpoint.name
+    downloads = folder / "downloads" / checkpoint.name
     files = []
     for url in checkpoint.urls:
         name = url.rpartition("/")[2]
         token = hub_token() if url.startswith(_HUB) else None
         expected = checkpoint.sha256 if url == checkpoint.urls[-1] else None
-        download(url, kept / name, sha256=expected, token=token, report=report)
-        files.append(kept / name)
+        download(url, downloads / name, sha256=expected, token=token, report=report)
+        files.append(downloads / name)
+    # Imported late: a licence that is not accepted, or a download that fails, needs no torch.
     from canopy.models.public.conversion import convert
 
-    convert(files[0] if len(files) == 1 else kept, bundle, gsd_m=checkpoint.gsd_m, licence=checkpoint.licence)
-    shutil.rmtree(kept)
+    convert(files[0] if len(files) == 1 else downloads, bundle, gsd_m=checkpoint.gsd_m, licence=checkpoint.licence)
+    shutil.rmtree(downloads)
     return bundle
 
 
 def hub_token() -> str | None:
-    """The user's token for the model hub: ``HF_TOKEN``, else the one that ``hf auth login`` keeps."""
+    """Return the user's token for the model hub: ``HF_TOKEN``, else the one that ``hf auth login`` stored."""
     from huggingface_hub import get_token
 
     return os.environ.get("HF_TOKEN") or get_token()

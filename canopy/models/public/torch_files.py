@@ -1,0 +1,70 @@
+"""Tensors of publishers' torch files. Nothing in a file is executed."""
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from canopy.errors import ModelError, one_line
+
+_PACKED = "._packed_params._packed_params"
+"""Suffix of the weights of a layer that torch quantised dynamically."""
+_QUANTISER = re.compile(r"\.(scale|zero_point|_packed_params\.dtype)$")
+"""Names of the other entries of such a layer."""
+
+
+class _Ignored(list[Any]):
+    """Stands for an object that is no tensor: it accepts whatever a file gives it, and stores and does nothing."""
+
+    def __new__(cls, *_: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the tensors of a torch file under the publisher's names, without wrapper and quantisation.
+
+    Raises:
+        ModelError: The file is no torch file, is not whole, or cannot be read without running its code.
+    """
+    try:
+        # A file of a whole training also names the publisher's classes, which torch would refuse.
+        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        ignored = torch.serialization.safe_globals([(_Ignored, name) for name in classes])
+        with warnings.catch_warnings(), ignored:
+            warnings.simplefilter("ignore")  # torch warns of its own quantised tensors
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            state = loaded.get("state_dict", loaded)
+            return {name.removeprefix("chm_module_."): value for name, value in _dequantise(state).items()}
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, KeyError, ValueError) as error:
+        if not zipfile.is_zipfile(path):
+            size_mb = path.stat().st_size / 1e6
+            raise ModelError(
+                f"{path} is no torch file, or not a whole one ({size_mb:.1f} MB): fetch it again"
+            ) from error
+        detail = one_line(error.__context__ or error, 200)  # torch's own text advises to run the file
+        raise ModelError(f"{path} cannot be read as weights without running its code: {detail}") from error
+
+
+def _dequantise(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return float tensors of a state dict whose linear layers torch quantised dynamically to int8."""
+    plain: dict[str, Any] = {}
+    for name, value in state.items():
+        if name.endswith(_PACKED):
+            weight, bias = value
+            layer = name.removesuffix(_PACKED)
+            plain |= {f"{layer}.weight": weight.dequantize(), f"{layer}.bias": bias.detach()}
+        elif not _QUANTISER.search(name):
+            plain[name] = value.dequantize() if isinstance(value, Tensor) and value.is_quantized else value
+    return plain
