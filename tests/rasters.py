@@ -80,29 +80,29 @@ def make_raster(
     tags: dict[str, str] | None = None,
     **options: Any,
 ) -> Path:
-    """Writes a raster.
+    """Write a raster.
 
     Args:
-        path: where; its folder is made.
-        crs: its CRS; None for none.
-        origin: x and y of the top left corner, in CRS units.
-        resolution: pixel size in CRS units, (x, y) where they differ; a negative y is south-up.
-        transform: in place of origin and resolution; the identity for none.
-        shape: rows, columns.
-        dtype: type of the values.
-        bands: colour bands; the alpha band comes on top.
-        pattern: see `pattern_values`.
+        path: Name of the raster; its folder is created.
+        crs: CRS; None for none.
+        origin: X and y of the top left corner, in CRS units.
+        resolution: Pixel size in CRS units, (x, y) where they differ; a negative y is south-up.
+        transform: In place of origin and resolution; the identity for none.
+        shape: Rows, columns.
+        dtype: Type of the values.
+        bands: Colour bands; the alpha band comes on top.
+        pattern: See `pattern_values`.
         values: (bands, height, width), in place of a pattern.
-        factor: multiplies the pattern.
-        nodata: declared nodata value.
+        factor: Multiplies the pattern.
+        nodata: Declared nodata value.
         mask: (height, width) per-dataset mask, True where valid.
         alpha: (height, width) alpha band, True where opaque.
-        colorinterp: names of `rasterio.enums.ColorInterp`, one a band.
-        descriptions: band names.
-        colormap: colour table of band 1.
-        gcps: place the raster by five ground control points and no transform.
-        tags: dataset tags.
-        options: creation options.
+        colorinterp: Names of `rasterio.enums.ColorInterp`, one a band.
+        descriptions: Band names.
+        colormap: Colour table of band 1.
+        gcps: Place the raster by five ground control points and no transform.
+        tags: Dataset tags.
+        options: Creation options.
     """
     x_step, y_step = resolution if isinstance(resolution, tuple) else (resolution, resolution)
     placed = transform or Affine(x_step, 0, origin[0], 0, -y_step, origin[1])
@@ -137,7 +137,7 @@ def make_raster(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences rasterio's warning on a raster without georeference."""
+    """Silence rasterio's warning on a raster without georeference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
