@@ -1,0 +1,76 @@
+"""Every command and snippet of README.md and docs/ runs, on small data under the names that the pages use."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from forest import make_forest, write_laz, write_pair
+from pages import PAGES, REPOSITORY, Reader, read_blocks
+
+from canopy.gedi.simulation import Orbit, simulate
+
+CORNER = (528_000, 4_979_000)
+"""Upper-left corner of the sample scene, over which the forest of these pages grows."""
+
+
+@pytest.fixture(scope="session")
+def sample_area(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a reader: imagery, an area, clouds, shots and training scenes over the bundled sample's ground."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("configs", "samples", "recipes", "benchmarks"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "scenes").mkdir()
+    shutil.copy(REPOSITORY / "canopy" / "data" / "yellowstone.tif", folder / "scenes")
+    shutil.copy(REPOSITORY / "samples" / "region.geojson", folder)
+    forest = make_forest(248, crs="EPSG:32612", origin=CORNER, holes=1)
+    for number in range(2):
+        write_laz(forest, folder / "clouds" / f"flight_{number}.laz", density=4, seed=number)
+    write_heights(forest.chm_m, forest.transform, folder / "chm.tif")
+    simulate(folder / "chm.tif", folder / "GEDI02_A_2019.h5", Orbit(passes=4, across_m=30, along_m=15), seed=0)
+    write_training_scenes(folder / "DATA")
+    return folder
+
+
+def write_heights(heights_m: np.ndarray, transform: object, path: Path) -> None:
+    profile = {"driver": "GTiff", "dtype": "float32", "count": 1, "crs": "EPSG:32612", "nodata": np.nan}
+    height, width = heights_m.shape
+    with rasterio.open(path, "w", height=height, width=width, transform=transform, **profile) as dataset:
+        dataset.write(heights_m, 1)
+
+
+def write_training_scenes(root: Path) -> None:
+    """Write a scene of each source of configs/dataset.yaml."""
+    sides = {"autzen_west": 640, "neon_osbs_1ha": 200, "osbs_003": 40, "bart_041": 40, "teak_043": 200,
+             "idt_osbs_10": 20, "idt_mlbs_1": 20}  # fmt: skip
+    for number, (name, side_m) in enumerate(sides.items()):
+        origin = (320_000 + 5_000 * number, 4_100_000)
+        write_pair(make_forest(side_m, seed=number, origin=origin, buildings=0), root / "pairs" / name)
+    shutil.copy(root / "pairs" / "autzen_west" / "chm_cm.tif", root / "mask.tif")
+    with rasterio.open(root / "mask.tif") as heights:
+        profile = heights.profile | {"dtype": "uint8", "nodata": None}
+        shape = heights.shape
+    with rasterio.open(root / "pairs" / "autzen_west" / "exclude_mask.tif", "w", **profile) as mask:
+        mask.write(np.zeros(shape, np.uint8), 1)
+    (root / "mask.tif").unlink()
+    for name in ("naip_ca_0p6m/chico_1_2018", "neon_0p5m/HARV_001"):
+        forest = make_forest(160, seed=len(name), origin=(420_000 + 1000 * len(name), 4_100_000))
+        pair = write_pair(forest, root / "pair")
+        (root / "unlabelled" / name).parent.mkdir(parents=True)
+        (pair / "rgb.tif").rename(root / "unlabelled" / f"{name}.tif")
+        shutil.rmtree(pair)
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_page_runs(page: Path, sample_area: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = read_blocks(page.read_text(encoding="utf-8"))
+    folder = tmp_path / "folder"
+    shutil.copytree(sample_area, folder, symlinks=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CANOPY_CONFIG", os.devnull)
+    reader = Reader(folder)
+    for block in blocks:
+        reader.run(block)
