@@ -32,35 +32,35 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
-    """Print the table."""
+    """Time a step and its parts, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--steps", type=int, default=5)
-    given = parser.parse_args()
-    config = load_config(given.config, PretrainConfig)
+    options = parser.parse_args()
+    config = load_config(options.config, PretrainConfig)
     learner, tiles = SelfDistillation(config, DEVICE), noise(config)
-    whole = median_s(lambda n: step(learner, tiles, n), given.steps)
-    bare = median_s(bare_networks(learner, tiles), given.steps)
-    drawing = median_s(lambda n: draw_batch(n, tiles, config, learner.student.encoder.patch_px), given.steps)
+    whole = median_s(lambda n: step(learner, tiles, n), options.steps)
+    bare = median_s(bare_networks(learner, tiles), options.steps)
+    drawing = median_s(lambda n: draw_batch(n, tiles, config, learner.student.encoder.patch_px), options.steps)
     print(f"| part of a step of {config.batch} tiles, {config.encoder} | seconds | of the step |\n|---|---|---|")
     print(f"| whole step | {whole:.3f} | 1 |")
     print(f"| student and teacher, forward and backward | {bare:.3f} | {bare / whole:.2f} |")
     print(f"| drawing the batch (in a thread of its own) | {drawing:.3f} | {drawing / whole:.2f} |")
     with contextlib.suppress(ImportError):
-        theirs = median_s(lightly_step(config, tiles), given.steps)
-        print(f"| the step assembled from lightly | {theirs:.3f} | {theirs / whole:.2f} |")
+        lightly_s = median_s(lightly_step(config, tiles), options.steps)
+        print(f"| the step assembled from lightly | {lightly_s:.3f} | {lightly_s / whole:.2f} |")
     print(f"\n{config.batch / whole:.1f} tiles per second; peak memory {peak_gib():.2f} GiB")
 
 
 def noise(config: PretrainConfig) -> ArrayTiles:
-    """Tiles of noise: what they show does not change the time."""
+    """Return tiles of noise: their content does not change the time."""
     side, count = config.tiles.tile_px, 2 * config.batch
     images = np.random.default_rng(0).integers(0, 255, (count, 3, side, side)).astype(np.uint8)
     return ArrayTiles(images, np.full(count, config.gsd_m), "noise")
 
 
 def median_s(run: Callable[[int], Any], steps: int) -> float:
-    """Median seconds of a call: of the process on a CPU, of the clock on a GPU."""
+    """Return the median seconds of a call: of the process on a CPU, of the clock on a GPU."""
     clock = time.perf_counter if DEVICE.type == "cuda" else time.process_time
     run(0)
     spent = []
@@ -74,12 +74,12 @@ def median_s(run: Callable[[int], Any], steps: int) -> float:
 
 
 def autocast(config: PretrainConfig) -> torch.autocast:
-    """As in the training loop."""
+    """Return the autocast of the training loop."""
     return torch.autocast(DEVICE.type, torch.bfloat16, enabled=config.loop.amp and computes_bf16(DEVICE))
 
 
 def step(learner: SelfDistillation, tiles: Tiles, number: int) -> None:
-    """One whole step, as the training loop takes it."""
+    """Take one whole step, as the training loop does."""
     batch = draw_batch(number, tiles, learner.config, learner.student.encoder.patch_px)
     learner.student.train()
     learner.schedule(number)
@@ -89,7 +89,7 @@ def step(learner: SelfDistillation, tiles: Tiles, number: int) -> None:
 
 
 def finish(loss: torch.Tensor, learner: SelfDistillation, number: int) -> None:
-    """Backward pass, clipping, optimizer, moving average."""
+    """Do the backward pass, clip, step the optimizer, move the average."""
     loss.backward()
     torch.nn.utils.clip_grad_norm_(learner.student.parameters(), learner.config.loop.clip_norm)
     learner.optimizer.step()
@@ -98,7 +98,7 @@ def finish(loss: torch.Tensor, learner: SelfDistillation, number: int) -> None:
 
 
 def bare_networks(learner: SelfDistillation, tiles: Tiles) -> Callable[[int], None]:
-    """The networks alone, on crops made beforehand."""
+    """Return a step of the networks alone, on crops cut beforehand."""
     config = learner.config
     batch = draw_batch(0, tiles, config, learner.student.encoder.patch_px)
     count, rows = config.global_crops.count, config.batch
@@ -110,8 +110,8 @@ def bare_networks(learner: SelfDistillation, tiles: Tiles) -> Callable[[int], No
         with autocast(config):
             with torch.no_grad():
                 learner.teacher(global_crops, None, masks, blind=False)
-            made = learner.student(global_crops, local_crops, masks, blind=True)
-            total = made.cls_logits.float().sum() + made.patch_logits.float().sum() + made.cls.float().sum()
+            tokens = learner.student(global_crops, local_crops, masks, blind=True)
+            total = tokens.cls_logits.float().sum() + tokens.patch_logits.float().sum() + tokens.cls.float().sum()
         total.backward()
         learner.optimizer.zero_grad(set_to_none=True)
 
@@ -119,7 +119,7 @@ def bare_networks(learner: SelfDistillation, tiles: Tiles) -> Callable[[int], No
 
 
 def lightly_step(config: PretrainConfig, tiles: Tiles) -> Callable[[int], None]:
-    """The same step from lightly's transforms, masks, losses and momentum update."""
+    """Return the same step from lightly's transforms, masks, losses and momentum update."""
     from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
     from lightly.models.utils import random_block_mask, update_momentum
     from lightly.transforms.dino_transform import DINOTransform
@@ -144,11 +144,11 @@ def lightly_step(config: PretrainConfig, tiles: Tiles) -> Callable[[int], None]:
         by_crop = masks.view(2, config.batch, side, side)
         with autocast(config):
             with torch.no_grad():
-                theirs = learner.teacher(global_crops, None, by_crop, blind=False)
-            mine = learner.student(global_crops, local_crops, by_crop, blind=True)
-            loss = dino(list(theirs.cls_logits.float()), list(mine.cls_logits.float()))
-            loss = loss + ibot(theirs.patch_logits.float(), mine.patch_logits.float(), masks)
-            loss = loss + 0.1 * sum(koleo(cls.float()) for cls in mine.cls) / 2
+                teacher = learner.teacher(global_crops, None, by_crop, blind=False)
+            student = learner.student(global_crops, local_crops, by_crop, blind=True)
+            loss = dino(list(teacher.cls_logits.float()), list(student.cls_logits.float()))
+            loss = loss + ibot(teacher.patch_logits.float(), student.patch_logits.float(), masks)
+            loss = loss + 0.1 * sum(koleo(cls.float()) for cls in student.cls) / 2
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.student.parameters(), config.loop.clip_norm)
         learner.optimizer.step()
@@ -159,7 +159,7 @@ def lightly_step(config: PretrainConfig, tiles: Tiles) -> Callable[[int], None]:
 
 
 def peak_gib() -> float:
-    """Peak memory, of the device where there is one."""
+    """Return the peak memory, of the device where there is one."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,10 +1,10 @@
-"""What each ingredient of the self-supervised recipe is worth: pretrain, probe, ingredient by ingredient.
+"""Worth of each ingredient of the self-supervised recipe: pretrain and probe, ingredient by ingredient.
 
 Run: python benchmarks/ssl_ablation.py CONFIG.yaml PAIRS [--steps N] [--seeds N] [--variants FILE.yaml] [--out DIR]
 
 The ingredients come in the order of DINOv2's table 1 and then ours, each on top of the ones before; the last row leaves
-the others out again. Scores are R2 of the mean height of 16 m cells in spatial blocks held out (`canopy probe`); beside
-the mean over the seeds stands its standard deviation.
+the others out again. Scores are R2 of the mean height of 16 m cells in spatial blocks held out (`canopy probe`): the
+mean over the seeds ± its standard deviation.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -37,18 +36,20 @@ INGREDIENTS: dict[str, list[str]] = {
 
 
 def main() -> None:
-    """Print one row a variant."""
+    """Pretrain and probe every variant, and print one row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument(
-        "--variants", type=Path, help="YAML: name -> settings over the config's, in place of the order."
+        "--variants",
+        type=Path,
+        help="YAML file, name -> settings over the configuration's, in place of the ingredients.",
     )
-    parser.add_argument("--out", type=Path, help="Keep the runs here.")
-    given = parser.parse_args()
-    variants = yaml.safe_load(given.variants.read_text()) if given.variants else cumulative(INGREDIENTS)
+    parser.add_argument("--out", type=Path, help="Folder of the runs (default: a temporary one).")
+    options = parser.parse_args()
+    variants = yaml.safe_load(options.variants.read_text()) if options.variants else cumulative(INGREDIENTS)
     print(
         "| recipe | linear R2 | k-NN R2 | linear, less random | information | feature rank |\n|" + "---|" * 6,
         flush=True,
@@ -56,36 +57,37 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, settings in variants.items():
             scores = [
-                score(given, [*settings, f"loop.seed={seed}"], (given.out or Path(folder)) / f"{name}-{seed}")
-                for seed in range(given.seeds)
+                score(options, [*settings, f"loop.seed={seed}"], (options.out or Path(folder)) / f"{name}-{seed}")
+                for seed in range(options.seeds)
             ]
             print(row(name, scores), flush=True)
 
 
 def cumulative(steps: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Each variant's settings with those of all before it."""
+    """Return each variant's settings with those of all before it."""
     settings: list[str] = []
     return {name: (settings := [*settings, *added]) for name, added in steps.items()}
 
 
-def score(given: argparse.Namespace, settings: list[str], run: Path) -> dict[str, float]:
-    """Pretrain one variant and probe it."""
-    every = [f"loop.{key}={given.steps}" for key in ("steps", "evaluate_every", "checkpoint_every")]
-    config = load_config(given.config, PretrainConfig, (*settings, *every))
-    table: dict[str, Any] = probe(pretrain(config, run), given.pairs)["height_m"]
+def score(options: argparse.Namespace, settings: list[str], run: Path) -> dict[str, float]:
+    """Pretrain one variant, probe it, and return its scores."""
+    every = [f"loop.{key}={options.steps}" for key in ("steps", "evaluate_every", "checkpoint_every")]
+    config = load_config(options.config, PretrainConfig, (*settings, *every))
+    result = probe(pretrain(config, run), options.pairs)
+    linear, knn = (result.comparison("height_m", method) for method in ("linear", "knn"))
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     signs = [entry for entry in entries if "information" in entry][-1]
     return {
-        "linear": table["linear"]["encoder"]["r2"],
-        "knn": table["knn"]["encoder"]["r2"],
-        "lead": table["linear"]["gain"]["random"]["r2"],
+        "linear": linear.scores["encoder"].r2,
+        "knn": knn.scores["encoder"].r2,
+        "lead": linear.gains["random"].r2,
         "information": signs["information"],
         "rank": signs["feature_rank"],
     }
 
 
 def row(name: str, scores: list[dict[str, float]]) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Format the mean and the standard deviation over the seeds."""
     cells = []
     for key in scores[0]:
         values = [s[key] for s in scores]

@@ -15,36 +15,34 @@ from pretrain.config import ColourConfig, CropConfig
 # Columns: luma, and two axes of colour around which hue turns (NTSC).
 YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 HAZE = torch.tensor([0.78, 0.84, 0.92])
+BLUR_REACH_PX = 4
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Parameters of the crops of a batch; every tensor's first dimensions are (crops, B).
-
-    Attributes:
-        turn: (C, B, 2, 2) output offsets to source offsets, both in source pixels over the crop's side.
-        centre: (C, B, 2) where the crop's centre lies within what the tile allows: x, y in [0, 1].
-        gsd: (C, B) GSD of the crop over the nominal GSD.
-        colour: (C, B, 3, 3) matrix on RGB: hue, saturation, tint.
-        gain: (C, B) contrast around the crop's mean.
-        light: (C, B) brightness.
-        gamma: (C, B) exponent.
-        haze: (C, B) share of veil.
-        blur_px: (C, B) sigma of the blur in pixels of the crop, 0 for none.
-    """
+    """Random parameters of C crops of each of B tiles."""
 
     turn: Tensor
+    """(C, B, 2, 2) rotation and mirroring: offsets from the centre in the crop to offsets in the tile."""
     centre: Tensor
+    """(C, B, 2) position of the crop's centre in the range that the tile allows: x, y in [0, 1]."""
     gsd: Tensor
+    """(C, B) GSD of the crop over the nominal GSD."""
     colour: Tensor
+    """(C, B, 3, 3) matrix on RGB: hue, saturation, tint."""
     gain: Tensor
+    """(C, B) contrast around the crop's mean."""
     light: Tensor
+    """(C, B) factor of brightness."""
     gamma: Tensor
+    """(C, B) exponent."""
     haze: Tensor
+    """(C, B) share of the veil."""
     blur_px: Tensor
+    """(C, B) sigma of the blur, pixels of the crop; 0 for none."""
 
     def take(self, rows: slice) -> "Draws":
-        """Parameters of some of the samples."""
+        """Return the parameters of some of the samples."""
         return replace(self, **{f.name: getattr(self, f.name)[:, rows] for f in fields(self)})
 
 
@@ -52,10 +50,10 @@ def draw(crops: CropConfig, colour: ColourConfig, count: int, generator: torch.G
     """Draw the parameters of `crops.count` crops of `count` tiles.
 
     Args:
-        crops: How many, how large, at which GSDs.
-        colour: Strengths and chances.
-        count: Tiles, B.
-        generator: All randomness; on the CPU.
+        crops: Number, side and GSD range of the crops.
+        colour: Strengths and chances of the colour augmentations.
+        count: Number of tiles, B.
+        generator: Generator of all randomness, on the CPU.
     """
     shape = (crops.count, count)
 
@@ -65,9 +63,10 @@ def draw(crops: CropConfig, colour: ColourConfig, count: int, generator: torch.G
     def chance(share: float) -> Tensor:
         return torch.rand(shape, generator=generator) < share
 
+    # The order of the draws is part of the result: a new one goes to the end.
     angle, flip = uniform(0, 2 * math.pi), torch.where(chance(0.5), 1.0, -1.0)
     turn = torch.stack([angle.cos(), -flip * angle.sin(), angle.sin(), flip * angle.cos()], -1).view(*shape, 2, 2)
-    log_low, log_high = (math.log(g) for g in crops.gsd)
+    log_low, log_high = (math.log(factor) for factor in crops.gsd)
     return Draws(
         turn=turn,
         centre=torch.stack([uniform(0, 1), uniform(0, 1)], dim=-1),
@@ -88,37 +87,49 @@ def draw(crops: CropConfig, colour: ColourConfig, count: int, generator: torch.G
 def crop(tiles: Tensor, gsd_m: Tensor, draws: Draws, px: int, nominal_gsd_m: float) -> Tensor:
     """Cut turned, mirrored, rescaled and recoloured crops.
 
-    What a turned crop sees beyond its tile is mirrored. A crop never reaches further than its tile's side.
+    Where a turned crop reaches beyond its tile, the tile is mirrored. A crop covers at most its tile's side.
 
     Args:
-        tiles: (B, 3, H, W) uint8.
-        gsd_m: (B,) GSD of the tiles.
+        tiles: (B, 3, H, W) uint8 RGB.
+        gsd_m: (B,) GSD of the tiles, metres.
         draws: Parameters, (C, B, ...), on any device.
-        px: Side of the crops.
-        nominal_gsd_m: GSD that `draws.gsd` multiplies.
+        px: Side of the crops, pixels.
+        nominal_gsd_m: GSD that `draws.gsd` multiplies, metres.
 
     Returns:
         (C, B, 3, px, px) float32 in [0, 1], on the tiles' device.
     """
     if not len(draws.gsd):
         return torch.zeros(0, len(tiles), 3, px, px, device=tiles.device)
-    device, side = tiles.device, torch.tensor(tiles.shape[:-3:-1], dtype=torch.float32, device=tiles.device)
+    device, side_px = tiles.device, torch.tensor(tiles.shape[:-3:-1], dtype=torch.float32, device=tiles.device)
     image = tiles.float() / 255
-    made = []
+    crops = []
+    # One crop of all tiles after the other: all crops at once would hold C copies of the sampling grid.
     for c in range(len(draws.gsd)):
-        reach = px * draws.gsd[c].to(device) * nominal_gsd_m / gsd_m.to(device)
-        reach = torch.minimum(reach, side.min())
-        # clamp: a crop as large as its tile leaves its centre no room
-        centre = reach[:, None] / 2 + draws.centre[c].to(device) * (side - reach[:, None]).clamp(min=0)
-        theta = torch.cat([draws.turn[c].to(device) * reach[:, None, None], (2 * centre - side)[..., None]], dim=-1)
-        theta = theta / side[None, :, None]
+        reach_px = px * draws.gsd[c].to(device) * nominal_gsd_m / gsd_m.to(device)
+        reach_px = torch.minimum(reach_px, side_px.min())
+        # The clamp is for a crop as large as its tile, whose centre has no room to move.
+        room_px = (side_px - reach_px[:, None]).clamp(min=0)
+        centre_px = reach_px[:, None] / 2 + draws.centre[c].to(device) * room_px
+        # Affine maps of torch take and give coordinates from -1 to 1: hence the division by the side.
+        offset_px = (2 * centre_px - side_px)[..., None]
+        theta = torch.cat([draws.turn[c].to(device) * reach_px[:, None, None], offset_px], dim=-1)
+        theta = theta / side_px[None, :, None]
         grid = F.affine_grid(theta, [len(tiles), 3, px, px], align_corners=False)
-        made.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False))
-    return recolour(torch.stack(made), draws)
+        crops.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False))
+    return recolour(torch.stack(crops), draws)
 
 
 def recolour(image: Tensor, draws: Draws) -> Tensor:
-    """Colour, light, haze and blur: (C, B, 3, H, W) in [0, 1] to the same."""
+    """Change colour, light, haze and sharpness of crops.
+
+    Args:
+        image: (C, B, 3, H, W) float32 RGB in [0, 1].
+        draws: Parameters, (C, B, ...), on any device.
+
+    Returns:
+        (C, B, 3, H, W) float32 RGB in [0, 1].
+    """
     device = image.device
 
     def per_sample(values: Tensor) -> Tensor:
@@ -127,6 +138,7 @@ def recolour(image: Tensor, draws: Draws) -> Tensor:
     image = torch.einsum("cbij,cbjhw->cbihw", draws.colour.to(device), image)
     mean = image.mean(dim=(2, 3, 4), keepdim=True)
     image = (mean + (image - mean) * per_sample(draws.gain)) * per_sample(draws.light)
+    # Not down to 0, where the gradient of a power is infinite.
     image = image.clamp(1e-4, 1).pow(per_sample(draws.gamma))
     veil = per_sample(draws.haze)
     image = image * (1 - veil) + HAZE.to(device).view(3, 1, 1) * veil
@@ -134,27 +146,29 @@ def recolour(image: Tensor, draws: Draws) -> Tensor:
 
 
 def blur(image: Tensor, sigma_px: Tensor) -> Tensor:
-    """Gaussian blur with a sigma of its own for every image; 0 leaves an image as it is.
+    """Blur every image with a Gaussian of its own; a sigma of 0 leaves an image as it is.
 
     Args:
-        image: (B, 3, H, W).
-        sigma_px: (B,), up to about 2: the kernel reaches 4 pixels.
+        image: (B, 3, H, W) float32.
+        sigma_px: (B,) sigma, up to about 2 px: the kernel reaches 4 pixels.
     """
     chosen = sigma_px.nonzero()[:, 0]
     if not len(chosen):
         return image
-    at = torch.arange(-4, 5, device=image.device)
-    kernel = torch.exp(-0.5 * (at / sigma_px[chosen, None]) ** 2)
+    offsets_px = torch.arange(-BLUR_REACH_PX, BLUR_REACH_PX + 1, device=image.device)
+    kernel = torch.exp(-0.5 * (offsets_px / sigma_px[chosen, None]) ** 2)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)
     height, width = image.shape[-2:]
-    part = F.pad(image[chosen], (4, 4, 4, 4), mode="reflect").reshape(1, -1, height + 8, width + 8)
+    # Every channel of every image is a group of one convolution, rows first and then columns.
+    part = F.pad(image[chosen], (BLUR_REACH_PX,) * 4, mode="reflect")
+    part = part.reshape(1, -1, height + 2 * BLUR_REACH_PX, width + 2 * BLUR_REACH_PX)
     part = F.conv2d(part, kernel[:, None, :, None], groups=len(kernel))
     part = F.conv2d(part, kernel[:, None, None, :], groups=len(kernel))
     return image.index_copy(0, chosen, part.view(len(chosen), 3, height, width))
 
 
 def _colour_matrix(hue: Tensor, saturation: Tensor, tint: Tensor) -> Tensor:
-    """Matrices on RGB, (..., 3, 3): turn the plane of colour by `hue`, stretch it, then scale the channels."""
+    """Return matrices on RGB, (..., 3, 3): turn the plane of colour by `hue`, stretch it, then scale the channels."""
     turn = torch.zeros(*hue.shape, 3, 3)
     turn[..., 0, 0] = 1
     turn[..., 1, 1] = turn[..., 2, 2] = saturation * hue.cos()

@@ -1,4 +1,4 @@
-"""Batches of tiles by number: in which order tiles are seen, and what chance decides about each."""
+"""Batches of tiles by number: the order in which tiles come, and all that chance decides about each."""
 
 from dataclasses import dataclass
 
@@ -14,49 +14,49 @@ from pretrain.data import Tiles
 from pretrain.masking import draw_masks
 
 GOLDEN, WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1
+SEED_STRIDE = 1_000_003
+"""Batches of two neighbouring seeds share no generator before this many steps."""
 
 
 @dataclass(frozen=True)
 class TileBatch:
-    """A rank's share of a batch, and all that chance decides about it.
-
-    Attributes:
-        tiles: (B, 3, H, W) uint8.
-        gsd_m: (B,) GSD of each tile.
-        global_draws: Parameters of the global crops.
-        local_draws: Parameters of the local crops.
-        masks: (C, B, rows, cols) bool, over the global crops.
-        global_px: Side of the global crops.
-        local_px: Side of the local crops.
-        masked_images: Masked crops of the whole batch over the number of ranks.
-    """
+    """A rank's share of a batch, and all that chance decides about it."""
 
     tiles: Tensor
+    """(B, 3, H, W) uint8 RGB."""
     gsd_m: Tensor
+    """(B,) GSD of each tile, metres."""
     global_draws: Draws
+    """Parameters of the global crops."""
     local_draws: Draws
+    """Parameters of the local crops."""
     masks: Tensor
+    """(C, B, rows, cols) bool, True where a patch of a global crop is masked."""
     global_px: int
+    """Side of the global crops."""
     local_px: int
+    """Side of the local crops."""
     masked_images: float
+    """Masked crops of the whole batch over the number of ranks."""
 
 
 def draw_batch(number: int, tiles: Tiles, config: PretrainConfig, patch_px: int) -> TileBatch:
-    """This rank's share of a batch, as a function of the batch's number alone.
+    """Draw this rank's share of a batch, as a function of the batch's number alone.
 
-    Chance is drawn for the whole batch on every rank, so that the number of ranks changes nothing.
+    Every rank draws the parameters of the whole batch and takes its rows, so that the number of ranks changes nothing.
 
     Args:
-        number: Of the batch, from 0.
+        number: Number of the batch, from 0.
         tiles: All tiles.
         config: Batch size, crops, masks, seed.
         patch_px: Side of the encoder's patches.
     """
     global_crops, local_crops = crops_at(number // config.loop.accumulate, config)
-    generator = torch.Generator().manual_seed(config.loop.seed * 1_000_003 + number)
-    own = rank_rows(config.batch)
+    generator = torch.Generator().manual_seed(config.loop.seed * SEED_STRIDE + number)
+    rows = rank_rows(config.batch)
     first = number * config.batch
-    chosen = [shuffled(first + row, len(tiles), config.loop.seed) for row in range(own.start, own.stop)]
+    chosen = [tile_number(first + row, len(tiles), config.loop.seed) for row in range(rows.start, rows.stop)]
+    # The order of the three draws is part of the result: they share one generator.
     global_draws = draw(global_crops, config.colour, config.batch, generator)
     local_draws = draw(local_crops, config.colour, config.batch, generator)
     grid, count = (global_crops.px // patch_px,) * 2, global_crops.count
@@ -65,9 +65,9 @@ def draw_batch(number: int, tiles: Tiles, config: PretrainConfig, patch_px: int)
     return TileBatch(
         tiles=torch.from_numpy(np.stack([tiles[i] for i in chosen])),
         gsd_m=torch.tensor([tiles.gsd_m(i) for i in chosen]),
-        global_draws=global_draws.take(own),
-        local_draws=local_draws.take(own),
-        masks=masks[:, own],
+        global_draws=global_draws.take(rows),
+        local_draws=local_draws.take(rows),
+        masks=masks[:, rows],
         global_px=global_crops.px,
         local_px=local_crops.px,
         masked_images=float(masks.flatten(2).any(dim=2).sum()) / ranks(),
@@ -75,7 +75,7 @@ def draw_batch(number: int, tiles: Tiles, config: PretrainConfig, patch_px: int)
 
 
 def crops_at(step: int, config: PretrainConfig) -> tuple[CropConfig, CropConfig]:
-    """Global and local crops at a step: the last phase may have larger ones."""
+    """Return the global and the local crops of a step: the last phase may have larger ones."""
     phase = config.high_resolution
     if phase is None or step < phase.start * config.loop.steps:
         return config.global_crops, config.local_crops
@@ -86,7 +86,7 @@ def crops_at(step: int, config: PretrainConfig) -> tuple[CropConfig, CropConfig]
 
 
 def rank_rows(batch: int) -> slice:
-    """Rows of a batch that this rank works on.
+    """Return the rows of a batch that this rank works on.
 
     Raises:
         TrainingError: The ranks do not divide the batch.
@@ -97,21 +97,28 @@ def rank_rows(batch: int) -> slice:
     return slice(rank() * share, (rank() + 1) * share)
 
 
-def shuffled(position: int, length: int, seed: int) -> int:
-    """Number of the tile at a position of an endless stream that shuffles all tiles anew in every epoch.
+def tile_number(position: int, length: int, seed: int) -> int:
+    """Return the number of the tile at a position of an endless stream that shuffles all tiles again in every epoch.
 
     A keyed bijection (Black and Rogaway 2002, section 4: a Feistel network, walked until it falls inside) needs
-    neither memory nor a past, so half a billion tiles resume as five do.
+    neither memory nor the positions before, so half a billion tiles resume as five do.
+
+    Args:
+        position: Position in the stream, from 0.
+        length: Number of tiles.
+        seed: Seed of the order.
     """
-    epoch, at = divmod(position, length)
+    epoch, number = divmod(position, length)
+    # Twice `half` bits are the smallest even number of bits that can count all tiles: at most 4 walks on average.
     half = max(1, -(-(length - 1).bit_length() // 2))
     while True:
-        at = _feistel(at, half, (seed << 32) + epoch)
-        if at < length:
-            return at
+        number = _feistel(number, half, (seed << 32) + epoch)
+        if number < length:
+            return number
 
 
 def _feistel(value: int, half_bits: int, key: int) -> int:
+    """Permute the numbers of twice `half_bits` bits by four rounds of a Feistel network."""
     mask = (1 << half_bits) - 1
     left, right = value >> half_bits, value & mask
     for turn in range(4):
@@ -120,7 +127,7 @@ def _feistel(value: int, half_bits: int, key: int) -> int:
 
 
 def _mix(value: int, key: int) -> int:
-    """Scrambles 64 bits (Steele et al. 2014, SplitMix)."""
+    """Scramble 64 bits (Steele et al. 2014, SplitMix)."""
     mixed = (value * GOLDEN + key * GOLDEN + GOLDEN) & WORD
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & WORD

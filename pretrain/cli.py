@@ -6,13 +6,9 @@ from typing import Annotated
 
 import typer
 
+from canopy.cli.options import ConfigFile, Json, Resume, RunFolder, Settings
 from canopy.cli.terminal import show_progress
 from canopy.errors import ConfigError
-
-ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.")]
-RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<config stem>).")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
 
 
 def pretrain(config: ConfigFile, out: RunFolder = None, set_: Settings = None, resume: Resume = False) -> None:
@@ -54,16 +50,16 @@ def probe(
         Path, typer.Argument(help="Bundle of an encoder or a height model, a bundled one's name, or timm:NAME.")
     ],
     pairs: Annotated[
-        Path | None, typer.Option(help="Folder of scenes: rgb.tif and chm_cm.tif in a folder each.")
+        Path | None, typer.Option(help="Folder of scenes, each a folder with rgb.tif and chm_cm.tif.")
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="PNG of patch features as colours.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to write: patch features as colours.")] = None,
     scene: Annotated[
-        Path | None, typer.Option(help="Image of the picture; the middle of the largest pair if left out.")
+        Path | None, typer.Option(help="Image of the picture (default: the middle of the largest scene).")
     ] = None,
-    enlarge: Annotated[int, typer.Option(help="Times that images are enlarged for the regression: 1, 2 or 4.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the untrained encoder and of the resampling.")] = 0,
-    record: Annotated[bool, typer.Option(help="Keep the result in the bundle's card.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    enlarge: Annotated[int, typer.Option(help="Factor by which encoders see images enlarged: 1, 2 or 4.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the untrained encoder, the folds and the bootstrap.")] = 0,
+    record: Annotated[bool, typer.Option(help="Store the result in the bundle's card.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Regress canopy height and cover on frozen features, against an untrained encoder and colour."""
     from pretrain.probe import format_table, picture_scene, record_probe
@@ -72,12 +68,12 @@ def probe(
     if picture:
         picture_scene(encoder, picture, scene, pairs)
     elif scene:
-        raise ConfigError("--scene says what --picture FILE shows: give both")
+        raise ConfigError("--scene names the image of --picture FILE: give both")
     if pairs is None:
         if picture:
             return
         raise ConfigError("nothing to do: give --pairs DIR to regress heights, or --picture FILE and --scene IMAGE")
-    made = run(encoder, pairs, enlarge=enlarge, seed=seed)
+    result = run(encoder, pairs, enlarge=enlarge, seed=seed)
     if record:
-        record_probe(encoder, made)
-    typer.echo(json.dumps(made) if as_json else format_table(made))
+        record_probe(encoder, result)
+    typer.echo(json.dumps(result.to_json()) if as_json else format_table(result))

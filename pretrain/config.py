@@ -12,39 +12,42 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class SourceConfig(Config):
+class TileSourceConfig(Config):
     """One collection of unlabelled imagery."""
 
     path: Path
     """A GeoTIFF, or a folder of them."""
     pattern: str = "*.tif"
-    """Which files of the folder; ``**/rgb.tif`` reads the images of training pairs."""
+    """Files of the folder to read; ``**/rgb.tif`` reads the images of training pairs."""
     gsd_m: Positive | None = None
-    """GSD in true ground metres; read from the file where its CRS is in metres."""
+    """GSD in true ground metres; measured at the centre of each file if None."""
 
 
 class TilesConfig(Config):
-    """Which unlabelled imagery is learnt from."""
+    """Unlabelled imagery to learn from."""
 
-    sources: tuple[SourceConfig, ...] = ()
+    sources: tuple[TileSourceConfig, ...] = ()
     store: Path | None = None
-    """Chip store of `canopy dataset build`, in place of sources: its unlabelled chips and images, but none held out."""
+    """Chip store of `canopy dataset build`, in place of sources: its unlabelled chips and the images of its training
+    chips; nothing held out is read."""
     tile_px: int = Field(default=256, gt=0)
     """Side of the tiles that images are cut into; smaller images are mirrored up to it."""
     empty: Share = 0.2
     """Tiles with more unknown pixels than this are left out."""
     shares: dict[str, Share] = Field(default_factory=dict)
-    """Prefix of a store's sources -> share of the tiles drawn; what no prefix fits is not. Empty: all tiles alike."""
+    """Prefix of a store's sources -> share of the tiles drawn; sources without a prefix are left out. Empty: every tile
+    is drawn equally often."""
     index: Path | None = None
-    """Parquet file of `canopy curate`: which tiles are drawn, and how often."""
+    """Parquet file of `canopy curate`: the tiles to draw, repeated as often as they come."""
     licences: tuple[str, ...] = ()
+    """Licences of the imagery, with credits, for the card."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TilesConfig":
         if bool(self.sources) == (self.store is not None):
             raise ValueError("tiles.sources or tiles.store must be given, and not both")
         if self.shares and (self.store is None or self.index is not None):
-            raise ValueError("tiles.shares are of a store's sources, and stand in place of an index")
+            raise ValueError("tiles.shares need tiles.store and stand in place of tiles.index: leave one of them out")
         return self
 
 
@@ -70,17 +73,20 @@ class ColourConfig(Config):
     contrast: Share = 0.2
     saturation: Share = 0.2
     hue: Share = 0.02
-    """In turns."""
+    """Largest rotation of hue, in turns."""
     tint: Share = 0.1
-    """Of each channel on its own."""
+    """Strength of a gain of each channel on its own."""
     gamma: float = Field(default=0.2, ge=0, le=1)
     """Range of the logarithm of the exponent."""
     grey: Share = 0.0
     """Share of crops without colour."""
     haze: Share = 0.3
     haze_share: Share = 0.2
+    """Share of crops with haze."""
     blur_px: float = Field(default=1.0, ge=0, le=2)
+    """Largest sigma of the blur, pixels of the crop."""
     blur_share: Share = 0.3
+    """Share of crops that are blurred."""
 
 
 class MaskConfig(Config):
@@ -89,6 +95,7 @@ class MaskConfig(Config):
     share: Share = 0.5
     """Share of the crops that are masked."""
     ratio: tuple[Share, Share] = (0.1, 0.5)
+    """Range of the share of patches masked in a masked crop."""
 
 
 class HeadConfig(Config):
@@ -110,34 +117,35 @@ class TermsConfig(Config):
     koleo: float = Field(default=0.1, ge=0)
     gram: float = Field(default=0.0, ge=0)
     statistics: float = Field(default=0.0, ge=0)
-    """Colours and edges of the patches, told from their tokens."""
+    """Colours and edges of the patches, predicted from their tokens."""
     features: float = Field(default=0.0, ge=0)
-    """What a trained network makes of the patches, told from their tokens."""
+    """Features of the patches in a trained network, predicted from their tokens."""
 
 
 class FeaturesConfig(Config):
-    """The convolutional network whose features patches tell."""
+    """The convolutional network whose features are predicted from patches."""
 
     network: str = "tf_efficientnet_lite0"
     """timm name."""
     weights: Path | None = None
     """State dict of the whole classifier (torch file); timm downloads its own if None."""
     shrink: Literal[1, 2, 4] = 1
-    """How many times smaller the network sees an image than the encoder, which may see it enlarged."""
+    """Factor by which the network sees an image smaller than the encoder does, which may see it enlarged."""
 
 
 class TargetConfig(Config):
-    """How the teacher's logits become targets."""
+    """From the teacher's logits to targets."""
 
     kind: Literal["sinkhorn", "centre", "none"] = "sinkhorn"
     student_temperature: Positive = 0.1
     temperature: tuple[Positive, Positive] = (0.04, 0.07)
-    """Of the teacher, at first and after the warm-up."""
+    """Temperature of the teacher, at first and after the warm-up."""
     temperature_warmup: Share = 0.25
-    """Share of the steps over which it rises."""
+    """Share of the steps over which the teacher's temperature changes."""
     iterations: int = Field(default=3, gt=0)
-    """Of Sinkhorn-Knopp."""
+    """Iterations of Sinkhorn-Knopp."""
     centre_momentum: Share = 0.9
+    """Momentum of the running mean that centring subtracts."""
 
 
 class ScheduleConfig(Config):
@@ -146,13 +154,15 @@ class ScheduleConfig(Config):
     kind: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: half a cosine to the end, or constant."""
     lr: Positive = 4e-3
-    """Peak, for 1024 images a step; scaled by the square root of the images over 1024."""
+    """Peak rate for 1024 images a step; scaled by the square root of the images over 1024."""
     lr_end: float = Field(default=1e-6, ge=0)
+    """Rate at the end, not scaled."""
     warmup: Share = 0.1
     """Share of the steps over which the rate rises."""
     weight_decay: tuple[float, float] = (0.04, 0.2)
+    """Weight decay, at first and at the end."""
     momentum: tuple[Share, Share] = (0.994, 1.0)
-    """Of the teacher, at first and at the end."""
+    """Momentum of the teacher, at first and at the end."""
     betas: tuple[float, float] = (0.9, 0.999)
     patch_embed: Positive = 0.2
     """Factor on the rate of the patch embedding."""
@@ -177,11 +187,11 @@ class GramConfig(Config):
     start: Share = 0.5
     """Share of the steps after which the teacher becomes the anchor."""
     refresh_steps: int = Field(default=10_000, gt=0)
-    """Steps after which the anchor is taken anew."""
+    """Steps after which the anchor is replaced by the teacher again."""
 
 
 class ScaleConfig(Config):
-    """How the work is spread."""
+    """How the work is spread over devices."""
 
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
@@ -202,12 +212,14 @@ class PretrainConfig(Config):
     batch: int = Field(gt=1)
     """Tiles a step over all ranks, for each of `loop.accumulate` parts."""
     gsd_m: Positive = 0.5
+    """Nominal GSD, which the crops' `gsd` multiplies, and the GSD of the encoder's card."""
     encoder: str = "vit_tiny_patch16_224"
     encoder_args: dict[str, float | int | bool | str] = Field(default_factory=dict)
     """Arguments over timm's own: reg_tokens, init_values (LayerScale), mlp_layer: swiglu, ..."""
     start: Path | None = None
-    """Bundle, bundled name or ``timm:NAME`` of the same encoder from whose weights pretraining starts."""
+    """Encoder of the same network to start from: a bundle, a bundled one's name, or ``timm:NAME``."""
     drop_path: Share = 0.1
+    """Rate of stochastic depth in the last block; it rises linearly from 0 in the first."""
     global_crops: CropConfig = CropConfig(count=2, px=224)
     local_crops: CropConfig = CropConfig(count=8, px=96, gsd=(0.5, 1.0))
     colour: ColourConfig = ColourConfig()
@@ -221,7 +233,7 @@ class PretrainConfig(Config):
     gram: GramConfig = GramConfig()
     scale: ScaleConfig = ScaleConfig()
     monitor_every: int = Field(default=10, gt=0)
-    """Steps between two looks for collapse."""
+    """Steps between two checks for collapse."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
     std: tuple[float, float, float] = (0.20, 0.19, 0.17)
 
@@ -250,14 +262,15 @@ class CurateConfig(Config):
 
     tiles: TilesConfig
     encoder: Path
-    """Bundle whose class tokens tell tiles apart."""
+    """Encoder whose class tokens are clustered: a bundle, a bundled one's name, or ``timm:NAME``."""
     clusters: tuple[int, ...] = Field(default=(1000, 100, 10), min_length=1)
-    """Of each level, from the finest."""
+    """Number of clusters on each level, from the finest."""
     resamplings: int = Field(default=2, ge=0)
-    """Times that a level is clustered again on as many members of each cluster."""
+    """Times that a level is clustered again, on equally many members of each cluster."""
     resampled: int = Field(default=10, gt=0)
-    """Members nearest to its centre that each cluster lends to that."""
+    """Members of each cluster, those nearest to its centre, that it is clustered again on."""
     iterations: int = Field(default=20, gt=0)
+    """Largest number of k-means iterations."""
     choose: int = Field(gt=0)
     """Tiles to choose."""
     batch: int = Field(default=64, gt=0)

@@ -21,21 +21,23 @@ from tiles.files import replacing
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
 CHUNK = 65536
+"""Vectors that are compared with all centres at once: bounds memory."""
 PICTURED = 12
+"""Tiles of each coarse cluster in the picture."""
 
 
 def curate(config: CurateConfig, out: Path) -> Path:
     """Choose tiles and write `index.parquet` for `canopy pretrain`, and `clusters.png`, a row for each coarse cluster.
 
     Args:
-        config: The pool, the encoder, the tree, how many to choose.
+        config: Pool, encoder, tree, number of tiles to choose.
         out: Folder for both, and for `embeddings.npy`.
 
     Returns:
         Path of the index.
 
     Raises:
-        ConfigError: More clusters or chosen tiles than tiles.
+        ConfigError: There are fewer tiles than clusters or tiles to choose.
     """
     tiles, (_, encoder) = read_tiles(config.tiles), load_encoder(config.encoder)
     if max(config.clusters[0], config.choose) > len(tiles):
@@ -55,16 +57,16 @@ def curate(config: CurateConfig, out: Path) -> Path:
 
 @torch.inference_mode()
 def embed(tiles: Tiles, encoder: Encoder, path: Path, batch: int) -> Vectors:
-    """Unit class tokens (N, D) of all tiles, written to a file as they come and mapped from there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    made = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(tiles), encoder.width))
-    for first in range(0, len(tiles), batch):
-        images = np.stack([tiles[i] for i in range(first, min(first + batch, len(tiles)))])
-        whole = [length // encoder.patch_px * encoder.patch_px for length in images.shape[2:]]
-        cls = encoder(torch.from_numpy(images[:, :, : whole[0], : whole[1]]).float() / 255)[0]
-        made[first : first + len(images)] = F.normalize(cls, dim=-1).numpy()
-    made.flush()
-    temporary.replace(path)
+    """Return the unit class tokens (N, D) of all tiles, written to a file batch by batch and mapped from it."""
+    with replacing(path) as draft:
+        tokens = np.lib.format.open_memmap(draft, "w+", np.float32, (len(tiles), encoder.width))
+        for first in range(0, len(tiles), batch):
+            images = np.stack([tiles[i] for i in range(first, min(first + batch, len(tiles)))])
+            # whole patches only
+            rows, cols = (length // encoder.patch_px * encoder.patch_px for length in images.shape[2:])
+            cls = encoder(torch.from_numpy(images[:, :, :rows, :cols]).float() / 255)[0]
+            tokens[first : first + len(images)] = F.normalize(cls, dim=-1).numpy()
+        tokens.flush()
     mapped: Vectors = np.load(path, mmap_mode="r")
     return mapped
 
@@ -74,7 +76,7 @@ def grow_tree(vectors: Vectors, config: CurateConfig) -> list[Labels]:
 
     Args:
         vectors: (N, D).
-        config: Clusters of each level and how they are found.
+        config: Clusters of each level, iterations, resamplings, seed.
 
     Returns:
         For each level from the finest, the cluster of every member of the level before: (N,), then (clusters[0],), ...
@@ -84,8 +86,9 @@ def grow_tree(vectors: Vectors, config: CurateConfig) -> list[Labels]:
     for count in config.clusters:
         centres = kmeans(members, count, config.iterations, generator)
         for _ in range(config.resamplings):
-            near = _nearest_members(members, centres, config.resampled)
-            centres = kmeans(members[near], count, config.iterations, generator)
+            # equally many members of each cluster, so that dense regions do not take all centres
+            nearest = _nearest_members(members, centres, config.resampled)
+            centres = kmeans(members[nearest], count, config.iterations, generator)
         label, _ = assign(members, centres)
         tree.append(label)
         members = centres.numpy()
@@ -93,7 +96,7 @@ def grow_tree(vectors: Vectors, config: CurateConfig) -> list[Labels]:
 
 
 def kmeans(vectors: Vectors, count: int, iterations: int, generator: torch.Generator) -> Tensor:
-    """Centres (count, D) by Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii 2007)."""
+    """Return centres (count, D) by Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii 2007)."""
     centres = _seeds(vectors, count, generator)
     for _ in range(iterations):
         label, _ = assign(vectors, centres)
@@ -102,6 +105,7 @@ def kmeans(vectors: Vectors, count: int, iterations: int, generator: torch.Gener
             own = torch.from_numpy(label[first : first + len(chunk)])
             sums.index_add_(0, own, chunk)
             sizes += torch.bincount(own, minlength=count)
+        # an empty cluster keeps its centre
         moved = torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp(min=1), centres)
         if torch.equal(moved, centres):
             break
@@ -110,7 +114,7 @@ def kmeans(vectors: Vectors, count: int, iterations: int, generator: torch.Gener
 
 
 def assign(vectors: Vectors, centres: Tensor) -> tuple[Labels, Vectors]:
-    """Nearest centre (N,) of every vector and its squared distance (N,)."""
+    """Return the nearest centre (N,) of every vector (N, D), and its squared distance (N,)."""
     parts = [_squared_distance(chunk, centres).min(dim=1) for _, chunk in _chunks(vectors)]
     return (
         torch.cat([part.indices for part in parts]).numpy(),
@@ -119,7 +123,7 @@ def assign(vectors: Vectors, centres: Tensor) -> tuple[Labels, Vectors]:
 
 
 def flatten(tree: Sequence[Labels]) -> list[Labels]:
-    """Cluster of every tile on every level, from the finest: (N,) each."""
+    """Return the cluster (N,) of every tile on every level, from the finest."""
     flat = [tree[0]]
     for level in tree[1:]:
         flat.append(level[flat[-1]])
@@ -130,9 +134,9 @@ def balanced_sample(tree: Sequence[Labels], count: int, generator: np.random.Gen
     """Draw tiles without repetition, as evenly as the tree's branches allow, level by level from the root.
 
     Args:
-        tree: As `grow_tree` gives it.
-        count: Tiles to draw, at most as many as there are.
-        generator: All randomness.
+        tree: Levels of `grow_tree`.
+        count: Tiles to draw, at most the number of tiles.
+        generator: Generator of all randomness.
 
     Returns:
         (count,) numbers of tiles, sorted.
@@ -145,17 +149,17 @@ def balanced_sample(tree: Sequence[Labels], count: int, generator: np.random.Gen
             branches, sizes = np.unique(level[group == parent], return_counts=True)
             shares |= dict(zip(branches.tolist(), fill_evenly(sizes, share).tolist(), strict=True))
         quota, group = shares, level
-    drawn = [generator.choice(np.flatnonzero(group == c), n, replace=False) for c, n in quota.items() if n]
-    return np.sort(np.concatenate(drawn))
+    chosen = [generator.choice(np.flatnonzero(group == c), n, replace=False) for c, n in quota.items() if n]
+    return np.sort(np.concatenate(chosen))
 
 
 def fill_evenly(sizes: Labels, count: int) -> Labels:
-    """Split `count` over branches as evenly as their sizes allow: all the same, but none more than it has."""
+    """Split `count` over branches as evenly as their sizes allow: equal shares, but none above the branch's size."""
     shares = np.zeros_like(sizes)
     left = int(min(count, sizes.sum()))
     while left > 0:
         room = np.flatnonzero(shares < sizes)
-        # where less is left than branches, those with most to give come first
+        # where less is left than there are branches, the largest branches come first
         room = room[np.argsort(-sizes[room], kind="stable")][:left]
         step = max(1, min(left // len(room), int((sizes - shares)[room].min())))
         shares[room] += step
@@ -164,7 +168,7 @@ def fill_evenly(sizes: Labels, count: int) -> Labels:
 
 
 def _seeds(vectors: Vectors, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++ seeds from a sample that fits in memory."""
+    """Draw k-means++ seeds from a sample that fits in memory."""
     pool = torch.randperm(len(vectors), generator=generator)[: max(CHUNK, 4 * count)].sort().values.numpy()
     sample = torch.from_numpy(np.asarray(vectors[pool], np.float32))
     chosen = [int(torch.randint(len(sample), (1,), generator=generator))]
@@ -177,24 +181,27 @@ def _seeds(vectors: Vectors, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _nearest_members(vectors: Vectors, centres: Tensor, count: int) -> Labels:
-    """Numbers of the `count` members nearest to the centre of each cluster."""
+    """Return the numbers of the `count` members nearest to the centre of each cluster."""
     label, distance = assign(vectors, centres)
     order = np.lexsort((distance, label))
     starts = np.searchsorted(label[order], np.arange(len(centres)))
-    place = np.arange(len(order)) - starts[label[order]]
-    return np.sort(order[place < count])
+    position = np.arange(len(order)) - starts[label[order]]
+    return np.sort(order[position < count])
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return the squared distances (n, m) of vectors (n, D) and (m, D), by one matrix product."""
     return (a.square().sum(1)[:, None] - 2 * a @ b.T + b.square().sum(1)).clamp(min=0)
 
 
 def _chunks(vectors: Vectors) -> Iterator[tuple[int, Tensor]]:
+    """Yield the first number and the vectors of each chunk."""
     for first in range(0, len(vectors), CHUNK):
         yield first, torch.from_numpy(np.array(vectors[first : first + CHUNK], np.float32))
 
 
 def _write_index(path: Path, chosen: Labels, flat: Sequence[Labels], sha256: str) -> Path:
+    """Write the chosen tiles with their clusters, and the digest of the pool that they are chosen from."""
     columns = {"tile": chosen, **{f"cluster_{n}": level[chosen] for n, level in enumerate(flat)}}
     with replacing(path) as draft:
         pq.write_table(pa.table(columns).replace_schema_metadata({"tiles_sha256": sha256}), draft)

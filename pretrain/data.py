@@ -1,4 +1,4 @@
-"""Unlabelled tiles, wherever they come from."""
+"""Unlabelled tiles: in memory, in a chip store, or chosen from a pool."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from canopy.dataset.store import PARTS, ChipStore, longest_prefix
+from canopy.dataset.records import PARTS
+from canopy.dataset.store import ChipStore, longest_prefix
 from canopy.errors import TrainingError
 from pretrain.config import TilesConfig
 from tiles.windows import window_starts
@@ -23,33 +24,30 @@ class Tiles(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of the pixels, or of what stands for them."""
+        """Digest of the pixels, or of the digest of their store."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
-        """(3, H, W) RGB."""
+        """Return a tile, (3, H, W) uint8 RGB."""
         ...
 
     def gsd_m(self, number: int) -> float:
-        """GSD of a tile, in true ground metres."""
+        """Return the GSD of a tile, in true ground metres."""
         ...
 
 
 @dataclass(frozen=True)
 class ArrayTiles:
-    """Tiles in memory.
-
-    Attributes:
-        images: (N, 3, H, W) uint8.
-        gsds_m: (N,) metres.
-        sha256: Of the images.
-    """
+    """Tiles in memory."""
 
     images: NDArray[np.uint8]
+    """(N, 3, H, W) RGB."""
     gsds_m: NDArray[np.float64]
+    """(N,) GSD of each tile, metres."""
     sha256: str
+    """Digest of the images."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,82 +57,78 @@ class ArrayTiles:
         return tile
 
     def gsd_m(self, number: int) -> float:
-        """GSD of a tile, in true ground metres."""
+        """Return the GSD of a tile, in true ground metres."""
         return float(self.gsds_m[number])
 
 
-class Store(Protocol):
-    """What is asked of a part of a chip store."""
+class StorePart(Protocol):
+    """The chips of a part of a store, as far as tiles need them."""
 
     attributes: dict[str, Any]
+    """Attributes of the Zarr group, with `gsd_m` and `chip_px`."""
 
     def images(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n, 3, H, W) images of some chips."""
+        """Return the (n, 3, H, W) uint8 images of some chips."""
         ...
 
     def column(self, name: str) -> NDArray[Any]:
-        """A column of the index of chips."""
+        """Return a column of the index of chips."""
         ...
 
 
 @dataclass(frozen=True)
 class StoredTiles:
-    """Tiles within the chips of a store, read one by one when they are due; needs no GDAL.
+    """Tiles within the chips of a store, read one by one when they are needed; needs no GDAL."""
 
-    Attributes:
-        parts: Opened parts of the store.
-        places: (N, 4) part, chip, first row and first column of each tile.
-        tile_px: Side of the tiles.
-        sha256: Of the store's digest and the places.
-    """
-
-    parts: Sequence[Store]
-    places: NDArray[np.int64]
+    parts: Sequence[StorePart]
+    """Opened parts of the store."""
+    origins: NDArray[np.int64]
+    """(N, 4) part, chip, first row and first column of each tile."""
     tile_px: int
+    """Side of the tiles."""
     sha256: str
+    """Digest of the store's digest and the origins."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.origins)
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
-        part, chip, row, col = (int(place) for place in self.places[number])
+        part, chip, row, col = (int(value) for value in self.origins[number])
         image: NDArray[np.uint8] = self.parts[part].images([chip])[0]
         return image[:, row : row + self.tile_px, col : col + self.tile_px]
 
     def gsd_m(self, number: int) -> float:
-        """GSD of a tile, in true ground metres."""
-        return float(self.parts[int(self.places[number, 0])].attributes["gsd_m"])
+        """Return the GSD of a tile, in true ground metres."""
+        return float(self.parts[int(self.origins[number, 0])].attributes["gsd_m"])
 
     def sources(self) -> list[str]:
-        """The source that each tile is from."""
+        """Return the source of each tile."""
         names = [part.column("source") for part in self.parts]
-        return [str(names[part][chip]) for part, chip in self.places[:, :2]]
+        return [str(names[part][chip]) for part, chip in self.origins[:, :2]]
 
     def loaded(self) -> ArrayTiles:
-        """The same tiles in memory: a store's overhead of some milliseconds a chip is a tenth of a small step."""
+        """Read all tiles into memory: a store's overhead of some milliseconds a chip is a tenth of a small step."""
         images = np.empty((len(self), 3, self.tile_px, self.tile_px), np.uint8)
-        chips, members = np.unique(self.places[:, :2], axis=0, return_inverse=True)
+        # each chip is read once, for all tiles that lie in it
+        chips, members = np.unique(self.origins[:, :2], axis=0, return_inverse=True)
         for number, (part, chip) in enumerate(chips):
             image = self.parts[part].images([int(chip)])[0]
             for tile in np.flatnonzero(members == number):
-                row, col = self.places[tile, 2:]
+                row, col = self.origins[tile, 2:]
                 images[tile] = image[:, row : row + self.tile_px, col : col + self.tile_px]
         return ArrayTiles(images, np.array([self.gsd_m(n) for n in range(len(self))]), self.sha256)
 
 
 @dataclass(frozen=True)
 class ChosenTiles:
-    """Some tiles of a pool, in the order and as often as an index says.
-
-    Attributes:
-        pool: All tiles.
-        numbers: (N,) of the pool's tiles.
-        sha256: Of pool and numbers.
-    """
+    """Some tiles of a pool, in the order of an index and as often as it names them."""
 
     pool: Tiles
+    """All tiles."""
     numbers: NDArray[np.int64]
+    """(N,) numbers of the pool's tiles."""
     sha256: str
+    """Digest of the pool's digest and the numbers."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -143,12 +137,15 @@ class ChosenTiles:
         return self.pool[int(self.numbers[number])]
 
     def gsd_m(self, number: int) -> float:
-        """GSD of a tile, in true ground metres."""
+        """Return the GSD of a tile, in true ground metres."""
         return self.pool.gsd_m(int(self.numbers[number]))
 
 
 def read_tiles(config: TilesConfig) -> Tiles:
     """Read all sources, or open the store; where an index is named, choose by it.
+
+    Args:
+        config: Sources or store, side of the tiles, and which of the tiles to draw how often.
 
     Raises:
         TrainingError: No imagery, imagery that is not RGB uint8, or an index of another pool.
@@ -166,45 +163,61 @@ def read_tiles(config: TilesConfig) -> Tiles:
 
 
 def _cut_files(config: TilesConfig) -> ArrayTiles:
-    # here, so that a node that reads a store of tiles needs no GDAL
-    from pretrain.geotiff import cut_files
+    """Read the tiles of GeoTIFFs into memory."""
+    try:  # a machine that reads a chip store needs no GDAL
+        from pretrain.geotiff import cut_files
+    except ImportError as error:
+        raise TrainingError(
+            f"tiles.sources are GeoTIFFs, and {error.name} is missing: install it, or give a chip store as tiles.store"
+        ) from error
 
     pairs = [pair for source in config.sources for pair in cut_files(source, config)]
     if not pairs:
         names = ", ".join(str(source.path) for source in config.sources)
         raise TrainingError(f"every tile of {names} is more than {config.empty:.0%} empty")
     images = np.stack([tile for tile, _ in pairs])
-    return ArrayTiles(images, np.array([g for _, g in pairs]), hashlib.sha256(images.tobytes()).hexdigest())
+    return ArrayTiles(images, np.array([gsd_m for _, gsd_m in pairs]), hashlib.sha256(images.tobytes()).hexdigest())
 
 
 def open_stored(folder: Path, tile_px: int) -> StoredTiles:
-    """All ground of a chip store that is not held out: unlabelled chips, and the images of labelled ones.
+    """Open all ground of a chip store that is not held out: unlabelled chips, and the images of labelled ones.
+
+    Args:
+        folder: Folder of the store.
+        tile_px: Side of the tiles that chips are cut into.
 
     Raises:
         DatasetError: No chip store.
         TrainingError: Its chips are smaller than the tiles.
     """
     parts = [ChipStore.open(folder, part) for part in PARTS]
-    places: list[tuple[int, int, int, int]] = []
+    origins: list[tuple[int, int, int, int]] = []
     for number, part in enumerate(parts):
         if len(part) and part.attributes["chip_px"] < tile_px:
             raise TrainingError(f"{folder}: {part.part} chips of {part.attributes['chip_px']} px, tiles of {tile_px}")
+        # tiles lie in what is real of a chip, not in its mirrored border
         rows, cols = part.column("real_rows"), part.column("real_cols")
         for chip in part.rows("train"):
-            places += [
+            origins += [
                 (number, int(chip), row, col)
                 for row in window_starts(int(rows[chip]), tile_px)
                 for col in window_starts(int(cols[chip]), tile_px)
             ]
-    if not places:
-        raise TrainingError(f"{folder} holds no chip to train on")
-    made = np.array(places, np.int64)
-    digest = hashlib.sha256(f"{parts[0].attributes['digest']} {tile_px}".encode() + made.tobytes()).hexdigest()
-    return StoredTiles(parts, made, tile_px, digest)
+    if not origins:
+        raise TrainingError(
+            f"{folder} has no chip to train on: unlabelled chips, or chips of the split train, expected"
+        )
+    array = np.array(origins, np.int64)
+    digest = hashlib.sha256(f"{parts[0].attributes['digest']} {tile_px}".encode() + array.tobytes()).hexdigest()
+    return StoredTiles(parts, array, tile_px, digest)
 
 
 def choose(pool: Tiles, index: Path) -> ChosenTiles:
     """Choose tiles by a Parquet index with a column `tile`.
+
+    Args:
+        pool: All tiles.
+        index: Index of `canopy curate`.
 
     Raises:
         TrainingError: No such index, or one of another pool.
@@ -216,9 +229,11 @@ def choose(pool: Tiles, index: Path) -> ChosenTiles:
         numbers = table["tile"].to_numpy().astype(np.int64)
     except (OSError, KeyError, ValueError) as error:
         raise TrainingError(f"{index}: not an index of tiles (canopy curate makes one): {error}") from error
-    made_for = (table.schema.metadata or {}).get(b"tiles_sha256", b"").decode()
-    if made_for != pool.sha256 or not len(numbers):
-        raise TrainingError(f"{index} was made for tiles {made_for[:12] or 'unknown'}, these are {pool.sha256[:12]}")
+    sha256 = (table.schema.metadata or {}).get(b"tiles_sha256", b"").decode()
+    if sha256 != pool.sha256 or not len(numbers):
+        raise TrainingError(
+            f"{index} was made for tiles {sha256[:12] or 'unknown'}, these are {pool.sha256[:12]}: run canopy curate"
+        )
     return _chosen(pool, numbers)
 
 
@@ -227,11 +242,11 @@ def share_out(pool: Tiles, sources: Sequence[str], shares: dict[str, float]) -> 
 
     Args:
         pool: All tiles.
-        sources: The source of each.
+        sources: Source of each tile.
         shares: Prefix of sources -> share; the longest prefix that fits a source counts.
 
     Raises:
-        TrainingError: A share of sources that the store does not hold.
+        TrainingError: A share of sources that the store does not contain.
     """
     fits = [longest_prefix(source, shares) for source in sources]
     members = {prefix: [n for n, fit in enumerate(fits) if fit == prefix] for prefix, share in shares.items() if share}
@@ -239,7 +254,7 @@ def share_out(pool: Tiles, sources: Sequence[str], shares: dict[str, float]) -> 
         raise TrainingError(
             f"tiles.shares names {missing[0]!r}: the store has tiles of {', '.join(sorted(set(sources)))}"
         )
-    # the tiles of largest weight set the scale: a tile of the others comes once or more
+    # The sources with the most tiles for their share come once each; those of the others once or more.
     scale = max(len(numbers) / shares[prefix] for prefix, numbers in members.items())
     chosen = [
         np.resize(np.array(numbers, np.int64), round(scale * shares[prefix])) for prefix, numbers in members.items()
@@ -248,4 +263,5 @@ def share_out(pool: Tiles, sources: Sequence[str], shares: dict[str, float]) -> 
 
 
 def _chosen(pool: Tiles, numbers: NDArray[np.int64]) -> ChosenTiles:
+    """Name some tiles of a pool, with a digest of both."""
     return ChosenTiles(pool, numbers, hashlib.sha256(pool.sha256.encode() + numbers.tobytes()).hexdigest())

@@ -3,7 +3,8 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +16,36 @@ from pretrain.config import HeadConfig, PretrainConfig
 from pretrain.encoder import Encoder, start_from
 from pretrain.heads import Head
 from pretrain.losses import Centre, dino_loss, gram_loss, ibot_loss, koleo_loss, sinkhorn_knopp
-from pretrain.monitors import collapse_signs, warn_of
+from pretrain.monitors import CollapseSigns, collapse_signs
 from pretrain.scale import scale_encoder, spread
 from pretrain.schedules import Schedules
 from pretrain.targets import PatchTargets, target_levels
 
 
-class Tokens(NamedTuple):
-    """What a network says of a batch's crops; C global crops, S crops in all, M masked patches.
-
-    Attributes:
-        cls_logits: (S, B, K) of the class tokens, global crops first.
-        patch_logits: (M, K) of the masked patches.
-        cls: (C, B, D) class tokens of the global crops.
-        patches: (C B, P, D) patches of the global crops.
-        told: (C B, P, numbers) what the patches' tokens tell, by target.
-    """
+@dataclass(frozen=True)
+class Tokens:
+    """Output of a network on a batch's crops: C global crops, S crops in all, M masked patches."""
 
     cls_logits: Tensor
+    """(S, B, K) logits of the class tokens, global crops first."""
     patch_logits: Tensor
+    """(M, K) logits of the masked patches."""
     cls: Tensor
+    """(C, B, D) class tokens of the global crops."""
     patches: Tensor
-    told: dict[str, Tensor]
+    """(C B, P, D) patches of the global crops."""
+    predictions: dict[str, Tensor]
+    """(C B, P, values) predicted from the patches' tokens, by target."""
 
 
 class Distiller(nn.Module):
     """An encoder with its projection heads.
 
     Args:
-        encoder: Turns crops into tokens.
+        encoder: Encoder that turns crops into tokens.
         heads: Shape of the heads.
         ibot: Whether patches need logits at all.
-        targets: How many numbers of each target patches tell.
+        targets: Number of values predicted for each patch, by target.
     """
 
     def __init__(self, encoder: Encoder, heads: HeadConfig, *, ibot: bool, targets: Mapping[str, int]) -> None:
@@ -54,28 +53,30 @@ class Distiller(nn.Module):
         shape = (encoder.width, heads.hidden, heads.bottleneck, heads.prototypes, heads.layers)
         self.encoder, self.cls_head = encoder, Head(*shape)
         self.own_patch_head = Head(*shape) if heads.untied and ibot else None
+        # the name is stored in checkpoints
         self.tellers = nn.ModuleDict({name: nn.Linear(encoder.width, count) for name, count in targets.items()})
 
     def forward(self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, *, blind: bool) -> Tokens:
-        """Tokens and logits of crops.
+        """Return tokens and logits of crops.
 
         Args:
-            global_crops: (C, B, 3, H, W).
-            local_crops: (L, B, 3, h, w), or None for none.
+            global_crops: (C, B, 3, H, W) float32 RGB in [0, 1].
+            local_crops: (L, B, 3, h, w) float32 RGB in [0, 1], or None for none.
             masks: (C, B, rows, cols) bool.
             blind: Whether masked patches are hidden from the encoder.
         """
         crops, batch = global_crops.shape[:2]
-        where = masks.flatten(0, 1)
-        cls, patches = self.encoder(global_crops.flatten(0, 1), where if blind else None)
+        by_image = masks.flatten(0, 1)
+        cls, patches = self.encoder(global_crops.flatten(0, 1), by_image if blind else None)
         all_cls = cls.view(crops, batch, -1)
         if local_crops is not None and len(local_crops):
             local_cls = self.encoder(local_crops.flatten(0, 1))[0]
             all_cls = torch.cat([all_cls, local_cls.view(len(local_crops), batch, -1)])
         patch_head = self.own_patch_head or self.cls_head
-        masked = patches[where.flatten(1)]
-        told = {name: teller(patches) for name, teller in self.tellers.items()}
-        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches, told)
+        # logits of masked patches alone: at 65,536 prototypes the others would not fit
+        masked = patches[by_image.flatten(1)]
+        predictions = {name: layer(patches) for name, layer in self.tellers.items()}
+        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches, predictions)
 
 
 class SelfDistillation:
@@ -83,8 +84,8 @@ class SelfDistillation:
 
     Args:
         config: The recipe.
-        device: Where it runs.
-        teacher: Gives the targets, frozen; without one, the student's moving average does.
+        device: Device of all networks.
+        teacher: Network that gives the targets, frozen; the student's moving average if None.
     """
 
     def __init__(self, config: PretrainConfig, device: torch.device, teacher: Distiller | None = None) -> None:
@@ -102,26 +103,29 @@ class SelfDistillation:
             Centre(config.heads.prototypes, config.target.centre_momentum) for _ in range(2)
         ).to(device)
         self.targets = PatchTargets(config, self.student.encoder.patch_px).to(device)
-        still = dict.fromkeys(net for net in (self.average, self.teacher, self.anchor) if net is not None)
-        self.net = spread([self.student, *still], config.scale.sharding, idle=not config.terms.dino)
+        # without a teacher of its own, average and teacher are one network, to be spread once
+        frozen = dict.fromkeys(net for net in (self.average, self.teacher, self.anchor) if net is not None)
+        self.net = spread([self.student, *frozen], config.scale.sharding, idle=not config.terms.dino)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             list(parameter_groups(self.student, config)), lr=1.0, betas=config.schedule.betas
         )
-        self._notes: dict[str, Any] = {}
+        # of the last batch, logged by `update`
+        self._terms: dict[str, float] = {}
+        self._signs: CollapseSigns | None = None
 
     def parts(self) -> dict[str, Any]:
-        """Student, moving average, centres, optimizer, moments of the targets, and the Gram teacher if there is one."""
-        made = {
+        """Return what a checkpoint contains, by its name there; the Gram teacher only where there is one."""
+        parts = {
             "net": self.student,
             "average": self.average,
             "centres": self.centres,
             "optimizer": self.optimizer,
             "standardisers": self.targets.standardisers,
         }
-        return made if self.anchor is None else {**made, "anchor": self.anchor}
+        return parts if self.anchor is None else {**parts, "anchor": self.anchor}
 
     def schedule(self, step: int) -> dict[str, float]:
-        """Set rate and decay of every group; prototypes stand still at first."""
+        """Set rate and decay of every group; the rate of prototypes is 0 at first."""
         rate, decay = self.schedules.learning_rate(step), self.schedules.weight_decay(step)
         frozen = self.schedules.freezes_prototypes(step)
         for group in self.optimizer.param_groups:
@@ -130,35 +134,45 @@ class SelfDistillation:
         return {"lr": rate, "weight_decay": decay}
 
     def loss(self, batch: TileBatch, step: int) -> Tensor:
-        """Weighted sum of the terms on a batch of tiles."""
+        """Return the weighted sum of the terms on a batch of tiles.
+
+        The teacher goes first, without gradients, so that its activations are freed before the student's are kept.
+        """
         global_crops, local_crops, masks = self._views(batch)
-        theirs = None
+        teacher = None
         if self.config.terms.dino or self.config.terms.ibot:
             with torch.no_grad():
-                theirs = self.teacher(global_crops, None, masks, blind=False)
-        mine = self.net(global_crops, local_crops, masks, blind=True)
+                teacher = self.teacher(global_crops, None, masks, blind=False)
+        student = self.net(global_crops, local_crops, masks, blind=True)
+        # losses in float32: exp and log of bf16 lose the small probabilities
         with torch.autocast(global_crops.device.type, enabled=False):
-            terms = self._terms(mine, theirs, global_crops, masks, batch.masked_images, step)
-            terms |= self.targets.losses(mine.told, global_crops.flatten(0, 1))
-            if theirs is not None and step % self.config.monitor_every == 0:
-                self._notes = collapse_signs(theirs.cls_logits, theirs.cls, self.schedules.temperature(step))
-        weights = self.config.terms
-        total = sum(getattr(weights, name) * value for name, value in terms.items())
-        self._notes |= {name: float(value.detach()) for name, value in terms.items()}
-        assert isinstance(total, Tensor)
+            terms = self._loss_terms(student, teacher, global_crops, masks, batch.masked_images, step)
+            terms |= self.targets.losses(student.predictions, global_crops.flatten(0, 1))
+            if teacher is not None and step % self.config.monitor_every == 0:
+                self._signs = collapse_signs(teacher.cls_logits, teacher.cls, self.schedules.temperature(step))
+        total = global_crops.new_zeros(())
+        for name, value in terms.items():
+            total = total + getattr(self.config.terms, name) * value
+        self._terms = {name: float(value.detach()) for name, value in terms.items()}
         return total
 
     def update(self, step: int) -> dict[str, Any]:
-        """Move the average, renew the anchor; return the terms, and what may be signs of collapse."""
+        """Move the average, renew the anchor; return the terms, and the signs of collapse where they were measured."""
         momentum = self.schedules.momentum(step)
         blend(self.average, self.student, momentum)
         if self.anchor is not None and self._renews_anchor(step + 1):
             self.anchor.load_state_dict(self.average.encoder.state_dict())
-        notes, self._notes = {"momentum": momentum, **self._notes}, {}
-        warning = warn_of(notes) if step >= self.config.schedule.warmup * self.config.loop.steps else None
-        return notes if warning is None else {**notes, "warning": warning}
+        entry: dict[str, Any] = {"momentum": momentum, **self._terms}
+        signs, self._signs = self._signs, None
+        if signs is None:
+            return entry
+        # an untrained teacher distinguishes no images: no warning before the end of the warm-up
+        warmed = step >= self.config.schedule.warmup * self.config.loop.steps
+        warning = signs.warning() if warmed else None
+        return entry | asdict(signs) | ({} if warning is None else {"warning": warning})
 
     def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Cut global crops, local crops and masks of a batch, on the student's device."""
         device = next(self.student.parameters()).device
         tiles, gsd_m = batch.tiles.to(device, non_blocking=True), batch.gsd_m.to(device, non_blocking=True)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -166,44 +180,60 @@ class SelfDistillation:
             local_crops = crop(tiles, gsd_m, batch.local_draws, batch.local_px, self.config.gsd_m)
         return global_crops, local_crops, batch.masks.to(device)
 
-    def _terms(
-        self, mine: Tokens, theirs: Tokens | None, global_crops: Tensor, masks: Tensor, masked_images: float, step: int
+    def _loss_terms(
+        self,
+        student: Tokens,
+        teacher: Tokens | None,
+        global_crops: Tensor,
+        masks: Tensor,
+        masked_images: float,
+        step: int,
     ) -> dict[str, Tensor]:
+        """Return the terms that compare student and teacher, by name, without their weights."""
         weights, target = self.config.terms, self.config.target
         terms = {}
-        if weights.dino and theirs is not None:
-            cls_target = self._target(theirs.cls_logits.flatten(0, 1), step, 0).view_as(theirs.cls_logits)
-            terms["dino"] = dino_loss(mine.cls_logits, cls_target, target.student_temperature)
-        if weights.ibot and theirs is not None:
-            patch_target = self._target(theirs.patch_logits, step, 1)
-            share = patch_weights(masks.flatten(0, 1))
-            terms["ibot"] = ibot_loss(mine.patch_logits, patch_target, share, masked_images, target.student_temperature)
+        if weights.dino and teacher is not None:
+            cls_target = self._target(teacher.cls_logits.flatten(0, 1), step, 0).view_as(teacher.cls_logits)
+            terms["dino"] = dino_loss(student.cls_logits, cls_target, target.student_temperature)
+        if weights.ibot and teacher is not None:
+            patch_target = self._target(teacher.patch_logits, step, 1)
+            terms["ibot"] = ibot_loss(
+                student.patch_logits,
+                patch_target,
+                patch_weights(masks.flatten(0, 1)),
+                masked_images,
+                target.student_temperature,
+            )
         if weights.koleo:
-            terms["koleo"] = torch.stack([koleo_loss(crop) for crop in mine.cls]).mean()
+            # crop by crop: two crops of one tile may lie close together
+            terms["koleo"] = torch.stack([koleo_loss(cls) for cls in student.cls]).mean()
         if self.anchor is not None and step >= self._gram_start():
-            terms["gram"] = gram_loss(mine.patches, self.anchor(global_crops.flatten(0, 1))[1])
+            terms["gram"] = gram_loss(student.patches, self.anchor(global_crops.flatten(0, 1))[1])
         return terms
 
     @torch.no_grad()
     def _target(self, logits: Tensor, step: int, centre: int) -> Tensor:
+        """Turn (n, K) logits of the teacher into (n, K) probabilities; class tokens and patches have a centre each."""
         temperature = self.schedules.temperature(step)
         if self.config.target.kind == "sinkhorn":
             return sinkhorn_knopp(logits, temperature, self.config.target.iterations)
         if self.config.target.kind == "centre":
-            made: Tensor = self.centres[centre](logits, temperature)
-            return made
+            centred: Tensor = self.centres[centre](logits, temperature)
+            return centred
         return (logits.float() / temperature).softmax(dim=-1)
 
     def _gram_start(self) -> int:
+        """Return the first step with a Gram teacher."""
         return math.ceil(self.config.gram.start * self.config.loop.steps)
 
     def _renews_anchor(self, step: int) -> bool:
+        """Return whether the anchor is replaced before a step."""
         since = step - self._gram_start()
         return since >= 0 and since % self.config.gram.refresh_steps == 0
 
 
 def build_distiller(config: PretrainConfig) -> Distiller:
-    """The untrained student; weights come from the global generator, seeded here."""
+    """Create the untrained student; its weights come from the global generator, seeded here."""
     torch.manual_seed(config.loop.seed)
     px = config.high_resolution.global_px if config.high_resolution else config.global_crops.px
     encoder = Encoder(config.encoder, dict(config.encoder_args), px, config.mean, config.std, config.drop_path)
@@ -212,13 +242,13 @@ def build_distiller(config: PretrainConfig) -> Distiller:
 
 
 def patch_weights(masks: Tensor) -> Tensor:
-    """(n, rows, cols) masks to (M,): for each masked patch one over the masked patches of its image."""
+    """Return for each of M masked patches one over the masked patches of its image; masks are (n, rows, cols)."""
     flat = masks.flatten(1)
     return (1 / flat.sum(dim=1).clamp(min=1)).repeat_interleave(flat.sum(dim=1))
 
 
 def parameter_groups(student: Distiller, config: PretrainConfig) -> Iterator[dict[str, Any]]:
-    """Groups of one rate factor each: by depth, patch embedding, decay, prototypes.
+    """Yield groups of parameters with one rate factor each: by depth, patch embedding, decay, prototypes.
 
     The factor of a block is `layer_decay` to the power of the layers above it (Clark et al. 2020, ELECTRA, appendix A).
     """
@@ -235,7 +265,7 @@ def parameter_groups(student: Distiller, config: PretrainConfig) -> Iterator[dic
 
 
 def _layer(name: str, blocks: int) -> int:
-    """0 for the embeddings, n + 1 for block n, and the last for norm and heads."""
+    """Return the layer of a parameter: 0 for embeddings, n + 1 for block n, the last for norm and heads."""
     if block := re.search(r"encoder\.vit\.blocks\.(\d+)\.", name):
         return int(block[1]) + 1
     return 0 if re.search(r"patch_embed|pos_embed|_token|reg_token|norm_pre", name) else blocks + 1

@@ -7,7 +7,7 @@ import torch
 from canopy.config import load_config
 from canopy.errors import ConfigError, TrainingError
 from canopy.progress import Report, ignore
-from canopy.training.loop import last_checkpoint
+from canopy.training.checkpoints import last_checkpoint
 from pretrain.config import DistillConfig, PretrainConfig
 from pretrain.dinov2 import Distiller, build_distiller
 from pretrain.training import pretrain
@@ -18,31 +18,39 @@ def distill(config: DistillConfig, run: Path, *, resume: bool = False, report: R
 
     Args:
         config: The recipe, with the teacher's run.
-        run: Folder of the run, as of `pretrain`.
-        resume: Go on from the last checkpoint, if any.
-        report: Called every twentieth step.
+        run: Folder of the run, with the same files as one of `pretrain`.
+        resume: Whether to go on from the last checkpoint, if there is one.
+        report: Receiver of the progress, called every twentieth step.
+
+    Returns:
+        Path of the bundle.
 
     Raises:
         ConfigError: Student and teacher differ in prototypes or patches.
-        TrainingError: The teacher's run holds no checkpoint, or data or run are unusable.
+        TrainingError: The teacher's run has no checkpoint, or data or run are unusable.
     """
     return pretrain(config, run, resume=resume, teacher=load_teacher(config), report=report)
 
 
 def load_teacher(config: DistillConfig) -> Distiller:
-    """Read the averaged network of the teacher's run, heads and all.
+    """Read the averaged network of the teacher's run, with its heads.
+
+    Args:
+        config: The student's recipe, with the teacher's run.
 
     Raises:
         ConfigError: Student and teacher differ in prototypes or patches.
-        TrainingError: No checkpoint.
+        TrainingError: The run has no checkpoint.
     """
     recipe, path = load_config(config.teacher / "config.yaml", PretrainConfig), last_checkpoint(config.teacher)
     if path is None:
         raise TrainingError(f"no checkpoint under {config.teacher}: a finished run of canopy pretrain expected")
     teacher, student = build_distiller(recipe), build_distiller(config)
-    asked = (config.heads.prototypes, config.heads.untied, student.encoder.patch_px)
-    found = (recipe.heads.prototypes, recipe.heads.untied, teacher.encoder.patch_px)
-    if asked != found:
-        raise ConfigError(f"(prototypes, untied, patch px) are {asked}, those of the teacher {found}: make them alike")
+    own = (config.heads.prototypes, config.heads.untied, student.encoder.patch_px)
+    expected = (recipe.heads.prototypes, recipe.heads.untied, teacher.encoder.patch_px)
+    if own != expected:
+        raise ConfigError(
+            f"(prototypes, untied, patch px) are {own}, those of the teacher {expected}: give the student the teacher's"
+        )
     teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
     return teacher

@@ -18,7 +18,7 @@ from canopy.models.model import load_weights
 
 MLP_LAYERS = {"swiglu": SwiGLUPacked}
 CLASSIFIER = "head."
-"""smp keeps timm's classifier, which nothing reads."""
+"""Prefix of timm's classifier in a height model's encoder: smp keeps it, nothing reads it."""
 
 
 class Encoder(nn.Module):
@@ -28,12 +28,12 @@ class Encoder(nn.Module):
         name: timm name of a model with a class token.
         args: Arguments over timm's own; ``mlp_layer`` may be ``swiglu``.
         image_px: Side of the images whose position embeddings are learnt; other sizes are interpolated.
-        mean: Of the channels, for normalisation.
-        std: Of the channels.
-        drop_path: Stochastic depth rate.
+        mean: Mean of each channel, for normalisation.
+        std: Standard deviation of each channel.
+        drop_path: Rate of stochastic depth.
 
     Raises:
-        ConfigError: timm knows no such model or argument, or it has no class token.
+        ConfigError: timm knows no such model or argument, or the model has no class token.
     """
 
     mean: Tensor
@@ -55,16 +55,17 @@ class Encoder(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         for key, values in (("mean", mean), ("std", std)):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        # The mask reaches the patches by a hook: timm's forward_features has no argument for it.
         self._mask: Tensor | None = None
         self.vit.patch_embed.register_forward_hook(self._hide)
 
     @property
     def patch_px(self) -> int:
-        """Side of a patch."""
+        """Side of a patch, pixels."""
         return int(self.vit.patch_embed.patch_size[0])
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features after the last norm.
+        """Return the features after the last norm.
 
         Args:
             image: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of the patch.
@@ -79,7 +80,7 @@ class Encoder(nn.Module):
         return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
 
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...], patches: Tensor) -> Tensor:
-        """Swap masked patches for the mask token, right after the embedding of any timm model."""
+        """Replace masked patches by the mask token, right after the embedding of any timm model."""
         if self._mask is None:
             return patches
         mask = self._mask.reshape(*patches.shape[:-1], 1)
@@ -87,10 +88,11 @@ class Encoder(nn.Module):
 
 
 def _create(name: str, args: dict[str, Any], image_px: int, drop_path: float) -> Any:
+    """Create a timm model with random weights."""
     try:
-        given = {**args, "mlp_layer": MLP_LAYERS[str(args["mlp_layer"])]} if "mlp_layer" in args else args
+        timm_args = {**args, "mlp_layer": MLP_LAYERS[str(args["mlp_layer"])]} if "mlp_layer" in args else args
         vit = timm.create_model(
-            name, num_classes=0, img_size=image_px, dynamic_img_size=True, drop_path_rate=drop_path, **given
+            name, num_classes=0, img_size=image_px, dynamic_img_size=True, drop_path_rate=drop_path, **timm_args
         )
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(f"timm makes no encoder {name!r} of {args}: {one_line(error, 200)}") from error
@@ -100,20 +102,19 @@ def _create(name: str, args: dict[str, Any], image_px: int, drop_path: float) ->
 
 
 def from_card(card: Card, drop_path: float = 0.0) -> Encoder:
-    """The untrained encoder that a card describes."""
+    """Create the untrained encoder that a card describes."""
     arch = card.architecture
-    seen_px = arch.enlarge * card.chip_px
-    return Encoder(arch.encoder, dict(arch.encoder_args), seen_px, card.mean, card.std, drop_path)
+    return Encoder(arch.encoder, dict(arch.encoder_args), arch.enlarge * card.chip_px, card.mean, card.std, drop_path)
 
 
 def load_encoder(path: Path) -> tuple[Card, Encoder]:
-    """Read the encoder of a bundle, be it an encoder's or a height model's; in eval mode.
+    """Read the encoder of an encoder bundle or of a height model; in eval mode.
 
     Args:
-        path: Of the bundle, or the name of a bundled one; or ``timm:NAME`` for one of timm's pretrained encoders.
+        path: Path of a bundle, the name of a bundled one, or ``timm:NAME`` for one of timm's pretrained encoders.
 
     Raises:
-        ModelError: Not a bundle, or weights that do not fit its card, or that timm cannot bring.
+        ModelError: Not a bundle, weights that do not fit its card, or weights that timm cannot download.
     """
     card, weights = read_encoder(path)
     if card.family == "dpt":
@@ -126,23 +127,27 @@ def load_encoder(path: Path) -> tuple[Card, Encoder]:
         raise ModelError(f"{path} is of the family {card.family}: an encoder, or a height model of ours, is expected")
     encoder = from_card(card)
     missing = set(encoder.vit.state_dict()) - set(weights)
-    # smp drops the last norm, which feeds no tap; the untrained one only scales
-    fill = {name: encoder.vit.state_dict()[name].numpy() for name in missing if name.startswith("norm.")}
-    load_weights(encoder.vit, {name: array.astype(np.float32) for name, array in (weights | fill).items()}, path)
+    # smp drops the last norm, which feeds no tap; an untrained one only scales.
+    norm = {name: encoder.vit.state_dict()[name].numpy() for name in missing if name.startswith("norm.")}
+    load_weights(encoder.vit, {name: array.astype(np.float32) for name, array in (weights | norm).items()}, path)
     return card, encoder.eval().requires_grad_(False)
 
 
 def start_from(encoder: Encoder, path: Path) -> None:
-    """Give an encoder the weights of another of its kind, position embeddings brought to its size.
+    """Load the weights of another encoder of the same network, its position embeddings resampled to this size.
+
+    Args:
+        encoder: The encoder that takes the weights.
+        path: The other encoder, named as for `load_encoder`.
 
     Raises:
-        ModelError: As of `load_encoder`.
-        TrainingError: Another network.
+        ModelError: `load_encoder` cannot read it.
+        TrainingError: It is another network.
     """
     _, other = load_encoder(path)
-    given = with_positions(encoder.vit, other.vit.state_dict())
+    weights = with_positions(encoder.vit, other.vit.state_dict())
     try:
-        encoder.vit.load_state_dict(given)
+        encoder.vit.load_state_dict(weights)
     except RuntimeError as error:
         raise TrainingError(f"start {path} is another network than the configuration's encoder") from error
 

@@ -13,11 +13,11 @@ class Head(nn.Module):
     Unit prototypes stand for DINO's weight normalisation with its gain fixed at 1.
 
     Args:
-        width: Of the tokens.
+        width: Width of the tokens.
         hidden: Width of the hidden layers.
         bottleneck: Dimensions of the sphere.
-        prototypes: K.
-        layers: Linear layers before the sphere.
+        prototypes: Number of prototypes, K.
+        layers: Number of linear layers before the sphere.
     """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int, layers: int = 3) -> None:
@@ -32,12 +32,13 @@ class Head(nn.Module):
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., width) tokens to (..., K) cosine similarities."""
+        """Return the (..., K) cosine similarities of (..., width) tokens to the prototypes."""
         sphere = F.normalize(self.mlp(tokens), dim=-1, eps=1e-6)
         return F.linear(sphere, F.normalize(self.prototypes, dim=-1, eps=1e-6))
 
 
 def _initialise(module: nn.Module) -> None:
+    """Draw the weights of linear layers as DINO does."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""Losses of self-distillation: they know tensors only, and hide how ranks share their statistics.
+"""Losses of self-distillation: they take tensors alone, and hide how ranks share their statistics.
 
 Every loss of a rank is scaled so that the mean over ranks is the loss of the whole batch.
 """
@@ -15,7 +15,7 @@ TINY = 1e-8
 
 
 def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Assign samples to prototypes so that all prototypes are used alike (Caron et al. 2020, SwAV, section 3.1).
+    """Assign samples to prototypes so that all prototypes are used equally (Caron et al. 2020, SwAV, section 3.1).
 
     Args:
         logits: (n, K) teacher's logits; n may differ between ranks, and be 0 on some.
@@ -23,9 +23,10 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
         iterations: Alternations between prototypes and samples.
 
     Returns:
-        (n, K) float32; rows sum to 1, and over all ranks a column sums to N / K as far as the iterations went.
+        (n, K) float32; rows sum to 1, and over all ranks a column sums to about N / K, closer with every iteration.
     """
     scaled = logits.float() / temperature
+    # The largest logit of all ranks is taken off, so that exp cannot overflow; it cancels in the division.
     q = torch.exp(scaled - over_ranks(_max(scaled), ReduceOp.MAX))
     total = over_ranks(torch.tensor(float(len(q)), device=q.device))
     for _ in range(iterations):
@@ -38,8 +39,8 @@ class Centre(nn.Module):
     """Centring and sharpening of teacher logits (Caron et al. 2021, DINO, section 3.1).
 
     Args:
-        prototypes: K.
-        momentum: Of the running mean that is subtracted.
+        prototypes: Number of prototypes, K.
+        momentum: Momentum of the running mean that is subtracted.
     """
 
     mean: Tensor
@@ -51,7 +52,7 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """(n, K) logits to (n, K) float32 probabilities; in train mode the running mean then takes them in."""
+        """Turn (n, K) logits into (n, K) float32 probabilities; in train mode, update the running mean afterwards."""
         logits = logits.float()
         probabilities = ((logits - self.mean) / temperature).softmax(dim=1)
         if self.training:
@@ -61,12 +62,12 @@ class Centre(nn.Module):
 
 
 def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
-    """Cross-entropy between the class tokens of different crops (Caron et al. 2021, DINO, equation 3).
+    """Return the cross-entropy between the class tokens of different crops (Caron et al. 2021, DINO, equation 3).
 
     Args:
         student: (S, B, K) logits of all crops, the global ones first.
         teacher: (T, B, K) probabilities of the global crops, in the same order.
-        temperature: Of the student.
+        temperature: Temperature of the student.
 
     Returns:
         Mean over the pairs of a teacher's and a student's crop; a crop is not compared with itself.
@@ -78,24 +79,24 @@ def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Ten
 
 
 def ibot_loss(student: Tensor, teacher: Tensor, weight: Tensor, images: float, temperature: float = 0.1) -> Tensor:
-    """Cross-entropy at masked patches (Zhou et al. 2022, iBOT, equation 2).
+    """Return the cross-entropy at masked patches (Zhou et al. 2022, iBOT, equation 2).
 
     Args:
         student: (M, K) logits of the masked patches.
-        teacher: (M, K) probabilities of the same patches, which the teacher saw.
+        teacher: (M, K) probabilities of the same patches, which are not masked for the teacher.
         weight: (M,) one over the number of masked patches of the patch's image.
         images: Masked images that the loss is a mean over: those of all ranks, divided by the number of ranks.
-        temperature: Of the student.
+        temperature: Temperature of the student.
     """
     logs = (student.float() / temperature).log_softmax(dim=-1)
     return -((teacher.float() * logs).sum(dim=-1) * weight).sum() / max(images, 1)
 
 
 def koleo_loss(features: Tensor) -> Tensor:
-    """Spreads features over the sphere (Sablayrolles et al. 2019, equation 5).
+    """Return a loss that spreads features over the sphere (Sablayrolles et al. 2019, equation 5).
 
     Args:
-        features: (B, D) of one crop of every image; they are normalised here.
+        features: (B, D) features of one crop of every image; they are normalised here.
 
     Returns:
         Mean over the images of minus the logarithm of the distance to the nearest other image, over all ranks.
@@ -103,6 +104,7 @@ def koleo_loss(features: Tensor) -> Tensor:
     own = F.normalize(features.float(), dim=-1, eps=TINY)
     everyone = gather(own)
     similarity = own @ everyone.T
+    # An image's similarity to itself is set below all others.
     first = rank() * len(own)
     similarity[:, first : first + len(own)].fill_diagonal_(-1)
     nearest = everyone[similarity.argmax(dim=1)]
@@ -110,7 +112,7 @@ def koleo_loss(features: Tensor) -> Tensor:
 
 
 def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Keeps the similarities between patches where an earlier teacher had them (DINOv3, section 4.2).
+    """Return how far the similarities between patches moved from an earlier teacher's (DINOv3, section 4.2).
 
     Args:
         student: (B, P, D) patch features.
@@ -119,16 +121,17 @@ def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Mean squared difference of the cosine similarities of all pairs of patches of an image.
     """
-    mine, theirs = (F.normalize(x.float(), dim=-1) for x in (student, teacher))
-    return F.mse_loss(mine @ mine.mT, theirs @ theirs.mT)
+    student, teacher = (F.normalize(x.float(), dim=-1) for x in (student, teacher))
+    return F.mse_loss(student @ student.mT, teacher @ teacher.mT)
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows of all ranks, (n, D) to (ranks n, D), with gradients to all of them."""
+    """Gather the rows of all ranks, (n, D) to (ranks n, D), with gradients to all of them."""
     if ranks() == 1:
         return rows
     return torch.cat(autograd_collectives.all_gather(rows))  # type: ignore[no-untyped-call]
 
 
 def _max(logits: Tensor) -> Tensor:
+    """Return the largest logit, or minus infinity of none."""
     return logits.amax() if len(logits) else logits.new_tensor(float("-inf"))

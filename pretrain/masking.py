@@ -1,4 +1,4 @@
-"""Block-wise masks over patch grids, as BEiT and iBOT draw them, with exactly the asked number of patches."""
+"""Block-wise masks over patch grids, as BEiT and iBOT draw them, with exactly the number of patches required."""
 
 import math
 
@@ -15,14 +15,14 @@ def draw_masks(
 ) -> Tensor:
     """Draw masks for a batch.
 
-    The masked images' ratios are one in each of equal parts of the range, so a batch covers it evenly.
+    The range of ratios is cut into equal parts, one for each masked image, so that a batch covers the range evenly.
 
     Args:
-        count: Images, B.
+        count: Number of images, B.
         grid: Rows and columns of patches.
-        share: Share of the images that get a mask at all.
-        ratio: Range of the share of patches masked in them.
-        generator: All randomness.
+        share: Share of the images that get a mask.
+        ratio: Range of the share of patches that are masked in such an image.
+        generator: Generator of all randomness, on the CPU.
 
     Returns:
         (B, rows, cols) bool, True where masked, on the CPU.
@@ -40,11 +40,11 @@ def draw_mask(grid: tuple[int, int], patches: int, generator: torch.Generator) -
 
     Args:
         grid: Rows and columns of patches.
-        patches: How many to mask.
-        generator: All randomness.
+        patches: Number of patches to mask.
+        generator: Generator of all randomness, on the CPU.
 
     Returns:
-        (rows, cols) bool.
+        (rows, cols) bool, True where masked.
     """
     mask = torch.zeros(grid, dtype=torch.bool)
     left, tries = patches, 0
@@ -57,13 +57,14 @@ def draw_mask(grid: tuple[int, int], patches: int, generator: torch.Generator) -
             tries = 0
         else:
             tries += 1
+    # Rectangles rarely add up to the number: single patches fill the rest.
     free = (~mask).flatten().nonzero()[:, 0]
     mask.view(-1)[free[torch.randperm(len(free), generator=generator)[:left]]] = True
     return mask
 
 
 def _block(grid: tuple[int, int], largest: int, generator: torch.Generator) -> tuple[slice, slice]:
-    """A rectangle at a random place, of random area up to `largest` and random shape."""
+    """Draw a rectangle of random position, shape and area, the area at most `largest` patches."""
     area, shape, down, across = torch.rand(4, generator=generator).tolist()
     cells = SMALLEST_BLOCK + area * (largest - SMALLEST_BLOCK)
     aspect = math.exp((2 * shape - 1) * math.log(1 / NARROWEST))

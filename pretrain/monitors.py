@@ -1,6 +1,7 @@
-"""Signs of collapse: does the teacher still tell images apart?"""
+"""Signs of collapse: does the teacher still distinguish images?"""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,48 +11,60 @@ LEAST_INFORMATION = 0.02
 LEAST_SPREAD = 0.02
 
 
+@dataclass(frozen=True)
+class CollapseSigns:
+    """What the class tokens of a batch say about the teacher's health; each value is a share of the possible most."""
+
+    entropy: float
+    """Mean entropy of an image's assignment over that of the uniform one; near 1 the targets say nothing."""
+    information: float
+    """What the assignment says about the image; near 0 all images get the same one."""
+    prototypes_used: float
+    """Prototypes that are the first choice of some image."""
+    feature_std: float
+    """Standard deviation of the unit features over that of an even spread."""
+    feature_rank: float
+    """Exponential of the entropy of the features' spectrum (Roy and Vetterli 2007, effective rank)."""
+
+    def warning(self) -> str | None:
+        """Return one line on what has collapsed, or None."""
+        limits = {"information": LEAST_INFORMATION, "feature_std": LEAST_SPREAD}
+        # "not >=" rather than "<", so that NaN is a fault
+        faults = [
+            f"{name} {getattr(self, name):.3f} (at least {least} expected)"
+            for name, least in limits.items()
+            if not getattr(self, name) >= least
+        ]
+        return f"collapse: {', '.join(faults)}" if faults else None
+
+
 @torch.no_grad()
-def collapse_signs(logits: Tensor, features: Tensor, temperature: float) -> dict[str, float]:
-    """What the teacher's class tokens of a batch say of its health.
+def collapse_signs(logits: Tensor, features: Tensor, temperature: float) -> CollapseSigns:
+    """Measure how well the teacher distinguishes the images of a batch.
 
     Args:
-        logits: (..., K) over prototypes.
-        features: (..., D) class tokens.
-        temperature: Of the teacher.
-
-    Returns:
-        entropy: mean entropy of an image over that of the uniform distribution; near 1 the targets say nothing.
-        information: what the assignment tells of the image, over the most it could; near 0 all images look alike.
-        prototypes_used: prototypes that are some image's first, over the most that could be.
-        feature_std: standard deviation of the unit features over that of an even spread.
-        feature_rank: exponential of the spectrum's entropy, over the most it could be (Roy and Vetterli 2007).
+        logits: (..., K) float, the teacher's logits over prototypes.
+        features: (..., D) float, the teacher's class tokens.
+        temperature: Temperature of the teacher.
     """
     p = (logits.float().flatten(0, -2) / temperature).softmax(dim=-1)
     unit = F.normalize(features.float().flatten(0, -2), dim=-1)
     images, prototypes = p.shape
+    # Mutual information of image and prototype: entropy of the mean less mean of the entropies.
     own, shared = _entropy(p).mean(), _entropy(p.mean(dim=0))
     most = min(images, prototypes)
     energy = torch.linalg.svdvals(unit - unit.mean(dim=0)).square()
     spectrum = energy / energy.sum().clamp(min=1e-12)
-    return {
-        "entropy": (own / math.log(prototypes)).item(),
-        "information": ((shared - own) / math.log(most)).item(),
-        "prototypes_used": len(set(p.argmax(dim=-1).tolist())) / most,
-        "feature_std": (unit.std(dim=0).mean() * math.sqrt(unit.shape[1])).item(),
-        "feature_rank": (_entropy(spectrum).exp() / min(images - 1, unit.shape[1])).item(),
-    }
-
-
-def warn_of(signs: dict[str, float]) -> str | None:
-    """A line on what has collapsed, or None."""
-    faults = [
-        f"{name} {signs[name]:.3f} (at least {least} expected)"
-        for name, least in (("information", LEAST_INFORMATION), ("feature_std", LEAST_SPREAD))
-        if name in signs and not signs[name] >= least
-    ]
-    return f"collapse: {', '.join(faults)}" if faults else None
+    return CollapseSigns(
+        entropy=(own / math.log(prototypes)).item(),
+        information=((shared - own) / math.log(most)).item(),
+        prototypes_used=len(set(p.argmax(dim=-1).tolist())) / most,
+        feature_std=(unit.std(dim=0).mean() * math.sqrt(unit.shape[1])).item(),
+        feature_rank=(_entropy(spectrum).exp() / min(images - 1, unit.shape[1])).item(),
+    )
 
 
 def _entropy(p: Tensor) -> Tensor:
+    """Return the (...) entropy of (..., K) probabilities, in nats."""
     entropy: Tensor = -torch.special.xlogy(p, p).sum(dim=-1)
     return entropy

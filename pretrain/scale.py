@@ -14,11 +14,11 @@ from pretrain.encoder import Encoder
 
 
 def scale_encoder(encoder: Encoder, scale: ScaleConfig, device: torch.device) -> None:
-    """Recompute activations in the backward pass and compile the blocks, as asked."""
+    """Recompute activations in the backward pass and compile the blocks, where the settings say so."""
     encoder.vit.set_grad_checkpointing(scale.checkpointing)
     for block in encoder.vit.blocks:
         if device.type == "cpu" and hasattr(block, "attn"):
-            # the fused kernel's backward pass over short sequences takes half of a step on a CPU (measured)
+            # The fused kernel's backward pass over short sequences takes half of a step on a CPU (measured).
             block.attn.fused_attn = False
     if scale.compile:
         for block in encoder.vit.blocks:
@@ -26,15 +26,15 @@ def scale_encoder(encoder: Encoder, scale: ScaleConfig, device: torch.device) ->
 
 
 def spread(nets: Sequence[nn.Module], sharding: Literal["ddp", "fsdp"], *, idle: bool) -> nn.Module:
-    """Spread networks over the ranks; the first is trained, and what is returned is called in its place.
+    """Spread networks over the ranks and return the network to call in place of the first, which is trained.
 
-    Sharded weights are gathered block by block and let go again, also by the networks that only look on, whose
-    moving averages are then taken shard by shard.
+    Sharded weights are gathered block by block and freed again. Networks that are not trained are sharded too, so
+    that their moving averages are taken shard by shard.
 
     Args:
-        nets: The one to train, and those that look on.
-        sharding: Whole copies on every rank, or shares.
-        idle: Whether some weights get no gradient, as those of a head that no term of the loss asks.
+        nets: Network to train, and networks that are only evaluated.
+        sharding: ``ddp``: whole copies on every rank; ``fsdp``: shares of the weights.
+        idle: Whether some weights get no gradient, as a head that no term of the loss uses.
     """
     student = nets[0]
     if ranks() == 1:
@@ -42,6 +42,7 @@ def spread(nets: Sequence[nn.Module], sharding: Literal["ddp", "fsdp"], *, idle:
     if sharding == "ddp":
         return DistributedDataParallel(student, find_unused_parameters=idle)
     for net in nets:
+        # Blocks before the whole: what a block gathers is freed when the block is done.
         for module in [m for m in net.modules() if isinstance(m, Encoder)]:
             for block in module.vit.blocks:
                 fully_shard(block)

@@ -8,22 +8,19 @@ from pretrain.config import ScheduleConfig, TargetConfig
 
 @dataclass(frozen=True)
 class Schedules:
-    """All rates of a run.
-
-    Attributes:
-        steps: Of the run.
-        images: Images a step, over ranks and accumulated batches.
-        rates: Learning rate, weight decay, momentum.
-        target: Temperatures.
-    """
+    """All rates of a run."""
 
     steps: int
+    """Steps of the run."""
     images: int
+    """Images a step, over ranks and accumulated batches."""
     rates: ScheduleConfig
+    """Learning rate, weight decay, momentum."""
     target: TargetConfig
+    """Temperatures."""
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up to the peak, then constant or half a cosine; the peak grows with the root of the batch."""
+        """Return a linear warm-up to the peak, then the peak or half a cosine; the peak grows with the batch's root."""
         peak = self.rates.lr * math.sqrt(self.images / 1024)
         warmup = round(self.rates.warmup * self.steps)
         if step < warmup:
@@ -31,24 +28,25 @@ class Schedules:
         return self._towards(peak, self.rates.lr_end, (step - warmup) / max(1, self.steps - warmup))
 
     def weight_decay(self, step: int) -> float:
-        """From its first to its last value."""
+        """Return the weight decay, from its first to its last value."""
         return self._towards(*self.rates.weight_decay, step / self.steps)
 
     def momentum(self, step: int) -> float:
-        """Of the teacher, from its first to its last value."""
+        """Return the momentum of the teacher, from its first to its last value."""
         return self._towards(*self.rates.momentum, step / self.steps)
 
     def temperature(self, step: int) -> float:
-        """Of the teacher: linear over its warm-up, then constant."""
+        """Return the temperature of the teacher: linear over its warm-up, then constant."""
         low, high = self.target.temperature
         warmup = self.target.temperature_warmup * self.steps
         return high if step >= warmup else low + (high - low) * step / warmup
 
     def freezes_prototypes(self, step: int) -> bool:
-        """Whether prototypes stay as they were drawn."""
+        """Return whether prototypes stay as they were drawn."""
         return step < self.rates.freeze_last * self.steps
 
     def _towards(self, first: float, last: float, done: float) -> float:
+        """Return a value on half a cosine from first to last, or the first where schedules are constant."""
         if self.rates.kind == "constant":
             return first
         return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,8 +1,8 @@
-"""What a patch shows, in numbers: its colours and its edges, as targets that need no teacher.
+"""Colours and edges of a patch in numbers: targets that need no teacher.
 
 Wei et al. 2022 (MaskFeat, arXiv 2112.09133, section 3.3) predict histograms of hidden patches instead of their pixels;
-colours and oriented gradients served best among what is not learnt. Unlike there, a gradient keeps its magnitude, for
-a crown differs from a meadow by its contrast.
+colours and oriented gradients served best among features that are not learnt. Unlike there, a gradient keeps its
+magnitude, for a crown differs from a meadow by its contrast.
 """
 
 import math
@@ -25,16 +25,17 @@ STATISTICS = 3 * len(LEVELS) + SCALES * DIRECTIONS
 
 @torch.no_grad()
 def patch_statistics(image: Tensor, patch_px: int) -> Tensor:
-    """Colour histograms and histograms of oriented gradients.
+    """Return histograms of colour and of oriented gradients for every patch.
 
     Args:
-        image: (n, 3, H, W) RGB in [0, 1].
+        image: (n, 3, H, W) float32 RGB in [0, 1].
         patch_px: Side of a patch, a multiple of 4.
 
     Returns:
-        (n, patches, STATISTICS), patches in raster order.
+        (n, patches, STATISTICS) float32, patches in raster order.
     """
     centres = torch.tensor(LEVELS, device=image.device).view(1, 1, -1, 1, 1)
+    # In place: the seven memberships of every pixel are the largest tensor of a step.
     members = (image[:, :, None] - centres).square_().mul_(-1 / BIN_WIDTH**2).exp_().flatten(1, 2)
     grey = image.mean(dim=1, keepdim=True)
     parts = [F.avg_pool2d(members, patch_px).flatten(2).movedim(1, 2)]
@@ -42,46 +43,60 @@ def patch_statistics(image: Tensor, patch_px: int) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def _oriented(grey: Tensor, side: int) -> Tensor:
-    """Mean magnitude of the gradients of each direction: (n, 1, H, W) to (n, patches of a side, DIRECTIONS)."""
+def _oriented(grey: Tensor, side_px: int) -> Tensor:
+    """Return the mean magnitude of the gradients of each direction.
+
+    Args:
+        grey: (n, 1, H, W) float32.
+        side_px: Side of a patch.
+
+    Returns:
+        (n, patches, DIRECTIONS) float32.
+    """
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-    place = torch.atan2(down, across).remainder(math.pi) / math.pi * DIRECTIONS
+    # Angles a half turn apart are one direction: an edge has no front.
+    direction = torch.atan2(down, across).remainder(math.pi) / math.pi * DIRECTIONS
     channel, magnitude = (
-        F.pixel_unshuffle(values, side).flatten(2).movedim(1, 2)
-        for values in (place.long().clamp(max=DIRECTIONS - 1), torch.hypot(across, down))
+        F.pixel_unshuffle(values, side_px).flatten(2).movedim(1, 2)
+        for values in (direction.long().clamp(max=DIRECTIONS - 1), torch.hypot(across, down))
     )
     histogram = magnitude.new_zeros(*magnitude.shape[:2], DIRECTIONS)
-    return histogram.scatter_add(2, channel, magnitude) / side**2
+    return histogram.scatter_add(2, channel, magnitude) / side_px**2
 
 
 class Standardiser(nn.Module):
     """Running mean and variance of targets, over all ranks.
 
     Args:
-        count: Numbers in a target.
-        momentum: Of the running values.
+        count: Number of values in a target.
+        momentum: Momentum of the running mean and variance.
     """
 
     mean: Tensor
     square: Tensor
-    seen: Tensor
 
     def __init__(self, count: int = STATISTICS, momentum: float = 0.99) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("square", torch.zeros(count))
+        # 0 before the first batch, then 1; the name is stored in checkpoints
         self.register_buffer("seen", torch.zeros(()))
 
     @torch.no_grad()
     def forward(self, targets: Tensor) -> Tensor:
-        """(n, patches, count) to the same with mean 0 and variance 1; takes them in first."""
+        """Take targets into the running values, then bring the targets to mean 0 and variance 1.
+
+        Args:
+            targets: (n, patches, count) float32.
+        """
         flat = targets.flatten(0, 1)
         count = over_ranks(flat.new_tensor(float(len(flat))), ReduceOp.SUM)
-        keep = self.momentum * self.seen
+        started = self.get_buffer("seen")
+        keep = self.momentum * started  # the first batch replaces the zeros
         self.mean.lerp_(over_ranks(flat.sum(dim=0)) / count, 1 - keep)
         self.square.lerp_(over_ranks(flat.square().sum(dim=0)) / count, 1 - keep)
-        self.seen.fill_(1)
+        started.fill_(1)
         return (targets - self.mean) / (self.square - self.mean.square()).clamp(min=1e-6).sqrt()

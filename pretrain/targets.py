@@ -1,7 +1,7 @@
-"""What patches tell beside prototypes: colours and edges, and a trained network's features.
+"""Targets of patches besides prototypes: colours and edges, and a trained network's features.
 
-A student regresses what others make of an image (Romero et al. 2015, FitNets, arXiv 1412.6550; Wei et al. 2022,
-MaskFeat): each patch's token alone tells the standardised numbers of its own patch, by a linear layer.
+A student regresses what others compute from an image (Romero et al. 2015, FitNets, arXiv 1412.6550; Wei et al. 2022,
+MaskFeat): a linear layer predicts, from each patch's token alone, the standardised values of the same patch.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from pretrain.statistics import STATISTICS, Standardiser, patch_statistics
 
 
 class PatchTargets(nn.Module):
-    """The targets that a recipe asks for, and how far a student's tokens are from them.
+    """The targets that a recipe names, and the distance of a student's predictions from them.
 
     Args:
         config: The recipe.
@@ -42,36 +42,47 @@ class PatchTargets(nn.Module):
             self.features = self._truth["features"] = NetworkFeatures(config.features, patch_px)
         self.requires_grad_(False).eval()
 
-    def losses(self, told: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
-        """Distance of what tokens tell from each target.
+    def losses(self, predictions: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
+        """Return the distance of predictions from each target.
 
         Args:
-            told: (n, patches, numbers) by target.
-            image: (n, 3, H, W) RGB in [0, 1], as the student sees it.
+            predictions: (n, patches, count) of each target.
+            image: (n, 3, H, W) float32 RGB in [0, 1], as the student sees it.
         """
-        made = {}
+        losses = {}
         for name, levels in self._levels.items():
             truth = self.standardisers[name](self._truth[name](image))
-            made[name] = levels_loss(told[name].float(), truth, levels)
-        return made
+            losses[name] = levels_loss(predictions[name].float(), truth, levels)
+        return losses
 
 
 def target_levels(config: PretrainConfig, patch_px: int) -> dict[str, list[int]]:
-    """Numbers told of each patch, by target and level of it; no weights are read.
+    """Count the values predicted for each patch, by target and by level of the target; no weights are read.
+
+    Args:
+        config: The recipe.
+        patch_px: Side of the encoder's patches.
 
     Raises:
-        ConfigError: As of `PatchTargets`.
+        ConfigError: timm knows no such network, or its strides do not fit the patches.
     """
-    wanted: dict[str, Callable[[], list[int]]] = {
-        "statistics": lambda: [STATISTICS],
-        "features": lambda: _channels(config.features, patch_px),
-    }
-    return {name: levels() for name, levels in wanted.items() if getattr(config.terms, name) > 0}
+    levels = {}
+    if config.terms.statistics > 0:
+        levels["statistics"] = [STATISTICS]
+    if config.terms.features > 0:
+        levels["features"] = _channels(config.features, patch_px)
+    return levels
 
 
-def levels_loss(told: Tensor, truth: Tensor, levels: list[int]) -> Tensor:
-    """Smooth absolute error of standardised targets (n, patches, sum of `levels`); each level counts alike."""
-    error = F.smooth_l1_loss(told, truth, reduction="none").mean(dim=(0, 1))
+def levels_loss(predictions: Tensor, truth: Tensor, levels: list[int]) -> Tensor:
+    """Return the smooth absolute error of standardised targets, each level with the same weight.
+
+    Args:
+        predictions: (n, patches, sum of `levels`) float32.
+        truth: The same shape.
+        levels: Number of values in each level.
+    """
+    error = F.smooth_l1_loss(predictions, truth, reduction="none").mean(dim=(0, 1))
     split = torch.split(error, levels)
     return torch.stack([level.mean() for level in split]).mean()
 
@@ -80,8 +91,12 @@ class NetworkFeatures(nn.Module):
     """The pyramid of a trained convolutional network, folded to the patches of an encoder.
 
     Args:
-        config: Which network, with which weights.
+        config: Name of the network, file of its weights, and its scale.
         patch_px: Side of the encoder's patches.
+
+    Raises:
+        ConfigError: timm knows no such network, or has no weights for it.
+        ModelError: The file of weights is of another network.
     """
 
     mean: Tensor
@@ -94,27 +109,32 @@ class NetworkFeatures(nn.Module):
         if config.weights is not None:
             load_stages(self.stages, config.weights)
         for key in ("mean", "std"):
-            given = torch.tensor(self.stages.pretrained_cfg[key])
-            self.register_buffer(key, given.view(1, 3, 1, 1), persistent=False)
+            values = torch.tensor(self.stages.pretrained_cfg[key])
+            self.register_buffer(key, values.view(1, 3, 1, 1), persistent=False)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Features of each patch: (n, 3, H, W) RGB in [0, 1] to (n, patches, numbers), in raster order.
+        """Return the features of each patch; maps finer than patches are unfolded, coarser ones interpolated.
 
-        Maps finer than patches are unfolded, coarser ones interpolated.
+        Args:
+            image: (n, 3, H, W) float32 RGB in [0, 1].
+
+        Returns:
+            (n, patches, values) float32, patches in raster order.
         """
-        seen = (F.avg_pool2d(image, self.shrink) - self.mean) / self.std
-        grid = [side // self.side_px for side in seen.shape[-2:]]
+        normalised = (F.avg_pool2d(image, self.shrink) - self.mean) / self.std
+        grid = [side // self.side_px for side in normalised.shape[-2:]]
         parts = [
             F.pixel_unshuffle(level, level.shape[-1] // grid[-1])
             if level.shape[-1] >= grid[-1]
             else F.interpolate(level, size=grid, mode="bilinear", align_corners=False)
-            for level in self.stages(seen)
+            for level in self.stages(normalised)
         ]
         return torch.cat(parts, dim=1).flatten(2).movedim(1, 2)
 
 
 def _create(network: str, *, pretrained: bool) -> Any:
+    """Create the pyramid of a timm network, with timm's own weights or random ones."""
     try:
         return timm.create_model(network, features_only=True, pretrained=pretrained)
     except (RuntimeError, OSError) as error:
@@ -122,6 +142,7 @@ def _create(network: str, *, pretrained: bool) -> Any:
 
 
 def _channels(config: FeaturesConfig, patch_px: int) -> list[int]:
+    """Count the values of a patch in each level of the pyramid: a finer level has several pixels a patch."""
     side_px = patch_px / config.shrink
     info = _create(config.network, pretrained=False).feature_info
     strides = info.reduction()

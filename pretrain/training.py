@@ -1,4 +1,4 @@
-"""Self-supervised stage: an encoder learnt from unlabelled tiles, written as a bundle."""
+"""Self-supervised training: from unlabelled tiles to a bundle of an encoder."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -9,7 +9,7 @@ from torch import nn
 
 from canopy.errors import ConfigError
 from canopy.models.bundle import Architecture, Card
-from canopy.models.dpt import MULTIPLE_PX
+from canopy.models.network import MULTIPLE_PX
 from canopy.models.encoders import encoder_card
 from canopy.progress import Report, ignore
 from canopy.training.loop import fit_learner
@@ -34,19 +34,20 @@ def pretrain(
     """Pretrain an encoder and write its moving average as `last.safetensors`.
 
     Args:
-        config: The recipe, and what it learns from.
+        config: The recipe and its data.
         run: Folder of the run: the bundle, `log.jsonl`, `config.yaml`, `checkpoints/`.
-        resume: Go on from the last checkpoint, if any.
-        teacher: Gives the targets, frozen; without one, the student's moving average does.
-        report: Called every twentieth step.
+        resume: Whether to go on from the last checkpoint, if there is one.
+        teacher: Network that gives the targets, frozen; the student's moving average if None.
+        report: Receiver of the progress, called every twentieth step.
 
     Returns:
         Path of the bundle.
 
     Raises:
-        ConfigError: Crops that patches do not fill, or an encoder that timm does not make.
+        ConfigError: Crops that patches do not fill, or an encoder that timm does not know.
         TrainingError: Data or run are unusable.
     """
+    # Order: lock, networks, data; the folder is claimed when all of them are known to be good.
     with together() as device, hold_run(run, config, resume=resume) if rank() == 0 else nullcontext():
         learner = SelfDistillation(config, device, teacher)
         patch_px = learner.student.encoder.patch_px
@@ -67,7 +68,11 @@ def pretrain(
 
 
 def check_crops(config: PretrainConfig, patch_px: int) -> None:
-    """Refuse crops that are not whole patches, and global crops that no decoder could take up.
+    """Refuse crops that are not whole patches, and global crops of a size that no decoder takes.
+
+    Args:
+        config: The recipe.
+        patch_px: Side of the encoder's patches.
 
     Raises:
         ConfigError: A crop's side is not a multiple of what it should be.
@@ -82,12 +87,13 @@ def check_crops(config: PretrainConfig, patch_px: int) -> None:
 
 
 class _Export:
-    """Writes the averaged encoder with a card that says what it learnt from."""
+    """Writes the averaged encoder with a card that names its data and its recipe."""
 
     def __init__(self, path: Path, config: PretrainConfig, tiles: Tiles) -> None:
         self._path, self._config, self._tiles = path, config, tiles
 
     def __call__(self, average: nn.Module, step: int) -> dict[str, Any]:
+        """Write the encoder of a step; all ranks must call it, for each has a share of the weights."""
         encoder: Any = average.encoder
         weights = whole(encoder.vit.state_dict())
         if rank() == 0:
@@ -95,11 +101,12 @@ class _Export:
         return {"exported": self._path.name}
 
     def _card(self, step: int) -> Card:
+        """Describe the encoder after a step."""
         config = self._config
         images = config.batch * config.loop.accumulate
         recipe = config.model_dump(mode="json", exclude={"tiles", "name", "notes"})
         if weights := config.features.weights:
-            recipe["features"]["weights"] = weights.name  # nobody else has that folder
+            recipe["features"]["weights"] = weights.name  # the folder means nothing on another machine
         if config.start:
             start = encoder_card(config.start)
             recipe["start"] = {"name": start.name, "licence": start.licence}

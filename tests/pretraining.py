@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
+from pretrain.batch import draw_batch
 from pretrain.config import PretrainConfig
 from pretrain.data import ArrayTiles
+from pretrain.dinov2 import SelfDistillation
 
+CPU = torch.device("cpu")
 TINY: dict[str, Any] = {
     "name": "tiny", "batch": 4, "tiles": {"sources": [{"path": "nowhere"}], "tile_px": 32},
     "loop": {"steps": 20, "amp": False, "clip_norm": 3.0, "checkpoint_every": 5, "evaluate_every": 100},
@@ -21,12 +25,12 @@ TINY: dict[str, Any] = {
 
 
 def tiny_config(**changes: Any) -> PretrainConfig:
-    """The tiny recipe; a group of settings is changed, not replaced."""
+    """Return the tiny recipe; a group of settings is changed, not replaced."""
     return PretrainConfig.model_validate(_merge(TINY, changes))
 
 
 def tiny_tiles(count: int = 12, side: int = 32) -> ArrayTiles:
-    """Tiles of stripes and blots, each unlike the others."""
+    """Return tiles of stripes and blots, each unlike the others."""
     generator = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side]
     images = []
@@ -37,6 +41,22 @@ def tiny_tiles(count: int = 12, side: int = 32) -> ArrayTiles:
         images.append(np.clip(base + tint * stripes + generator.normal(0, 4, (3, side, side)), 0, 255))
     stacked = np.stack(images).astype(np.uint8)
     return ArrayTiles(stacked, np.full(count, 0.5), hashlib.sha256(stacked.tobytes()).hexdigest())
+
+
+def step_once(learner: SelfDistillation, step: int = 0) -> float:
+    """Take one step on the tiny tiles without the moving average, and return the loss."""
+    batch = draw_batch(step, tiny_tiles(), learner.config, learner.student.encoder.patch_px)
+    learner.schedule(step)
+    loss = learner.loss(batch, step)
+    loss.backward()  # type: ignore[no-untyped-call]
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    return loss.item()
+
+
+def run_steps(learner: SelfDistillation, steps: int) -> list[dict[str, Any]]:
+    """Take steps on the tiny tiles, and return the entries of their log with the losses."""
+    return [{"loss": step_once(learner, step), **learner.update(step)} for step in range(steps)]
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

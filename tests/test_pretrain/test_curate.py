@@ -1,4 +1,4 @@
-"""Hierarchical k-means and balanced choice; distillation."""
+"""Hierarchical k-means and balanced choice."""
 
 from pathlib import Path
 
@@ -12,11 +12,10 @@ from PIL import Image
 from pretraining import TINY, tiny_config
 from rasters import make_raster
 
-from canopy.errors import ConfigError, TrainingError
-from pretrain.config import CurateConfig, DistillConfig
+from canopy.errors import ConfigError
+from pretrain.config import CurateConfig
 from pretrain.curate import assign, balanced_sample, curate, fill_evenly, flatten, grow_tree, kmeans
 from pretrain.data import read_tiles
-from pretrain.distill import distill, load_teacher
 from pretrain.training import pretrain
 
 
@@ -70,59 +69,30 @@ def test_filling_is_even_complete_and_within_sizes(sizes: list[int], count: int)
     assert len(short) == 0 or shares.max() - short.min() <= 1
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one noisy scene of 8 tiles and one even one of 24."""
-    folder = tmp_path_factory.mktemp("teacher")
-    make_raster(folder / "imagery" / "a.tif", shape=(64, 128), pattern="noise")
-    make_raster(folder / "imagery" / "b.tif", shape=(96, 256), pattern="constant")
-    settings = tiny_config(tiles={"sources": [{"path": folder / "imagery"}]}, loop={"steps": 5})
-    return pretrain(settings, folder / "run").parent
-
-
-def test_curation_writes_an_index_that_pretraining_takes(teacher: Path, tmp_path: Path) -> None:
-    tiles = {"sources": [{"path": teacher.parent / "imagery"}], "tile_px": 32}
-    config = settings(tiles=tiles, encoder=teacher / "last.safetensors", clusters=[4, 2], choose=12)
+def test_curation_writes_an_index_that_pretraining_takes(tmp_path: Path) -> None:
+    make_raster(tmp_path / "imagery" / "a.tif", shape=(64, 128), pattern="noise")
+    make_raster(tmp_path / "imagery" / "b.tif", shape=(96, 256), pattern="constant")
+    tiles = {"sources": [{"path": tmp_path / "imagery"}], "tile_px": 32}
+    encoder = pretrain(tiny_config(tiles=tiles, loop={"steps": 1}), tmp_path / "run")
+    config = settings(tiles=tiles, encoder=encoder, clusters=[4, 2], choose=12)
     index = curate(config, tmp_path / "curated")
     pool, chosen = read_tiles(config.tiles), pq.read_table(index)["tile"].to_numpy()
     assert len(pool) == 32
     noisy = [i for i in range(32) if pool[i].std() > 60]
+    assert len(noisy) == 8
     assert len(set(chosen) & set(noisy)) >= 6, "half of the choice for a quarter of the pool"
-    again = curate(config, tmp_path / "again")
-    assert index.read_bytes() == again.read_bytes()
+    assert np.load(tmp_path / "curated" / "embeddings.npy").shape == (32, 32)
     with Image.open(tmp_path / "curated" / "clusters.png") as picture:
         assert picture.height == 2 * 96
-    taken = pretrain(
-        tiny_config(tiles={**tiles, "index": index}, loop={"steps": 1}), tmp_path / "run"
-    )  # fmt: skip
-    assert taken.is_file()
-    with pytest.raises(ConfigError, match="40 chosen of 32 tiles"):
-        curate(settings(tiles=tiles, encoder=teacher / "last.safetensors", choose=40), tmp_path / "none")
+    again = curate(config, tmp_path / "again")
+    assert index.read_bytes() == again.read_bytes()
+    assert pretrain(tiny_config(tiles={**tiles, "index": index}, loop={"steps": 1}), tmp_path / "second").is_file()
 
 
-def student(teacher: Path, **changes: object) -> DistillConfig:
-    base = tiny_config(
-        tiles={"sources": [{"path": teacher.parent / "imagery"}]}, loop={"steps": 6},
-        encoder_args={"embed_dim": 16, "num_heads": 1}, **changes,
-    )  # fmt: skip
-    return DistillConfig.model_validate(base.model_dump() | {"teacher": teacher})
-
-
-def test_distillation_leaves_the_teacher_alone_and_resumes_to_the_bit(teacher: Path, tmp_path: Path) -> None:
-    config = student(teacher)
-    before = [p.clone() for p in load_teacher(config).parameters()]
-    bundle = distill(config, tmp_path / "whole")
-    assert all(torch.equal(a, b) for a, b in zip(before, load_teacher(config).parameters(), strict=True))
-    distill(config, tmp_path / "cut")
-    (tmp_path / "cut" / "checkpoints" / "00000006.pt").unlink()
-    (tmp_path / "cut" / "last.safetensors").unlink()
-    resumed = distill(config, tmp_path / "cut", resume=True)
-    assert resumed.read_bytes() == bundle.read_bytes()
-
-
-def test_a_teacher_that_does_not_fit_is_a_clear_error(teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\(prototypes, untied, patch px\) are \(16, True, 8\)"):
-        load_teacher(student(teacher, heads={"prototypes": 16}))
-    (tmp_path / "config.yaml").write_text((teacher / "config.yaml").read_text())
-    with pytest.raises(TrainingError, match="no checkpoint"):
-        load_teacher(student(teacher).model_copy(update={"teacher": tmp_path}))
+def test_a_pool_smaller_than_its_clusters_or_choice_is_a_clear_error(tmp_path: Path) -> None:
+    make_raster(tmp_path / "a.tif", shape=(64, 128), pattern="noise")
+    tiles = {"sources": [{"path": tmp_path / "a.tif"}], "tile_px": 32}
+    with pytest.raises(ConfigError, match="6 clusters and 40 chosen of 8 tiles"):
+        curate(settings(tiles=tiles, encoder="canopy-tiny", choose=40), tmp_path / "none")
+    with pytest.raises(ConfigError, match="9 clusters and 2 chosen of 8 tiles"):
+        curate(settings(tiles=tiles, encoder="canopy-tiny", clusters=[9], choose=2), tmp_path / "none")

@@ -1,0 +1,137 @@
+"""Squares of ground with features of their image and heights from lidar: the samples that a probe regresses."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from canopy.dataset.scene import Scene
+from canopy.errors import TrainingError
+from pretrain.encoder import Encoder
+
+Array = NDArray[np.float64]
+Image = NDArray[np.uint8]
+Features = Callable[[Image], Array]
+"""From an image (3, H, W) to the features (rows, cols, D) of its cells of `CELL_PX`."""
+
+CELL_PX = 32
+CHIP_PX = 128
+BLOCK_M = 128.0
+COVER_M = 2.0
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Squares of ground with their image features and lidar heights."""
+
+    features: Array
+    """(n, D) features."""
+    height_m: Array
+    """(n,) mean height, metres."""
+    cover: Array
+    """(n,) share of the cell above 2 m."""
+    block: NDArray[np.int64]
+    """(n,) number of the spatial block, from 0, none left out."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One square of ground."""
+
+    features: Array
+    """(D,) features."""
+    height_m: float
+    """Mean height, metres."""
+    cover: float
+    """Share above 2 m."""
+    block: tuple[str, int, int]
+    """Scene, row and column of the spatial block."""
+
+
+def measure(scenes: Sequence[Scene], features: Features) -> Cells:
+    """Return features and heights of all cells of which lidar covers at least half.
+
+    Args:
+        scenes: Images and heights.
+        features: Features of the cells of an image.
+
+    Raises:
+        TrainingError: No scene contains a whole cell.
+    """
+    cells = [cell for scene in scenes for cell in _scene_cells(scene, features)]
+    if not cells:
+        raise TrainingError(f"no scene contains a whole cell of {CELL_PX} px with heights")
+    numbers = {name: number for number, name in enumerate(sorted({cell.block for cell in cells}))}
+    return Cells(
+        features=np.stack([cell.features for cell in cells]),
+        height_m=np.array([cell.height_m for cell in cells]),
+        cover=np.array([cell.cover for cell in cells]),
+        block=np.array([numbers[cell.block] for cell in cells]),
+    )
+
+
+def _scene_cells(scene: Scene, features: Features) -> Iterator[_Cell]:
+    """Yield the cells of a scene, row by row."""
+    rows, cols = (length // CELL_PX for length in scene.image.shape[1:])
+    if not rows or not cols:
+        return
+    by_cell = features(scene.image[:, : rows * CELL_PX, : cols * CELL_PX])
+    # the image has two pixels to one of the heights
+    side = CELL_PX // 2
+    per_block = round(BLOCK_M / (side * scene.cell_m))
+    for row, col in np.ndindex(rows, cols):
+        heights_m = scene.height_m[row * side : (row + 1) * side, col * side : (col + 1) * side]
+        finite_m = heights_m[np.isfinite(heights_m)]
+        if finite_m.size >= heights_m.size / 2:
+            block = (scene.name, row // per_block, col // per_block)
+            yield _Cell(by_cell[row, col], float(finite_m.mean()), float((finite_m > COVER_M).mean()), block)
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, image: Image, enlarge: int = 1) -> Array:
+    """Return the patch features of an image, averaged over cells.
+
+    The image goes through in chips of 128 px (as the encoder sees them, so of fewer pixels where it is enlarged); what
+    remains at the right and at the bottom goes through in smaller chips.
+
+    Args:
+        encoder: Encoder in eval mode.
+        image: (3, H, W) uint8 RGB; H and W multiples of the cell.
+        enlarge: Factor by which the encoder sees the image enlarged.
+
+    Returns:
+        (H / 32, W / 32, D) float64.
+    """
+    _, height, width = image.shape
+    cells: Array = np.zeros((height // CELL_PX, width // CELL_PX, encoder.width))
+    side = CHIP_PX // enlarge
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            chip = torch.from_numpy(image[:, top : top + side, left : left + side].copy())[None].float() / 255
+            if enlarge > 1:
+                chip = F.interpolate(chip, scale_factor=enlarge, mode="bilinear", align_corners=False)
+            rows, cols = (length // encoder.patch_px for length in chip.shape[2:])
+            patches = encoder(chip)[1].view(rows, cols, -1).movedim(-1, 0)
+            means = F.avg_pool2d(patches[None], enlarge * CELL_PX // encoder.patch_px)[0].movedim(0, -1).numpy()
+            row, col = top // CELL_PX, left // CELL_PX
+            cells[row : row + means.shape[0], col : col + means.shape[1]] = means
+    return cells
+
+
+def colour_statistics(image: Image) -> Array:
+    """Return mean, deviation and three percentiles of each channel of every cell.
+
+    Args:
+        image: (3, H, W) uint8 RGB; H and W multiples of the cell.
+
+    Returns:
+        (H / 32, W / 32, 15) float64.
+    """
+    channels, height, width = image.shape
+    split = image.reshape(channels, height // CELL_PX, CELL_PX, width // CELL_PX, CELL_PX) / 255
+    flat = split.transpose(1, 3, 0, 2, 4).reshape(height // CELL_PX, width // CELL_PX, channels, -1)
+    parts = [flat.mean(-1), flat.std(-1), *np.percentile(flat, (5, 50, 95), axis=-1)]
+    return np.concatenate(parts, axis=-1)

@@ -1,0 +1,40 @@
+"""Settings: what is refused by name, and the configurations that ship."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from canopy.config import load_config
+from canopy.errors import ConfigError
+from pretrain.config import CurateConfig, PretrainConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("setting", [
+    "batch=1", "global_crops.count=3", "local_crops.gsd=[1.0, 4.0]", "masks.ratio=[0.1, 1.5]", "colours.hue=0.1",
+    "global_crops.gsd=[1.5, 1.0]", "target.kind=magic", "global_crops.count=0",
+])  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.split("=")[0].split(".")[0]):
+        load_config(CONFIGS / "pretrain-small.yaml", PretrainConfig, (setting,))
+
+
+def test_a_recipe_without_a_term_is_refused() -> None:
+    without = ("terms={dino: 0, ibot: 0, koleo: 0}",)
+    with pytest.raises(ConfigError, match="one of the terms must be above 0"):
+        load_config(CONFIGS / "pretrain-small.yaml", PretrainConfig, without)
+
+
+@pytest.mark.parametrize("name", ["pretrain-small", "pretrain-ssl", "pretrain-tiny"])
+def test_the_configurations_that_ship_are_valid(name: str) -> None:
+    assert load_config(CONFIGS / f"{name}.yaml", PretrainConfig).name
+
+
+@pytest.mark.parametrize("clusters", [(), (10, 10), (2, 6), (4, 0)])
+def test_clusters_become_fewer_from_level_to_level(clusters: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="clusters"):
+        CurateConfig.model_validate(
+            {"tiles": {"store": "a"}, "encoder": "b", "choose": 3, "clusters": clusters}
+        )  # fmt: skip

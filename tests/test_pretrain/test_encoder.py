@@ -1,0 +1,139 @@
+"""Encoders: masks, timm's variants, bundles, starts from other weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from pretraining import CPU, tiny_config
+
+from canopy.errors import ConfigError, ModelError, TrainingError
+from canopy.models.bundle import Architecture, Card
+from pretrain.dinov2 import SelfDistillation
+from pretrain.encoder import Encoder, from_card, load_encoder, save_encoder
+
+GREY: tuple[tuple[float, ...], tuple[float, ...]] = (0.5,) * 3, (0.2,) * 3
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+
+
+def test_masked_patches_are_hidden() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder("vit_tiny_patch16_224", {**SMALL, "patch_size": 8}, 16, *GREY)
+    image, mask = torch.rand(1, 3, 16, 16), torch.tensor([[[True, False], [False, False]]])
+    other = image.clone()
+    other[:, :, :8, :8] = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(image, mask)[1], encoder(other, mask)[1])
+        assert (encoder(image)[1] - encoder(other)[1]).abs().max() > 1e-3
+        encoder.mask_token.fill_(3.0)
+        assert (encoder(image, mask)[1] - encoder(image)[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("args", [
+    {"reg_tokens": 4}, {"init_values": 1e-5}, {"mlp_layer": "swiglu"}, {"patch_size": 16},
+])  # fmt: skip
+def test_timm_variants_give_class_token_and_patches_at_any_size(args: dict[str, Any]) -> None:
+    encoder = Encoder("vit_tiny_patch16_224", {**SMALL, **args}, 64, *GREY)
+    for px in (64, 32):
+        cls, patches = encoder(torch.rand(2, 3, px, px), torch.ones(2, px // 16, px // 16, dtype=torch.bool))
+        assert cls.shape == (2, 32)
+        assert patches.shape == (2, (px // 16) ** 2, 32)
+
+
+def test_rotary_positions_work_through_timm() -> None:
+    encoder = Encoder("vit_small_patch16_dinov3", {"depth": 1}, 64, *GREY)
+    cls, patches = encoder(torch.rand(2, 3, 32, 48), torch.zeros(2, 2, 3, dtype=torch.bool))
+    assert (cls.shape, patches.shape) == ((2, 384), (2, 6, 384))
+
+
+@pytest.mark.parametrize(("name", "args", "message"), [
+    ("no_such_model", {}, "no_such_model"), ("resnet18", {}, "resnet18"),
+    ("vit_tiny_patch16_224", {"colour": 3}, "colour"), ("vit_tiny_patch16_224", {"mlp_layer": "kan"}, "kan"),
+])  # fmt: skip
+def test_an_encoder_that_timm_does_not_know_is_a_clear_error(name: str, args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Encoder(name, args, 64, *GREY)
+
+
+def small_card(px: int = 64) -> Card:
+    """Card of a small encoder."""
+    return Card(
+        name="small", family="encoder", gsd_m=0.5, chip_px=px, mean=(0.4, 0.5, 0.3), std=(0.2, 0.2, 0.1),
+        architecture=Architecture(encoder="vit_tiny_patch16_224", encoder_args=SMALL),
+        canopy_version="0", licence="CC0-1.0", provisional=True,
+    )  # fmt: skip
+
+
+def test_a_saved_encoder_is_read_again_frozen_and_in_half_precision(tmp_path: Path) -> None:
+    card = small_card()
+    encoder = from_card(card)
+    path = tmp_path / "small.safetensors"
+    save_encoder(path, card, encoder.vit.state_dict())
+    again_card, again = load_encoder(path)
+    assert again_card == card
+    assert not again.training
+    assert not any(p.requires_grad for p in again.parameters())
+    assert again.mean.flatten().tolist() == pytest.approx(card.mean)
+    image = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(again(image)[1], encoder.eval()(image)[1], atol=2e-2, rtol=2e-2)
+
+
+def test_the_encoder_of_a_height_model_is_read() -> None:
+    card, encoder = load_encoder(Path("canopy-small"))
+    assert (card.family, encoder.width) == ("dpt", 192)
+
+
+def test_a_height_model_without_encoder_is_a_clear_error(tmp_path: Path) -> None:
+    card = small_card().model_copy(update={"family": "dpt"})
+    save_encoder(tmp_path / "a.safetensors", card, {"head.weight": torch.zeros(3)})
+    with pytest.raises(ModelError, match="no weights under"):
+        load_encoder(tmp_path / "a.safetensors")
+    public = card.model_copy(update={"family": "chmv1"})
+    save_encoder(tmp_path / "b.safetensors", public, {"head.weight": torch.zeros(3)})
+    with pytest.raises(ModelError, match="of the family chmv1"):
+        load_encoder(tmp_path / "b.safetensors")
+
+
+def test_pretrained_encoders_of_timm_are_read_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+    torch.manual_seed(0)
+    vit = create("vit_tiny_patch16_224", num_classes=0, img_size=128, patch_size=16, dynamic_img_size=True)
+
+    def online(name: str, *, pretrained: bool = False, **args: object) -> torch.nn.Module:
+        return vit if pretrained else create(name, **args)
+
+    def offline(name: str, *, pretrained: bool = False, **args: object) -> torch.nn.Module:
+        if pretrained:
+            raise OSError("no network")
+        return create(name, **args)
+
+    monkeypatch.setattr(timm, "create_model", online)
+    card, encoder = load_encoder(Path("timm:vit_tiny_patch16_224.augreg_in21k"))
+    assert card.mean == (0.5, 0.5, 0.5)
+    image = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(encoder(image)[1], vit.forward_features((image - 0.5) / 0.5)[:, 1:])
+    with pytest.raises(ModelError, match="knows no pretrained"):
+        load_encoder(Path("timm:vit_tiny_patch16_224.nothing"))
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ModelError, match="vit_tiny"):
+        load_encoder(Path("timm:vit_tiny_patch16_224.augreg_in21k"))
+
+
+def test_pretraining_starts_from_an_encoder_of_its_kind(tmp_path: Path) -> None:
+    first = SelfDistillation(tiny_config(global_crops={"px": 64}, loop={"seed": 1}), CPU)
+    arch = Architecture(encoder=first.config.encoder, encoder_args=first.config.encoder_args)
+    path = tmp_path / "first.safetensors"
+    save_encoder(
+        path, small_card().model_copy(update={"architecture": arch}), first.student.encoder.vit.state_dict()
+    )  # fmt: skip
+    second = SelfDistillation(tiny_config(start=path), CPU)
+    saved, loaded = (learner.student.encoder.vit.state_dict() for learner in (first, second))
+    for name, value in saved.items():
+        if name != "pos_embed":
+            torch.testing.assert_close(loaded[name], value, atol=1e-3, rtol=1e-3)
+    assert loaded["pos_embed"].shape[1] < saved["pos_embed"].shape[1], "of crops of 32 px"
+    average = second.average.encoder.vit.state_dict()
+    assert all(torch.equal(average[name], value) for name, value in loaded.items())
+    with pytest.raises(TrainingError, match="another network"):
+        SelfDistillation(tiny_config(start=path, encoder_args={"embed_dim": 48}), CPU)

@@ -1,0 +1,32 @@
+"""The projection head: cosine similarities to unit prototypes."""
+
+import math
+
+import torch
+
+from pretrain.heads import Head
+
+
+def test_head_gives_cosine_similarities_and_ignores_the_prototypes_lengths() -> None:
+    torch.manual_seed(0)
+    head = Head(6, hidden=8, bottleneck=4, prototypes=5)
+    tokens = torch.randn(3, 2, 6)
+    logits = head(tokens)
+    assert logits.shape == (3, 2, 5)
+    sphere = torch.nn.functional.normalize(head.mlp(tokens), dim=-1)
+    expected = torch.cosine_similarity(sphere[..., None, :], head.prototypes, dim=-1)
+    torch.testing.assert_close(logits, expected)
+    with torch.no_grad():
+        head.prototypes.mul_(7)
+    torch.testing.assert_close(head(tokens), logits)
+
+
+def test_a_head_has_its_number_of_layers_and_starts_small() -> None:
+    torch.manual_seed(0)
+    head = Head(6, hidden=64, bottleneck=4, prototypes=5)
+    assert [type(m).__name__ for m in head.mlp] == ["Linear", "GELU", "Linear", "GELU", "Linear"]
+    assert math.isclose(head.mlp[2].weight.std().item(), 0.02, rel_tol=0.1)
+    assert not head.mlp[2].bias.any()
+    one = Head(6, hidden=64, bottleneck=4, prototypes=5, layers=1)
+    assert [type(m).__name__ for m in one.mlp] == ["Linear"]
+    assert one(torch.zeros(1, 6)).isfinite().all()

@@ -1,0 +1,96 @@
+"""Spreading over ranks: runs of two processes equal a run of one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pretraining import CPU, tiny_config
+from rasters import make_raster
+
+from pretrain.config import PretrainConfig, ScaleConfig
+from pretrain.dinov2 import build_distiller
+from pretrain.scale import scale_encoder, spread
+from pretrain.training import pretrain
+
+
+def test_one_rank_needs_no_spreading() -> None:
+    student = build_distiller(tiny_config())
+    assert spread([student], "ddp", idle=False) is student
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        student = build_distiller(tiny_config())
+        scale_encoder(student.encoder, ScaleConfig(checkpointing=checkpointing), CPU)
+        assert not any(block.attn.fused_attn for block in student.encoder.vit.blocks)
+        image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        student.encoder(image)[0].square().sum().backward()
+        gradients.append({name: p.grad for name, p in student.encoder.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def launch(config: PretrainConfig, run: Path, ranks: int) -> None:
+    """Run the stage on ranks of their own, as torchrun would."""
+    run.with_suffix(".yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    script = (
+        "import sys; from pathlib import Path; from canopy.config import load_config;"
+        "from pretrain.config import PretrainConfig; from pretrain.training import pretrain;"
+        f"run = Path({str(run)!r}); pretrain(load_config(run.with_suffix('.yaml'), PretrainConfig), run)"
+    )
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for r in range(ranks)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+
+
+def checkpoint(run: Path, step: int) -> dict[str, Any]:
+    """Read a checkpoint of a run."""
+    state: dict[str, Any] = torch.load(run / "checkpoints" / f"{step:08d}.pt", weights_only=True)
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terms", [{"gram": 1.0, "statistics": 5.0}, {"dino": 0, "ibot": 0, "statistics": 5.0}])
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_ranks_equal_one_and_their_checkpoint_loads_on_one(
+    tmp_path: Path, sharding: str, terms: dict[str, float]
+) -> None:
+    imagery = make_raster(tmp_path / "scene.tif", shape=(96, 128), pattern="noise")
+    config = tiny_config(
+        tiles={"sources": [{"path": str(imagery)}]}, loop={"steps": 4, "checkpoint_every": 2},
+        scale={"sharding": sharding}, terms=terms, gram={"start": 0.5},
+    )  # fmt: skip
+    pretrain(config, tmp_path / "one")
+    launch(config, tmp_path / "two", 2)
+    one, two = (checkpoint(tmp_path / name, 4) for name in ("one", "two"))
+    for name, weight in one["average"].items():
+        torch.testing.assert_close(two["average"][name], weight, atol=2e-4, rtol=2e-3)
+    losses = [
+        [json.loads(line).get("loss") for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[1][:4] == pytest.approx(losses[0][:4], rel=1e-3)
+    (tmp_path / "two" / "checkpoints" / "00000004.pt").unlink()
+    pretrain(config, tmp_path / "two", resume=True)
+    resumed = checkpoint(tmp_path / "two", 4)
+    for name, weight in one["average"].items():
+        torch.testing.assert_close(resumed["average"][name], weight, atol=2e-4, rtol=2e-3)
