@@ -1,7 +1,7 @@
 """Chip overlap: how visible the joints of chips stay, against what the overlap costs.
 
 Seam visibility is the mean absolute height step between neighbouring pixels across the joints of chips, over that
-elsewhere: 1 where joints cannot be told from the rest. With an overlap the joint is the whole ramp over which one
+elsewhere: 1 where joints do not differ from the rest. With an overlap the joint is the whole ramp over which one
 chip gives way to the next. The cost is the number of chips over a plain partition of the plane.
 """
 
@@ -20,7 +20,7 @@ from canopy.prediction import engine, run
 
 
 def steps(heights: NDArray[np.float32], origin_px: int, stride_px: int, axis: int) -> NDArray[np.float64]:
-    """Mean absolute step (stride,) along an axis, by the phase of the second pixel on the chip lattice."""
+    """Return the mean absolute step (stride,) along an axis, by the phase of the second pixel on the chip lattice."""
     step = np.abs(np.diff(heights.astype(np.float64), axis=axis))
     phase = (np.arange(1, heights.shape[axis]) + origin_px) % stride_px
     lines = np.nanmean(step, axis=1 - axis)
@@ -28,7 +28,7 @@ def steps(heights: NDArray[np.float32], origin_px: int, stride_px: int, axis: in
 
 
 def visibility(path: Path, chip_px: int, overlap_px: int) -> float:
-    """Mean step in the ramps of the joints over the mean step elsewhere."""
+    """Return the mean step in the ramps of the joints over the mean step elsewhere."""
     with rasterio.open(path) as opened:
         heights, res = opened.read(1), opened.res[0]
         col0, row0 = round(opened.transform.c / res), round(-opened.transform.f / res)

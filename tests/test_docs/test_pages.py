@@ -15,10 +15,13 @@ from canopy.gedi.simulation import Orbit, simulate
 CORNER = (528_000, 4_979_000)
 """Upper-left corner of the sample scene, over which the forest of these pages grows."""
 
+EARLIER = {"docs/evaluation.md": ("heights.tif", "chm.tif", "mask.tif"), "docs/gedi.md": ("heights.tif",)}
+"""Files that a page takes from the pages before it."""
+
 
 @pytest.fixture(scope="session")
-def sample_area(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a reader: imagery, an area, clouds, shots and training scenes over the bundled sample's ground."""
+def sample_area(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folder of a reader (imagery, an area, clouds, shots, training scenes), and results of earlier pages."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("configs", "samples", "recipes", "benchmarks"):
         (folder / name).symlink_to(REPOSITORY / name)
@@ -28,17 +31,22 @@ def sample_area(tmp_path_factory: pytest.TempPathFactory) -> Path:
     forest = make_forest(248, crs="EPSG:32612", origin=CORNER, holes=1)
     for number in range(2):
         write_laz(forest, folder / "clouds" / f"flight_{number}.laz", density=4, seed=number)
-    write_heights(forest.chm_m, forest.transform, folder / "chm.tif")
-    simulate(folder / "chm.tif", folder / "GEDI02_A_2019.h5", Orbit(passes=4, across_m=30, along_m=15), seed=0)
+    earlier = tmp_path_factory.mktemp("earlier")
+    write_heights(forest.chm_m, forest.transform, earlier / "chm.tif")
+    write_heights(np.minimum(forest.chm_m, 12) + 1, forest.transform, earlier / "heights.tif")
+    write_heights((forest.chm_m > 20).astype("float32"), forest.transform, earlier / "mask.tif")
+    simulate(earlier / "chm.tif", folder / "GEDI02_A_2019.h5", Orbit(passes=4, across_m=30, along_m=15), seed=0)
     write_training_scenes(folder / "DATA")
-    return folder
+    return folder, earlier
 
 
 def write_heights(heights_m: np.ndarray, transform: object, path: Path) -> None:
-    profile = {"driver": "GTiff", "dtype": "float32", "count": 1, "crs": "EPSG:32612", "nodata": np.nan}
     height, width = heights_m.shape
-    with rasterio.open(path, "w", height=height, width=width, transform=transform, **profile) as dataset:
+    profile = {"driver": "GTiff", "dtype": "float32", "crs": "EPSG:32612", "nodata": np.nan, "transform": transform}
+    with rasterio.open(path, "w", count=1, height=height, width=width, **profile) as dataset:
         dataset.write(heights_m, 1)
+        dataset.descriptions = ("canopy_height",)
+        dataset.units = ("m",)
 
 
 def write_training_scenes(root: Path) -> None:
@@ -48,13 +56,11 @@ def write_training_scenes(root: Path) -> None:
     for number, (name, side_m) in enumerate(sides.items()):
         origin = (320_000 + 5_000 * number, 4_100_000)
         write_pair(make_forest(side_m, seed=number, origin=origin, buildings=0), root / "pairs" / name)
-    shutil.copy(root / "pairs" / "autzen_west" / "chm_cm.tif", root / "mask.tif")
-    with rasterio.open(root / "mask.tif") as heights:
+    with rasterio.open(root / "pairs" / "autzen_west" / "chm_cm.tif") as heights:
         profile = heights.profile | {"dtype": "uint8", "nodata": None}
-        shape = heights.shape
+        buildings = np.zeros((1, *heights.shape), np.uint8)
     with rasterio.open(root / "pairs" / "autzen_west" / "exclude_mask.tif", "w", **profile) as mask:
-        mask.write(np.zeros(shape, np.uint8), 1)
-    (root / "mask.tif").unlink()
+        mask.write(buildings)
     for name in ("naip_ca_0p6m/chico_1_2018", "neon_0p5m/HARV_001"):
         forest = make_forest(160, seed=len(name), origin=(420_000 + 1000 * len(name), 4_100_000))
         pair = write_pair(forest, root / "pair")
@@ -65,10 +71,12 @@ def write_training_scenes(root: Path) -> None:
 
 @pytest.mark.docs
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
-def test_page_runs(page: Path, sample_area: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_runs(page: Path, sample_area: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = read_blocks(page.read_text(encoding="utf-8"))
     folder = tmp_path / "folder"
-    shutil.copytree(sample_area, folder, symlinks=True)
+    shutil.copytree(sample_area[0], folder, symlinks=True)
+    for name in EARLIER.get(page.relative_to(REPOSITORY).as_posix(), ()):
+        shutil.copy(sample_area[1] / name, folder)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CANOPY_CONFIG", os.devnull)
     reader = Reader(folder)
