@@ -9,12 +9,10 @@ import errno
 import json
 import math
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,8 +22,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy raises it bare, and no public name exists
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rio_cogeo.cogeo import cog_validate
+from rasterio.errors import RasterioError
 
 from tiles.errors import CanopyError, OutputError, RasterError, one_line
 from tiles.files import draft_of, file_sha256, removed_on_error, rename, sync
@@ -50,8 +47,11 @@ LIDAR_TAGS = (
 )
 """Required instead, where heights were measured by lidar and no model was involved."""
 UNIT = "m"
+BLOCKS_TAG = "CANOPY_BLOCKS"
+"""Number of full-resolution blocks with data, in a file from which the others are left out."""
+Member = tuple[Path, int, int]
+"""A committed tile, and the row and column of its first pixel in the map."""
 BLOCK_PX = 512
-PLAUSIBLE_M = (-1.0, 150.0)
 CACHE_BYTES = 64 * 2**20
 OPEN_TILES = 32
 
@@ -69,7 +69,7 @@ _COG_OPTIONS = {
     "bigtiff": "IF_SAFER",
     "num_threads": "ALL_CPUS",
 }
-_RASTER_ERRORS = (OSError, RasterioError, CPLE_BaseError)
+RASTER_ERRORS = (OSError, RasterioError, CPLE_BaseError)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -135,12 +135,13 @@ def valid_pixels(path: Path) -> int:
 
 
 def assemble(
-    tiles: Sequence[tuple[Path, int, int]],
+    tiles: Sequence[Member],
     out: Path,
     geobox: GeoBox,
     bands: Sequence[str],
     tags: Mapping[str, str],
     units: Sequence[str] | None = None,
+    sparse: bool = False,
 ) -> None:
     """Assemble committed tiles into one Cloud-Optimized GeoTIFF. Memory does not grow with the map.
 
@@ -153,36 +154,23 @@ def assemble(
         bands: Band descriptions, one for each band of the tiles.
         tags: Metadata of the map, `REQUIRED_TAGS` or `LIDAR_TAGS` among them.
         units: Unit of each band; metres if None.
+        sparse: Whether blocks without one known cell are left out of the file, so that areas far apart do not cost
+            the area between them. The tag `BLOCKS_TAG` then records how many full-resolution blocks there are.
 
     Raises:
         RasterError: A tile is missing, unreadable, or does not lie where its offsets say.
         OutputError: The map cannot be written. Nothing stays under `out`.
     """
+    if sparse:
+        tags = {**tags, BLOCKS_TAG: str(len(_blocks_with_data(tiles)))}
     source = _mosaic_vrt(tiles, geobox, dict(zip(bands, units or [UNIT] * len(bands), strict=True)), tags)
     leftovers = (out, Path(f"{out}.ovr.tmp"), Path(f"{out}.msk.ovr.tmp"))
     need_bytes = sum(path.stat().st_size for path, _, _ in tiles)
     with removed_on_error(*leftovers), _reported(out, need_bytes):
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_MAX_DATASET_POOL_SIZE=OPEN_TILES):
-            rasterio.shutil.copy(source, str(out), driver="COG", **_COG_OPTIONS)
+            rasterio.shutil.copy(source, str(out), driver="COG", **_COG_OPTIONS, sparse_ok=sparse)
         sync(out)
         sync(out.parent)
-
-
-def validate(path: Path) -> tuple[str, ...]:
-    """List what breaks the height profile in a map; nothing, when the map is valid.
-
-    Reads every block of every band and overview, because a truncated GeoTIFF opens without complaint. Checks
-    the STAC item `<stem>.json` against the file when there is one. Memory does not grow with the map.
-    """
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.open(path) as src:
-                problems = [*_band_problems(src), *_grid_problems(src), *_tag_problems(src)]
-            problems += _layout_problems(path)
-        except _RASTER_ERRORS as error:
-            return (f"cannot be opened as a GeoTIFF ({one_line(error)})",)
-        return (*problems, *_block_problems(path), *_item_problems(path))
 
 
 def read_every_block(path: Path) -> Iterator[Block]:
@@ -211,6 +199,28 @@ def write_json(path: Path, value: Any) -> None:
         rename(draft, path)
 
 
+def _blocks_with_data(tiles: Sequence[Member]) -> set[tuple[int, int]]:
+    """Return row and column of the map's full-resolution blocks that have a known cell."""
+    blocks: set[tuple[int, int]] = set()
+    for path, row_off, col_off in tiles:
+        with _readable(path, "its cells"), rasterio.open(path) as src:
+            valid = ~np.isnan(src.read()).all(axis=0)
+        # A tile may begin anywhere in the map's blocks: it is cut where a block of the map begins.
+        row_cuts, col_cuts = _cuts(row_off, valid.shape[0]), _cuts(col_off, valid.shape[1])
+        has_data = np.logical_or.reduceat(np.logical_or.reduceat(valid, row_cuts, axis=0), col_cuts, axis=1)
+        rows, cols = np.nonzero(has_data)
+        blocks |= {
+            ((row_off + row_cuts[r]) // BLOCK_PX, (col_off + col_cuts[c]) // BLOCK_PX)
+            for r, c in zip(rows, cols, strict=True)
+        }
+    return blocks
+
+
+def _cuts(offset: int, length: int) -> list[int]:
+    """Return where blocks of the map begin along a tile's axis, the tile's own beginning included."""
+    return [0, *range(BLOCK_PX - offset % BLOCK_PX, length, BLOCK_PX)]
+
+
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
@@ -225,7 +235,7 @@ def _reported(path: Path, need_bytes: int = BLOCK_PX**2) -> Iterator[None]:
         yield
     except OutputError:
         raise
-    except (*_RASTER_ERRORS, RasterError) as error:
+    except (*RASTER_ERRORS, RasterError) as error:
         raise OutputError(f"cannot write {path}: {_cause(error, path.parent, need_bytes)}") from error
 
 
@@ -289,9 +299,7 @@ def _wkt(geobox: GeoBox) -> str:
     return geobox.crs.to_wkt()
 
 
-def _mosaic_vrt(
-    tiles: Sequence[tuple[Path, int, int]], geobox: GeoBox, bands: Mapping[str, str], tags: Mapping[str, str]
-) -> str:
+def _mosaic_vrt(tiles: Sequence[Member], geobox: GeoBox, bands: Mapping[str, str], tags: Mapping[str, str]) -> str:
     """The map as a virtual raster, XML that GDAL reads tile by tile; `bands` are names and units."""
     height, width = geobox.shape
     root = ElementTree.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
@@ -357,7 +365,7 @@ def _readable(path: Path, what: str) -> Iterator[None]:
         yield
     except CanopyError:
         raise
-    except _RASTER_ERRORS as error:
+    except RASTER_ERRORS as error:
         raise RasterError(
             f"{path}: cannot read {what} ({one_line(error)}), expected a whole GeoTIFF; make the file again"
         ) from error
@@ -366,13 +374,30 @@ def _readable(path: Path, what: str) -> Iterator[None]:
 def _read_level(path: Path, level: int) -> Iterator[Block]:
     at_level = {"overview_level": level - 1} if level else {}
     with rasterio.open(path) as whole, rasterio.open(path, **at_level) as src:
+        is_sparse = BLOCKS_TAG in whole.tags()
+        written = 0
         for (block_row, block_col), window in src.block_windows(1):
-            where = f"the block at row {window.row_off}, column {window.col_off} of {_level_name(level)}"
+            where = f"the block at row {window.row_off}, column {window.col_off} of {level_name(level)}"
             if not _is_written(whole, level, block_row, block_col):
+                if is_sparse and not (level and _has_child(whole, level, block_row, block_col)):
+                    continue
                 raise RasterError(f"{path}: {where} was never written, expected data; make the file again")
+            written += 1
             with _readable(path, where):
                 values = src.read(window=window)
             yield Block(level, window.row_off, window.col_off, values)
+        if is_sparse and not level and str(written) != whole.tags()[BLOCKS_TAG]:
+            raise RasterError(
+                f"{path}: {written} blocks were written, expected {whole.tags()[BLOCKS_TAG]}; make the file again"
+            )
+
+
+def _has_child(src: Any, level: int, block_row: int, block_col: int) -> bool:
+    """Return whether one of the four blocks below an overview's block has data: their average is then known."""
+    rows, cols = (-(-size // 2 ** (level - 1)) for size in src.shape)
+    below = [(2 * block_row + down, 2 * block_col + right) for down in (0, 1) for right in (0, 1)]
+    inside = [(row, col) for row, col in below if row * BLOCK_PX < rows and col * BLOCK_PX < cols]
+    return any(_is_written(src, level - 1, row, col) for row, col in inside)
 
 
 def _is_written(src: Any, level: int, block_row: int, block_col: int) -> bool:
@@ -381,83 +406,6 @@ def _is_written(src: Any, level: int, block_row: int, block_col: int) -> bool:
     return all(src.get_tag_item(key, "TIFF", bidx=band, **at_level) for band in src.indexes)
 
 
-def _level_name(level: int) -> str:
+def level_name(level: int) -> str:
+    """Return how a message names a level: 0 is the full resolution, n the n-th overview."""
     return f"overview {level}" if level else "the full resolution"
-
-
-def _band_problems(src: Any) -> Iterator[str]:
-    if tuple(src.descriptions) not in (BANDS, UNCERTAINTY_BANDS):
-        yield f"band descriptions are {src.descriptions}, expected {BANDS} or {UNCERTAINTY_BANDS}"
-    bands = zip(src.indexes, src.dtypes, src.nodatavals, src.units, strict=True)
-    for number, dtype, nodata, unit in bands:
-        if dtype != "float32":
-            yield f"band {number} is {dtype}, expected float32"
-        if nodata is None or not math.isnan(nodata):
-            yield f"nodata of band {number} is {nodata}, expected NaN"
-        if unit != UNIT:
-            yield f"unit of band {number} is {unit!r}, expected {UNIT!r}"
-
-
-def _grid_problems(src: Any) -> Iterator[str]:
-    if not src.crs:
-        yield "CRS is missing, expected one"
-    t = src.transform
-    if t.b or t.d or t.a <= 0 or t.e >= 0 or not 0.5 <= t.a / -t.e <= 2:
-        yield f"transform is {tuple(t)[:6]}, expected north up with pixels at most twice as long as wide"
-    if set(src.block_shapes) != {(BLOCK_PX, BLOCK_PX)}:
-        yield f"blocks are {src.block_shapes[0]} px, expected {(BLOCK_PX, BLOCK_PX)}"
-    if max(src.shape) > BLOCK_PX and not src.overviews(1):
-        yield f"overviews are missing, expected some for {src.shape} px"
-
-
-def _tag_problems(src: Any) -> Iterator[str]:
-    tags = src.tags()
-    for tag in LIDAR_TAGS if "CANOPY_LIDAR" in tags else REQUIRED_TAGS:
-        if not tags.get(tag):
-            yield f"tag {tag} is missing, expected a value"
-
-
-def _layout_problems(path: Path) -> Iterator[str]:
-    _, errors, cautions = cog_validate(path, strict=True, quiet=True)
-    return (f"not a valid COG: {problem}" for problem in (*errors, *cautions))
-
-
-def _block_problems(path: Path) -> Iterator[str]:
-    """Say the first block that cannot be read, and the first with heights that no forest has."""
-    implausible: str | None = None
-    try:
-        for block in read_every_block(path):
-            implausible = implausible or _implausible(block)
-    except RasterError as error:
-        yield str(error)
-    if implausible:
-        yield implausible
-
-
-def _implausible(block: Block) -> str | None:
-    low_m, high_m = PLAUSIBLE_M
-    # NaN compares false on both sides, infinities do not.
-    outside = (block.values < low_m) | (block.values > high_m)
-    if not outside.any():
-        return None
-    band, row, col = np.argwhere(outside)[0]
-    return (
-        f"height is {block.values[band, row, col]} m in band {band + 1} at row {block.row_off + row}, column "
-        f"{block.col_off + col} of {_level_name(block.level)}, expected {low_m} to {high_m} m or NaN"
-    )
-
-
-def _item_problems(path: Path) -> Iterator[str]:
-    item_path = path.with_suffix(".json")
-    if not item_path.exists():
-        return
-    try:
-        item = json.loads(item_path.read_text("utf-8"))
-        asset = next(a for a in item["assets"].values() if Path(unquote(a["href"])).name == path.name)
-        recorded = (asset["file:size"], asset["file:checksum"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
-        yield f"{item_path.name} records no size and checksum of {path.name}, expected its STAC item"
-        return
-    actual = (path.stat().st_size, "1220" + file_sha256(path))
-    if recorded != actual:
-        yield f"size and checksum are {actual}, expected {recorded} of {item_path.name}"

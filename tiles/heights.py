@@ -213,6 +213,12 @@ def readable(path: Path) -> Iterator[None]:
         raise RasterError(f"cannot read {path}: {one_line(error)}; a complete GeoTIFF expected") from error
 
 
+def elevation_unit_m(dataset: DatasetReader) -> float:
+    """Return the metres in a file value of a terrain model: by its unit tag, else by the unit of its vertical CRS."""
+    tag = _unit_tag(dataset, 1)
+    return float(dataset.scales[0] * (UNITS_M[tag] if tag in UNITS_M else _vertical_unit_m(dataset)))
+
+
 def rasterio_window(window: PixelWindow) -> Window:
     """Return the same window for rasterio."""
     return Window(window.col0, window.row0, window.width, window.height)
@@ -242,7 +248,7 @@ def _unit(path: Path, dataset: DatasetReader, band: int, unit: str | float | Non
     if unit is not None:
         return (UNITS_M[unit] if isinstance(unit, str) else unit), 0.0
     dtype, scale, offset = dataset.dtypes[band - 1], dataset.scales[band - 1], dataset.offsets[band - 1]
-    tag = (dataset.units[band - 1] or "").strip(" []()").lower()
+    tag = _unit_tag(dataset, band)
     override = f", or pass {remedy}" if remedy else ""
     if tag and tag not in UNITS_M:
         raise RasterError(
@@ -266,6 +272,11 @@ def _unit(path: Path, dataset: DatasetReader, band: int, unit: str | float | Non
         f"{path}: {dtype} without unit, scale or nodata 65535: its unit is unknown; "
         f"tag its unit (rio edit-info --bidx {band} --units cm {path.name}){override}"
     )
+
+
+def _unit_tag(dataset: DatasetReader, band: int) -> str:
+    """Return a band's unit as the file tags it: lower case, without brackets, empty without a tag."""
+    return (dataset.units[band - 1] or "").strip(" []()").lower()
 
 
 def _vertical_unit_m(dataset: DatasetReader) -> float:

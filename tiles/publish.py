@@ -15,15 +15,14 @@ from pathlib import Path
 
 from odc.geo.geobox import GeoBox
 
-from tiles.cog import assemble, validate, write_json
+from tiles.cog import Member, assemble, write_json
 from tiles.errors import OutputError, RasterError, one_line
 from tiles.files import file_sha256, rename, replacing, sync
 from tiles.stac import UNKNOWN, height_item
 from tiles.style import qml
+from tiles.validation import validate
 
 MANIFEST = "publication.json"
-Member = tuple[Path, int, int]
-"""A committed tile, and the row and column of its first pixel in the map."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def publish_map(
         OutputError: The map cannot be written.
     """
     draft, style, item = (folder / name for name in ("map.tif", "map.qml", "item.json"))
-    assemble(members, draft, geobox, bands, record.tags())
+    assemble(members, draft, geobox, bands, record.tags(), sparse=True)
     if problems := validate(draft):
         raise RasterError(f"the assembled map is not valid and was not published: {'; '.join(problems)}")
     with _reporting(path), replacing(style) as unnamed:

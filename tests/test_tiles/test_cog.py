@@ -16,6 +16,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rio_cogeo.cogeo import cog_validate
 
+from tiles import cog
 from tiles.cog import (
     BANDS,
     REQUIRED_TAGS,
@@ -25,11 +26,11 @@ from tiles.cog import (
     read_every_block,
     tile_is_committed,
     valid_pixels,
-    validate,
     write_json,
     write_tile,
 )
 from tiles.errors import OutputError, RasterError
+from tiles.validation import validate
 
 # odc-geo multiplies transforms the way that affine is about to deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
@@ -559,7 +560,8 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 from test_cog import BANDS, PLAN, TAGS, geobox
 from tiles import cog
-from tiles.cog import assemble, validate, write_tile
+from tiles.cog import assemble, write_tile
+from tiles.validation import validate
 cog.CACHE_BYTES = 32 * 2**20
 folder, n = Path({folder!r}), {n}
 box, tiles = geobox(1024 * n, 1024 * n), []
@@ -582,3 +584,59 @@ def test_memory_does_not_grow_with_the_map(tmp_path):
     assert done.returncode == 0, done.stderr
     raster_mib = 12 * 12 * 4
     assert int(done.stdout) < raster_mib, done.stdout
+
+
+# Sparse maps
+
+
+def sparse_map(folder: Path, side: int = 3000) -> Path:
+    """A map of two small tiles far apart, each across the border of four blocks; the rest is left out."""
+    box, members = geobox(side, side), []
+    for name, corner in (("north", 400), ("south", side - 500)):
+        part = box[corner : corner + 200, corner : corner + 200]
+        write_tile(folder / f"{name}.tif", forest(200, 200), part, PLAN)
+        members.append((folder / f"{name}.tif", corner, corner))
+    assemble(members, folder / "map.tif", box, BANDS, TAGS, sparse=True)
+    return folder / "map.tif"
+
+
+def written_blocks(path: Path) -> int:
+    with rasterio.open(path) as src:
+        rows, cols = (-(-size // 512) for size in src.shape)
+        return sum(
+            bool(src.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1))
+            for row in range(rows)
+            for col in range(cols)
+        )
+
+
+def test_blocks_without_data_are_left_out_of_a_sparse_map(tmp_path):
+    path = sparse_map(tmp_path)
+    with rasterio.open(path) as src:
+        heights, tags, overviews = src.read(1), src.tags(), src.overviews(1)
+    assert validate(path) == ()
+    assert tags["CANOPY_BLOCKS"] == str(written_blocks(path)) == "8"
+    np.testing.assert_array_equal(heights[400:600, 400:600], forest(200, 200)[0])
+    np.testing.assert_array_equal(heights[2500:2700, 2500:2700], forest(200, 200)[0])
+    known = np.isfinite(heights)
+    known[400:600, 400:600] = known[2500:2700, 2500:2700] = False
+    assert not known.any()
+    assert overviews == [2, 4, 8]
+
+
+def test_a_block_that_is_missing_from_a_sparse_map_is_noticed(tmp_path):
+    path = sparse_map(tmp_path)
+    with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as src:
+        src.update_tags(CANOPY_BLOCKS="9")
+    assert any("8 blocks were written, expected 9" in problem for problem in validate(path))
+
+
+def test_an_overview_without_the_block_above_data_is_noticed(tmp_path, monkeypatch):
+    path = sparse_map(tmp_path)
+    is_written = cog._is_written
+
+    def lose_first_overview_block(src, level, row, col):
+        return is_written(src, level, row, col) and (level, row, col) != (1, 0, 0)
+
+    monkeypatch.setattr(cog, "_is_written", lose_first_overview_block)
+    assert any("of overview 1 was never written" in problem for problem in validate(path))

@@ -10,9 +10,10 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 import tiles.publish as publishing
-from tiles.cog import BANDS, validate, write_tile
+from tiles.cog import BANDS, write_tile
 from tiles.errors import OutputError, RasterError
 from tiles.publish import MANIFEST, MapRecord, finish_publication, pending_publication, publish, publish_map
+from tiles.validation import validate
 
 RECORD = MapRecord("m", "0" * 64, ("a.tif", "b.tif"), "2020-06-01", "1.2", {"kind": "linear", "sha256": "ab"}, "0..255")
 GEOBOX = GeoBox((20, 30), rasterio.Affine(0.5, 0, 500000, 0, -0.5, 4900000), CRS("EPSG:32612"))
