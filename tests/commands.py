@@ -77,6 +77,8 @@ def _outputs(folder: Path) -> tuple[Path, Path]:
 
 def _run(words: list[str], folder: Path, setup: str, environment: Mapping[str, str]) -> None:
     """Run the command in this process, which was forked for it."""
+    # The parent ends it, so to the parent it is a daemon; but a command may start processes, which a daemon may not.
+    multiprocessing.current_process()._config["daemon"] = False
     for path, stream in zip(_outputs(folder), (1, 2), strict=True):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, stream)

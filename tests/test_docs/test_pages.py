@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import rasterio
@@ -36,6 +37,9 @@ def sample_area(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_heights(np.minimum(forest.chm_m, 12) + 1, forest.transform, earlier / "heights.tif")
     write_heights((forest.chm_m > 20).astype("float32"), forest.transform, earlier / "mask.tif")
     simulate(earlier / "chm.tif", folder / "GEDI02_A_2019.h5", Orbit(passes=4, across_m=30, along_m=15), seed=0)
+    with h5py.File(folder / "GEDI02_A_2019.h5", "r+") as granule:
+        for beam in (group for name, group in granule.items() if name.startswith("BEAM")):
+            beam["delta_time"][...] += 500 * 86_400.0  # simulated passes begin in 2018, before GEDI was in orbit
     write_training_scenes(folder / "DATA")
     return folder, earlier
 
