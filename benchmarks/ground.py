@@ -1,15 +1,14 @@
 """Ground filters against the ground that publishers classified: ours and cloth simulation (Zhang et al. 2016).
 
     pip install cloth-simulation-filter
-    python benchmarks/ground.py                          # the clouds of ../shared/data
     python benchmarks/ground.py cloud.laz --crs EPSG:32617
+    CANOPY_TEST_DATA=FOLDER python benchmarks/ground.py  # the clouds of its folder lidar
 
 Both filters see all returns but noise, without their classes, in metres, from memory: seconds are CPU time of the
-filter and the terrain, without reading. Our terrain is made of the lowest returns of cells of 1 m, that of the cloth of
-the mean of its ground returns in each, with gaps filled in the same way. A class-2 return is found if it lies within
-0.5 m of that terrain; the error is terrain less class-2 return. Others is the
-share of the returns of other classes that lie as near to it. A cloud without class 2 gives seconds and the difference
-of the two terrains only (*).
+filter and the terrain, without reading. Our terrain takes the lowest return of each cell of 1 m, that of the cloth the
+mean of its ground returns in each, with gaps filled in the same way. A class-2 return is found if it lies within 0.5 m
+of that terrain; the error is terrain less class-2 return. Others is the share of the returns of other classes that lie
+as near to it. A cloud without class 2 gives seconds and the difference of the two terrains only (*).
 """
 
 import argparse
@@ -25,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from canopy.lidar.clouds import open_cloud, output_crs, read_returns
+from canopy.lidar.clouds import open_cloud, read_returns
 from canopy.lidar.ground import fill_gaps, find_ground
+from canopy.lidar.placement import output_crs
 
 CELL_M = 1.0
 NEAR_M = 0.5
 CLOTH_M, CLASS_THRESHOLD_M = 0.5, 0.5
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "lidar"
+DATA = Path(os.environ.get("CANOPY_TEST_DATA", "")) / "lidar"
 DEFAULT = {
     "neon_osbs_1ha_rgb.laz": "EPSG:32617",
     "foxisland_3dep.laz": None,
@@ -43,16 +43,20 @@ DEFAULT = {
 
 @dataclass(frozen=True)
 class Points:
-    """Returns of a cloud: x, y from the upper left corner, z and class."""
+    """Returns of a cloud."""
 
     east_m: NDArray[np.float64]
+    """(n,) metres east of the upper left corner."""
     south_m: NDArray[np.float64]
+    """(n,) metres south of the upper left corner."""
     z_m: NDArray[np.float64]
+    """(n,) elevation."""
     code: NDArray[np.uint8]
+    """(n,) ASPRS class."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the raster that holds them."""
+        """Rows and columns of the raster that contains the returns."""
         return int(self.south_m.max() // CELL_M) + 1, int(self.east_m.max() // CELL_M) + 1
 
     @property
@@ -64,9 +68,9 @@ class Points:
 def main() -> None:
     """Print a row for each cloud and filter."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cloud", type=Path, nargs="*", help=f"default: the clouds of {DATA}")
-    parser.add_argument("--crs", help="of clouds that carry none")
-    parser.add_argument("--rigidness", type=int, nargs="+", default=[2], help="of the cloth, 1 to 3")
+    parser.add_argument("cloud", type=Path, nargs="*", help="clouds (default: those of CANOPY_TEST_DATA)")
+    parser.add_argument("--crs", help="CRS of clouds that carry none")
+    parser.add_argument("--rigidness", type=int, nargs="+", default=[2], help="rigidness of the cloth, 1 to 3")
     chosen = parser.parse_args()
     clouds = dict.fromkeys(chosen.cloud, chosen.crs) or dict(present())
     filters: dict[str, Callable[[Points], NDArray[np.float64]]] = {"smrf (ours)": morphological}
@@ -90,7 +94,7 @@ def main() -> None:
 
 
 def present() -> Iterator[tuple[Path, str | None]]:
-    """The default clouds that are there; the others are named."""
+    """Yield the default clouds that exist; the others are named."""
     for name, crs in DEFAULT.items():
         if (DATA / name).is_file():
             yield DATA / name, crs
@@ -99,15 +103,15 @@ def present() -> Iterator[tuple[Path, str | None]]:
 
 
 def load(path: Path, crs: str | None) -> Points:
-    """All returns of a cloud, noise left out."""
+    """Return all returns of a cloud, noise left out."""
     cloud = open_cloud(path, crs)
-    chunks = list(read_returns(cloud, output_crs([cloud], crs)))
+    chunks = list(read_returns(cloud, output_crs(cloud.crs, cloud.bounds, crs)))
     x, y, z_mm, code = (np.concatenate([getattr(part, name) for part in chunks]) for name in ("x", "y", "z_mm", "code"))
     return Points(x - np.floor(x.min()), np.ceil(y.max()) - y, z_mm / 1000, code)
 
 
 def morphological(points: Points) -> NDArray[np.float64]:
-    """Terrain from the lowest returns that our filter takes for ground."""
+    """Return the terrain of the lowest returns that our filter takes for ground."""
     lowest = np.full(points.shape, np.inf)
     np.minimum.at(lowest.reshape(-1), points.cell, points.z_m)
     lowest[np.isinf(lowest)] = np.nan
@@ -115,7 +119,7 @@ def morphological(points: Points) -> NDArray[np.float64]:
 
 
 def cloth(points: Points, rigidness: int) -> NDArray[np.float64]:
-    """Terrain from the returns that the cloth lies on."""
+    """Return the terrain of the returns on which the cloth lies."""
     import CSF
 
     simulation = CSF.CSF()
@@ -137,28 +141,28 @@ def cloth(points: Points, rigidness: int) -> NDArray[np.float64]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The library prints its steps to the process's standard output."""
-    kept = os.dup(1)
+    """Silence the library, which prints its steps to the process's standard output."""
+    output = os.dup(1)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         try:
             yield
         finally:
-            os.dup2(kept, 1)
-            os.close(kept)
+            os.dup2(output, 1)
+            os.close(output)
 
 
 def scores(points: Points, terrain: NDArray[np.float64], ours: NDArray[np.float64]) -> str:
-    """Columns of the table."""
-    at = [points.south_m / CELL_M - 0.5, points.east_m / CELL_M - 0.5]
-    above = points.z_m - ndimage.map_coordinates(terrain, at, order=1, mode="nearest")
+    """Return the columns of the table."""
+    position = [points.south_m / CELL_M - 0.5, points.east_m / CELL_M - 0.5]
+    above_m = points.z_m - ndimage.map_coordinates(terrain, position, order=1, mode="nearest")
     ground = points.code == 2
     if not ground.any():
-        apart = np.abs(terrain - ours)
-        return f"{'-':>7s} {'-':>7s} {np.median(apart):8.2f}* {np.quantile(apart, 0.95):6.2f}*"
-    near, error = np.abs(above) <= NEAR_M, np.abs(above[ground])
-    found, others, worst = near[ground].mean(), near[~ground].mean(), np.quantile(error, 0.95)
-    return f"{found:7.1%} {others:7.1%} {np.median(error):9.3f} {worst:7.2f}"
+        difference_m = np.abs(terrain - ours)
+        return f"{'-':>7s} {'-':>7s} {np.median(difference_m):8.2f}* {np.quantile(difference_m, 0.95):6.2f}*"
+    near, error_m = np.abs(above_m) <= NEAR_M, np.abs(above_m[ground])
+    as_ground, others, worst_m = near[ground].mean(), near[~ground].mean(), np.quantile(error_m, 0.95)
+    return f"{as_ground:7.1%} {others:7.1%} {np.median(error_m):9.3f} {worst_m:7.2f}"
 
 
 if __name__ == "__main__":

@@ -51,17 +51,17 @@ def make_forest(
     crs: str = "EPSG:32611",
     origin: tuple[int, int] = (320_000, 4_100_000),
 ) -> Forest:
-    """Grows cones and paraboloids on a slope.
+    """Grow cones and paraboloids on a slope.
 
     Args:
-        side_m: side of the square, metres.
-        seed: of all randomness.
-        slope: rise of the terrain per metre eastward, under a smooth relief.
-        trees_per_ha: tops sit on cell centres; none stands on a building or in a hole.
-        buildings: how many flat roofs.
-        holes: how many ponds without returns: NaN in the truth.
-        crs: projected, in metres.
-        origin: upper-left corner, whole metres.
+        side_m: Side of the square, metres.
+        seed: Seed of all randomness.
+        slope: Rise of the terrain per metre eastward, under a smooth relief.
+        trees_per_ha: Trees per hectare; tops sit on cell centres, and none stands on a building or in a hole.
+        buildings: Number of flat roofs.
+        holes: Number of ponds without returns: NaN in the truth.
+        crs: Projected CRS in metres.
+        origin: Upper-left corner, whole metres.
     """
     rng = np.random.default_rng(seed)
     building = _blobs(side_m, buildings, rng, round_=False)
@@ -89,18 +89,18 @@ def write_laz(
     seed: int = 0,
     crs: str | None = "forest",
 ) -> Path:
-    """Writes returns sampled exactly from the forest's surfaces.
+    """Write returns sampled exactly from the forest's surfaces.
 
     Args:
-        forest: its surfaces.
-        path: *.laz, or *.las without compression.
-        density: pulses per square metre, spread evenly over the cells; a third of those that hit a crown
+        forest: Forest whose surfaces are sampled.
+        path: File: *.laz, or *.las without compression.
+        density: Pulses per square metre, spread evenly over the cells; a third of those that hit a crown
             go through to the ground.
-        unit_m: x, y and z are divided by it: 0.3048 for a cloud in feet.
-        classified: codes 2, 5, 6 and 7; otherwise all are 1.
-        noise: stray returns high above (half) and below (half) the ground.
-        seed: of all randomness.
-        crs: of the file (`forest` for the forest's own; None for none). A foot CRS must be the metre CRS over unit_m.
+        unit_m: Metres in a unit of the file; x, y and z are divided by it: 0.3048 for a cloud in feet.
+        classified: Whether returns have the codes 2, 5, 6 and 7; otherwise all are 1.
+        noise: Number of stray returns high above (half) and below (half) the ground.
+        seed: Seed of all randomness.
+        crs: CRS of the file (`forest` for the forest's own; None for none); in feet, the metre CRS over unit_m.
     """
     x, y, z, code = _returns(forest, density, noise, np.random.default_rng(seed))
     header = laspy.LasHeader(point_format=6, version="1.4")
@@ -120,7 +120,7 @@ def write_laz(
 
 
 def write_pair(forest: Forest, folder: Path) -> Path:
-    """Writes `rgb.tif` (0.5 m, uint8) and `chm_cm.tif` (1 m, uint16 centimetres, 65535 unknown) into a folder."""
+    """Write `rgb.tif` (0.5 m, uint8) and `chm_cm.tif` (1 m, uint16 centimetres, 65535 unknown) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     centimetres = np.where(np.isnan(forest.chm_m), UNKNOWN_CM, np.round(forest.chm_m * 100)).astype(np.uint16)
     height, width = centimetres.shape
@@ -140,8 +140,8 @@ def write_pair(forest: Forest, folder: Path) -> Path:
 
 def _centres(side_m: int, cell_m: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Metres eastward and southward of the upper-left corner."""
-    at = (np.arange(round(side_m / cell_m)) + 0.5) * cell_m
-    return tuple(np.meshgrid(at, at))
+    centre_m = (np.arange(round(side_m / cell_m)) + 0.5) * cell_m
+    return tuple(np.meshgrid(centre_m, centre_m))
 
 
 def _terrain(x: NDArray[np.float64], y: NDArray[np.float64], slope: float, side_m: int) -> NDArray[np.float64]:
@@ -163,16 +163,16 @@ def _blobs(side_m: int, count: int, rng: np.random.Generator, round_: bool) -> N
 def _trees(side_m: int, per_ha: float, rng: np.random.Generator, closed: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(n, 5): east, south, height, radius, all in metres, and the exponent of the crown's profile."""
     count = round(per_ha * side_m**2 / 1e4)
-    at = rng.integers(0, side_m, (count, 2))
+    cell = rng.integers(0, side_m, (count, 2))
     height = np.clip(rng.lognormal(np.log(14), 0.45, count), 3, 45)
     radius = 0.8 + height * rng.uniform(0.11, 0.2, count)
     power = rng.choice([1.0, 2.0], count)
-    trees = np.column_stack([at + 0.5, height, radius, power])
-    return trees[~closed[at[:, 1], at[:, 0]]]
+    trees = np.column_stack([cell + 0.5, height, radius, power])
+    return trees[~closed[cell[:, 1], cell[:, 0]]]
 
 
 def _crowns(trees: NDArray[np.float64], side_m: int, cell_m: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Height of the highest crown at cell centres, metres, and whose it is (-1: nobody's)."""
+    """Height of the highest crown at cell centres, metres, and the number of its tree (-1 for none)."""
     x, y = _centres(side_m, cell_m)
     height, owner = np.zeros(x.shape), np.full(x.shape, -1)
     for number, (x0, y0, top, radius, power) in enumerate(trees):
@@ -233,8 +233,8 @@ def _returns(
     side = len(forest.chm_m)
     per_cell = np.floor(density) + (rng.random((side, side)) < density % 1)
     row, col = np.repeat(np.indices((side, side)).reshape(2, -1), per_cell.astype(int).ravel(), axis=1)
-    seen = ~np.isnan(forest.chm_m[row, col])
-    row, col = row[seen], col[seen]
+    known = ~np.isnan(forest.chm_m[row, col])
+    row, col = row[known], col[known]
     # A millimetre inside the cell, so that rounding moves no return into the next one.
     dx, dy = rng.uniform(0.002, 0.998, (2, len(row)))
     canopy, roof = forest.chm_m[row, col].astype(np.float64), forest.building[row, col]

@@ -113,8 +113,10 @@ def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -
         for track, (name, x, y) in enumerate(_tracks(bounds, orbit, number, generator)):
             rh_m, cover, valid = _measured(heights_m, transform, x, y, orbit, generator)
             numbers = shot_numbers(1 + 100 * number + track // len(BEAMS), BEAMS.index(name), len(x))
-            seconds: Floats = number * 86400 + track + np.arange(len(x)) * 0.008
-            parts[name].append(BeamShots(numbers, x, y, rh_m, cover, 1e7 + seconds).taken(valid))
+            seconds = number * 86400.0 + track + np.arange(len(x)) * 0.008
+            parts[name].append(
+                BeamShots(numbers, x, y, rh_m, cover, np.asarray(1e7 + seconds, np.float64)).taken(valid)
+            )
     beams = {name: BeamShots.joined(part) for name, part in parts.items() if part}
     count = sum(len(beam.x) for beam in beams.values())
     if count == 0:

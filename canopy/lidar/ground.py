@@ -1,4 +1,4 @@
-"""Terrain: which of the lowest returns are ground, and what lies between them."""
+"""Terrain: the ground among the lowest returns, and the surface between its cells."""
 
 import math
 
@@ -17,22 +17,22 @@ SLOPE_SCALING = 1.25
 
 _PIT_M, _OUTLIER_M = 5.0, 4.0
 _TREND_M = 10.0
-_COMPANY_M, _COMPANY_SHARE = 40.0, 0.008
+_COMPANY_M, _COMPANY_SHARE = 40.0, 0.008  # ground seen through gaps is seen again and again, noise is not
 _SWEEPS = 12
 
 
 def find_ground(lowest_m: Cells, cell_m: float) -> Mask:
-    """Cells whose lowest return is ground: the Simple Morphological Filter.
+    """Return the cells whose lowest return is ground: the Simple Morphological Filter (Pingel et al. 2013).
 
-    Openings with ever larger windows; what stands out of one by more than the terrain may climb within the window
-    is an object. Ground is what lies within a threshold of the surface through the rest (Pingel et al. 2013).
+    The surface is opened with ever larger windows; a cell that stands out of an opening by more than the terrain may
+    climb within the window is an object. Ground lies within a threshold of the surface through the other cells.
 
     Args:
         lowest_m: (H, W) elevation of the lowest return in each cell, metres, NaN without one.
-        cell_m: Cell size.
+        cell_m: Cell size, metres.
 
     Returns:
-        (H, W), False where there is no return.
+        (H, W) bool, False where there is no return.
     """
     lowest_m = np.where(low_outliers(lowest_m, cell_m), np.nan, lowest_m)
     surface = fill_gaps(lowest_m)
@@ -50,7 +50,7 @@ def find_ground(lowest_m: Cells, cell_m: float) -> Mask:
 
 
 def low_outliers(lowest_m: Cells, cell_m: float) -> Mask:
-    """Lone cells far below what is around them, as multiple reflections leave.
+    """Return the lone cells far below their surroundings, as multiple reflections leave them.
 
     Pingel et al. (2013) drop cells that a closing lifts much. Ground seen through gaps in a dense canopy is lifted
     too, but it is seen again and again: a cell stays where 0.8 % of the cells within 40 m reach as low, the slope
@@ -58,7 +58,7 @@ def low_outliers(lowest_m: Cells, cell_m: float) -> Mask:
 
     Args:
         lowest_m: (H, W) elevation of the lowest return in each cell, metres, NaN without one.
-        cell_m: Cell size.
+        cell_m: Cell size, metres.
     """
     size = max(1, round(1 / cell_m))
     low = _block_minimum(lowest_m, size)
@@ -68,20 +68,21 @@ def low_outliers(lowest_m: Cells, cell_m: float) -> Mask:
 
 
 def _trend(low: Cells, cell_m: float) -> Cells:
-    """The slope of the land: in blocks of 10 m, planes fitted to the means of the blocks within 40 m.
+    """Return the slope of the land: in blocks of 10 m, planes fitted to the means of the blocks within 40 m.
 
-    Canopy and ground are one here; what matters is that noise weighs little.
+    Canopy and ground count the same in it; what matters is that noise weighs little.
     """
     size, reach = max(1, round(_TREND_M / cell_m)), round(_COMPANY_M / _TREND_M)
     mean = _block_mean(low, size)
-    known, offsets = (~np.isnan(mean)).astype(np.float64), np.arange(-reach, reach + 1.0)
+    weight, offsets = (~np.isnan(mean)).astype(np.float64), np.arange(-reach, reach + 1.0)
 
     def moment(values: Cells, row: int, col: int) -> Cells:
+        """Return the sum of values times powers of their distance, over the blocks around each block."""
         down = ndimage.correlate1d(values, offsets**row, axis=0, mode="constant")
         return np.asarray(ndimage.correlate1d(down, offsets**col, axis=1, mode="constant"))
 
     powers = ((0, 0), (1, 0), (0, 1))
-    normal = np.stack([np.stack([moment(known, a + c, b + d) for c, d in powers], -1) for a, b in powers], -2)
+    normal = np.stack([np.stack([moment(weight, a + c, b + d) for c, d in powers], -1) for a, b in powers], -2)
     right = np.stack([moment(np.nan_to_num(mean), a, b) for a, b in powers], -1)
     # A plane through too few blocks is level.
     planes = np.linalg.solve(normal + np.diag([1e-9, 1e-6, 1e-6]), right[..., None])[..., 0]
@@ -92,6 +93,7 @@ def _trend(low: Cells, cell_m: float) -> Cells:
 
 
 def _lone_pits(low: Cells, cell_m: float) -> Mask:
+    """Return the cells that a closing lifts much and that too few cells around reach as low as."""
     size = 2 * max(2, round(_PIT_M / cell_m / 2)) + 1
     high = ndimage.maximum_filter(np.where(np.isnan(low), -np.inf, low), size=size, mode="nearest")
     lifted = ndimage.minimum_filter(np.where(np.isinf(high), np.inf, high), size=size, mode="nearest")
@@ -105,7 +107,7 @@ def _lone_pits(low: Cells, cell_m: float) -> Mask:
 
 
 def _company_floor(low: Cells, reach: int) -> Cells:
-    """Elevation that enough blocks around reach to settle the matter without counting cells: most often they do."""
+    """Return an elevation that enough blocks around reach, so that no cell need be counted; infinite elsewhere."""
     size = max(1, reach // 8)
     blocks = np.nan_to_num(_block_minimum(low, size), nan=np.inf)
     wide, enough = 2 * (reach // size - 1) + 1, math.ceil(_COMPANY_SHARE * (2 * reach + 1) ** 2)
@@ -119,7 +121,7 @@ def fill_gaps(values: Cells) -> Cells:
     """Fill NaN with a membrane through the known cells: a harmonic surface, coarse to fine.
 
     Args:
-        values: (H, W) with at least one known cell.
+        values: (H, W) values, at least one of them known.
     """
     unknown = np.isnan(values)
     if not unknown.any():
@@ -128,6 +130,7 @@ def fill_gaps(values: Cells) -> Cells:
         return np.where(unknown, np.nanmean(values), values)
     coarse = fill_gaps(_block_mean(values, 2))
     filled = np.where(unknown, _doubled(coarse, values.shape), values)
+    # Gauss-Seidel in place of a solver: the coarser level leaves only errors that a few sweeps smooth out.
     rows, cols = np.nonzero(unknown)
     north, south, across = _neighbours(rows, values.shape[0])
     west, east, along = _neighbours(cols, values.shape[1])
@@ -137,31 +140,31 @@ def fill_gaps(values: Cells) -> Cells:
     return filled
 
 
-def _neighbours(at: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
-    """Neighbours of cells along an axis, and the pair's weight: almost none at the border, where one is missing.
+def _neighbours(index: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
+    """Return the neighbours of cells along an axis, and the pair's weight: almost none at the border.
 
-    So a slope goes on to the border instead of levelling out there.
+    One neighbour is missing there; without a weight a slope goes on to the border instead of levelling out.
     """
-    inner = (at > 0) & (at < count - 1)
-    return np.maximum(at - 1, 0), np.minimum(at + 1, count - 1), np.where(inner, 1.0, 1e-6)
+    inner = (index > 0) & (index < count - 1)
+    return np.maximum(index - 1, 0), np.minimum(index + 1, count - 1), np.where(inner, 1.0, 1e-6)
 
 
-def distance_to(known: Mask, cell_m: float) -> Cells:
-    """Metres from each cell to the nearest known one; infinite where none is known."""
-    if not known.any():
-        return np.full(known.shape, np.inf)
-    return np.asarray(ndimage.distance_transform_edt(~known) * cell_m)
+def distance_to(valid: Mask, cell_m: float) -> Cells:
+    """Return the metres from each cell to the nearest known one; infinite where none is known."""
+    if not valid.any():
+        return np.full(valid.shape, np.inf)
+    return np.asarray(ndimage.distance_transform_edt(~valid) * cell_m)
 
 
 def _opened(surface: Cells, radius: int) -> Cells:
-    """Opening with a square: it costs the same whatever its size, unlike a disk."""
+    """Return the opening with a square: it costs the same whatever its size, unlike a disk."""
     size = 2 * radius + 1
     low = ndimage.minimum_filter(surface, size=size, mode="nearest")
     return np.asarray(ndimage.maximum_filter(low, size=size, mode="nearest"))
 
 
 def _block_minimum(values: Cells, size: int) -> Cells:
-    """Lowest known value in blocks of `size` cells, NaN without one."""
+    """Return the lowest known value in blocks of `size` cells, NaN without one."""
     height, width = (-(-side // size) * size for side in values.shape)
     wide = np.full((height, width), np.inf)
     wide[: values.shape[0], : values.shape[1]] = np.where(np.isnan(values), np.inf, values)
@@ -170,29 +173,31 @@ def _block_minimum(values: Cells, size: int) -> Cells:
 
 
 def _repeated(blocks: Cells, size: int, shape: tuple[int, ...]) -> Cells:
+    """Return the value of each cell's block."""
     return np.repeat(np.repeat(blocks, size, axis=0), size, axis=1)[: shape[0], : shape[1]]
 
 
 def _block_mean(values: Cells, size: int) -> Cells:
-    """Mean of the known values in blocks of `size` cells, NaN without one."""
+    """Return the mean of the known values in blocks of `size` cells, NaN without one."""
     height, width = (-(-side // size) * size for side in values.shape)
     wide = np.full((height, width), np.nan)
     wide[: values.shape[0], : values.shape[1]] = values
     blocks = wide.reshape(height // size, size, width // size, size)
-    known = ~np.isnan(blocks)
-    count = known.sum(axis=(1, 3))
-    total = np.where(known, blocks, 0).sum(axis=(1, 3))
+    valid = ~np.isnan(blocks)
+    count = valid.sum(axis=(1, 3))
+    total = np.where(valid, blocks, 0).sum(axis=(1, 3))
     return np.where(count, total / np.maximum(count, 1), np.nan)
 
 
 def _doubled(coarse: Cells, shape: tuple[int, ...]) -> Cells:
-    """Bilinear interpolation to twice the resolution."""
+    """Return values of twice the resolution, interpolated bilinearly."""
     rows, cols = ((np.arange(side) + 0.5) / 2 - 0.5 for side in shape)
     lower, upper = _between(rows, coarse.shape[0]), _between(cols, coarse.shape[1])
     across = coarse[lower[0]] * (1 - lower[2])[:, None] + coarse[lower[1]] * lower[2][:, None]
     return np.asarray(across[:, upper[0]] * (1 - upper[2]) + across[:, upper[1]] * upper[2])
 
 
-def _between(at: Cells, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
-    first = np.clip(np.floor(at).astype(np.int64), 0, max(count - 2, 0))
-    return first, np.minimum(first + 1, count - 1), at - first
+def _between(position: Cells, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Cells]:
+    """Return the cells before and after positions on an axis, and the weight of the one after."""
+    first = np.clip(np.floor(position).astype(np.int64), 0, max(count - 2, 0))
+    return first, np.minimum(first + 1, count - 1), position - first

@@ -10,30 +10,30 @@ Heights = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 LOWEST_M, HIGHEST_M = -2.0, 120.0
-"""Returns beyond are outliers; the tallest tree known measures 116 m."""
+"""Heights between which a return is no outlier; the tallest tree known measures 116 m."""
 CANOPY_M = 2.0
 LAYERS_M = (CANOPY_M, *(float(m) for m in range(5, 120, 5)))
-"""Levels of Khosravipour et al. (2014)."""
+"""Levels of the pit-free model of Khosravipour et al. (2014)."""
 
-_LAYER_M = 2.0  # of the occupied layers, one bit each
+_LAYER_M = 2.0  # thickness of the layers that are counted as occupied, one bit each
 _NONE_MM = np.iinfo(np.int32).min
 _STRING_WIDTH_M, _STRING_LENGTH_M = 3.0, 10.0
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What pass over the returns leaves of them in each cell; grows in place."""
+    """What the second pass over the returns leaves of them in each cell; grows in place."""
 
     top_mm: NDArray[np.int32]
     """(H * W,) height of the highest return."""
     low_top_mm: NDArray[np.int32]
     """(H * W,) height of the highest return below the canopy."""
     layers: NDArray[np.uint64]
-    """(H * W,) bit n: some return lies n to n + 1 layers of 2 m above the ground; without bit 0."""
+    """(H * W,) bit n: some return lies n to n + 1 layers of 2 m above the ground; bit 0 is never set."""
 
     @classmethod
     def empty(cls, cells: int) -> "Columns":
-        """Columns without returns."""
+        """Return columns without returns."""
         return cls(np.full(cells, _NONE_MM, np.int32), np.full(cells, _NONE_MM, np.int32), np.zeros(cells, np.uint64))
 
     def add(self, cell: NDArray[np.int64], height_mm: NDArray[np.int32]) -> None:
@@ -41,7 +41,7 @@ class Columns:
 
         Args:
             cell: (n,) index of each return's cell.
-            height_mm: (n,) height above ground.
+            height_mm: (n,) height above ground, millimetres.
         """
         possible = (height_mm >= 1000 * LOWEST_M) & (height_mm <= 1000 * HIGHEST_M)
         cell, height_mm = cell[possible], height_mm[possible]
@@ -53,12 +53,12 @@ class Columns:
 
 
 def canopy_surface(columns: Columns, shape: tuple[int, int], cell_m: float) -> Heights:
-    """Canopy height: highest returns, cleaned and filled.
+    """Return canopy height: highest returns, cleaned and filled.
 
     Args:
-        columns: Of all returns.
-        shape: (H, W).
-        cell_m: Cell size.
+        columns: Columns of all returns.
+        shape: Rows and columns of the raster.
+        cell_m: Cell size, metres.
 
     Returns:
         (H, W) metres, NaN where unknown.
@@ -66,7 +66,7 @@ def canopy_surface(columns: Columns, shape: tuple[int, int], cell_m: float) -> H
     layers = columns.layers.reshape(shape)
     top, low = (_metres(mm).reshape(shape) for mm in (columns.top_mm, columns.low_top_mm))
     stray = lone_returns(layers, cell_m) | strings(layers, cell_m)
-    # What lies below the stray return is known to 2 m only, unless it is the ground.
+    # Below a stray return heights are known to 2 m only, unless nothing but the ground lies there.
     below = layers & ~_highest_bit(layers)
     heights = np.where(stray, np.where(below == 0, low, np.nan), top)
     heights = fill_pits(fill_holes(heights))
@@ -74,7 +74,7 @@ def canopy_surface(columns: Columns, shape: tuple[int, int], cell_m: float) -> H
 
 
 def lone_returns(layers: NDArray[np.uint64], cell_m: float) -> Mask:
-    """Cells whose highest return has no other within about 2 m sideways and 4 m up or down: a bird, or noise."""
+    """Return the cells whose highest return has no other within about 2 m sideways and 4 m up or down: birds, noise."""
     highest = _highest_bit(layers)
     around = _around(layers, max(1, round(2 / cell_m)), itself=False) | (layers & ~highest)
     reach = around
@@ -84,9 +84,9 @@ def lone_returns(layers: NDArray[np.uint64], cell_m: float) -> Mask:
 
 
 def strings(layers: NDArray[np.uint64], cell_m: float) -> Mask:
-    """Cells of wires: returns above 8 m with nothing between them and the ground, in strips narrow and long.
+    """Return the cells of wires: returns above 8 m with nothing between them and the ground, in narrow long strips.
 
-    Beside a crown a wire is no strip of its own: there it goes on along the line of what was found of it.
+    Next to a crown a wire is no strip of its own: there it goes on along the line of the strip.
     """
     highest = _highest_bit(layers)
     afloat = (highest >= np.uint64(1 << 4)) & (_around(layers, 1, itself=True) & _under(highest) == 0)
@@ -98,7 +98,7 @@ def strings(layers: NDArray[np.uint64], cell_m: float) -> Mask:
     parts, _ = ndimage.label(ndimage.binary_dilation(narrow, np.ones((3, 3))), np.ones((3, 3)))
     level = np.where(highest == 0, -1, np.log2(np.maximum(highest, np.uint64(1)))).astype(np.int64)
     lone = (highest >= np.uint64(1 << 4)) & (layers & _under(highest) == 0)
-    found = np.zeros(layers.shape, bool)
+    wires = np.zeros(layers.shape, bool)
     for number, span in enumerate(ndimage.find_objects(parts), start=1):
         # The parts are wider than their cells by one on each side.
         if np.hypot(*(s.stop - s.start for s in span)) * cell_m < _STRING_LENGTH_M:
@@ -106,25 +106,25 @@ def strings(layers: NDArray[np.uint64], cell_m: float) -> Mask:
         cells = np.argwhere(narrow[span] & (parts[span] == number)) + [s.start for s in span]
         along = _direction(cells)
         if (np.ptp(cells @ along) + 3) * cell_m >= _STRING_LENGTH_M:
-            found[cells[:, 0], cells[:, 1]] = True
-            _draw_on(found, cells, along, level, lone, cell_m)
-    return found
+            wires[cells[:, 0], cells[:, 1]] = True
+            _extend(wires, cells, along, level, lone, cell_m)
+    return wires
 
 
 def _direction(cells: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Unit vector (2,) along which cells (n, 2) extend most."""
+    """Return the unit vector (2,) along which cells (n, 2) extend most."""
     return np.asarray(np.linalg.eigh(np.cov(cells.T, bias=True))[1][:, -1])
 
 
-def _draw_on(
-    found: Mask,
+def _extend(
+    wires: Mask,
     cells: NDArray[np.int64],
     along: NDArray[np.float64],
     level: NDArray[np.int64],
     lone: Mask,
     cell_m: float,
 ) -> None:
-    """Add to `found` the lone returns on the straight line of a wire's cells, to 10 m beyond its ends."""
+    """Add to `wires` the lone returns on the straight line of a wire's cells, to 10 m beyond its ends."""
     lateral = np.array([-along[1], along[0]])
     middle = lateral * (cells @ lateral).mean() + along * ((cells @ along).min() + (cells @ along).max()) / 2
     spread, levels = np.abs((cells - middle) @ lateral).max(), level[cells[:, 0], cells[:, 1]]
@@ -134,14 +134,14 @@ def _draw_on(
     first = np.maximum(np.floor(middle - reach * np.abs(along) - spread - 1), 0).astype(int)
     last = np.ceil(middle + reach * np.abs(along) + spread + 2).astype(int)
     near = np.argwhere(lone[first[0] : last[0], first[1] : last[1]]) + first
-    at = level[near[:, 0], near[:, 1]]
+    near_level = level[near[:, 0], near[:, 1]]
     on_line = (np.abs((near - middle) @ lateral) <= spread + 0.5) & (np.abs((near - middle) @ along) <= reach)
-    chosen = near[on_line & (at >= levels.min() - 1) & (at <= levels.max() + 1)]
-    found[chosen[:, 0], chosen[:, 1]] = True
+    chosen = near[on_line & (near_level >= levels.min() - 1) & (near_level <= levels.max() + 1)]
+    wires[chosen[:, 0], chosen[:, 1]] = True
 
 
 def _under(highest: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Bits of the layers from 2 m up to 4 m below the highest return."""
+    """Return the bits of the layers from 2 m up to 4 m below the highest return."""
     return ((highest >> np.uint64(2)) - np.uint64(1)) & ~np.uint64(1)
 
 
@@ -162,8 +162,8 @@ def fill_holes(heights: NDArray[np.float64]) -> NDArray[np.float64]:
 def fill_pits(heights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Raise cells where the beam fell through a crown.
 
-    Khosravipour et al. (2014) take the highest of surfaces through the returns above 2, 5, 10, 15, ... m, made of
-    triangles with short edges. On the raster: a cell below a level rises to the mean of its neighbours where at
+    Khosravipour et al. (2014) take the highest of surfaces through the returns above 2, 5, 10, 15, ... m, each a
+    triangulation with short edges. On the raster: a cell below a level rises to the mean of its neighbours where at
     least three of the four lines through it have both neighbours above that level.
     """
     one, other = (np.nan_to_num(side, nan=-np.inf) for side in _opposites(heights))
@@ -180,6 +180,7 @@ def _metres(height_mm: NDArray[np.int32]) -> NDArray[np.float64]:
 
 
 def _highest_bit(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return each number's highest bit alone."""
     filled = bits.copy()
     for shift in (1, 2, 4, 8, 16, 32):
         filled |= filled >> np.uint64(shift)
@@ -187,7 +188,7 @@ def _highest_bit(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _around(bits: NDArray[np.uint64], reach: int, *, itself: bool) -> NDArray[np.uint64]:
-    """Bits of all cells within `reach` cells, the diagonal included."""
+    """Return the bits of all cells within `reach` cells, the diagonal included."""
     rows, cols = bits.shape
     wide = np.pad(bits, reach)
     joined = np.zeros_like(bits)
@@ -199,7 +200,7 @@ def _around(bits: NDArray[np.uint64], reach: int, *, itself: bool) -> NDArray[np
 
 
 def _opposites(heights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Neighbours (4, H, W) on both sides of a cell, along the four lines through it; NaN outside."""
+    """Return the neighbours (4, H, W) on both sides of a cell, along the four lines through it; NaN outside."""
     rows, cols = heights.shape
     wide = np.pad(heights, 1, constant_values=np.nan)
 
