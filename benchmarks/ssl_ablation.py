@@ -26,7 +26,7 @@ INGREDIENTS: dict[str, list[str]] = {
         "encoder_args.reg_tokens=0", "schedule.layer_decay=1", "schedule.patch_embed=1", "schedule.freeze_last=0",
     ],
     "+ LayerScale, stochastic depth": ["encoder_args.init_values=0.1", "drop_path=0.1"],
-    "+ KoLeo": ["terms.koleo=0.1"],
+    "+ KoLeo": ["terms.koleo=0.05"],
     "+ Sinkhorn-Knopp": ["target.kind=sinkhorn"],
     "+ untied heads": ["heads.untied=true"],
     "+ registers": ["encoder_args.reg_tokens=4"],

@@ -36,8 +36,6 @@ class TileBatch:
     """Side of the global crops."""
     local_px: int
     """Side of the local crops."""
-    masked_images: float
-    """Masked crops of the whole batch over the number of ranks."""
 
 
 def draw_batch(number: int, tiles: Tiles, config: PretrainConfig, patch_px: int) -> TileBatch:
@@ -70,7 +68,6 @@ def draw_batch(number: int, tiles: Tiles, config: PretrainConfig, patch_px: int)
         masks=masks[:, rows],
         global_px=global_crops.px,
         local_px=local_crops.px,
-        masked_images=float(masks.flatten(2).any(dim=2).sum()) / ranks(),
     )
 
 

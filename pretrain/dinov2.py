@@ -146,7 +146,7 @@ class SelfDistillation:
         student = self.net(global_crops, local_crops, masks, blind=True)
         # losses in float32: exp and log of bf16 lose the small probabilities
         with torch.autocast(global_crops.device.type, enabled=False):
-            terms = self._loss_terms(student, teacher, global_crops, masks, batch.masked_images, step)
+            terms = self._loss_terms(student, teacher, global_crops, masks, step)
             terms |= self.targets.losses(student.predictions, global_crops.flatten(0, 1))
             if teacher is not None and step % self.config.monitor_every == 0:
                 self._signs = collapse_signs(teacher.cls_logits, teacher.cls, self.schedules.temperature(step))
@@ -186,7 +186,6 @@ class SelfDistillation:
         teacher: Tokens | None,
         global_crops: Tensor,
         masks: Tensor,
-        masked_images: float,
         step: int,
     ) -> dict[str, Tensor]:
         """Return the terms that compare student and teacher, by name, without their weights."""
@@ -197,16 +196,14 @@ class SelfDistillation:
             terms["dino"] = dino_loss(student.cls_logits, cls_target, target.student_temperature)
         if weights.ibot and teacher is not None:
             patch_target = self._target(teacher.patch_logits, step, 1)
+            crops = masks.flatten(0, 1)
+            weight = patch_weights(crops)
             terms["ibot"] = ibot_loss(
-                student.patch_logits,
-                patch_target,
-                patch_weights(masks.flatten(0, 1)),
-                masked_images,
-                target.student_temperature,
+                student.patch_logits, patch_target, weight, len(crops), target.student_temperature
             )
         if weights.koleo:
-            # crop by crop: two crops of one tile may lie close together
-            terms["koleo"] = torch.stack([koleo_loss(cls) for cls in student.cls]).mean()
+            # crop by crop, for two crops of one tile may lie close together; a sum over crops, as in DINOv2's code
+            terms["koleo"] = torch.stack([koleo_loss(cls) for cls in student.cls]).sum()
         if self.anchor is not None and step >= self._gram_start():
             terms["gram"] = gram_loss(student.patches, self.anchor(global_crops.flatten(0, 1))[1])
         return terms

@@ -78,18 +78,21 @@ def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Ten
     return pairs[different].mean()
 
 
-def ibot_loss(student: Tensor, teacher: Tensor, weight: Tensor, images: float, temperature: float = 0.1) -> Tensor:
+def ibot_loss(student: Tensor, teacher: Tensor, weight: Tensor, crops: int, temperature: float = 0.1) -> Tensor:
     """Return the cross-entropy at masked patches (Zhou et al. 2022, iBOT, equation 2).
+
+    As in DINOv2's code, the sum is divided by all global crops, those without a mask included: a smaller share of
+    masked crops gives a smaller loss.
 
     Args:
         student: (M, K) logits of the masked patches.
         teacher: (M, K) probabilities of the same patches, which are not masked for the teacher.
         weight: (M,) one over the number of masked patches of the patch's image.
-        images: Masked images that the loss is a mean over: those of all ranks, divided by the number of ranks.
+        crops: Number of global crops of this rank, masked or not.
         temperature: Temperature of the student.
     """
     logs = (student.float() / temperature).log_softmax(dim=-1)
-    return -((teacher.float() * logs).sum(dim=-1) * weight).sum() / max(images, 1)
+    return -((teacher.float() * logs).sum(dim=-1) * weight).sum() / crops
 
 
 def koleo_loss(features: Tensor) -> Tensor:

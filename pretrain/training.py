@@ -9,8 +9,8 @@ from torch import nn
 
 from canopy.errors import ConfigError
 from canopy.models.bundle import Architecture, Card
-from canopy.models.network import MULTIPLE_PX
 from canopy.models.encoders import encoder_card
+from canopy.models.network import MULTIPLE_PX
 from canopy.progress import Report, ignore
 from canopy.training.loop import fit_learner
 from canopy.training.ranks import rank, together, whole

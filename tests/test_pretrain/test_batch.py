@@ -71,10 +71,8 @@ def test_masks_cover_global_crops_and_are_counted() -> None:
     assert batch.masks.shape == (2, 4, 4, 4)
     masked = int(batch.masks.flatten(2).any(dim=2).sum())
     assert masked == 4, "half of 8 crops"
-    assert batch.masked_images == masked
     without = draw_batch(0, tiny_tiles(), tiny_config(terms={"ibot": 0}), 8)
     assert not without.masks.any()
-    assert without.masked_images == 0
 
 
 def test_crops_grow_in_the_last_phase() -> None:
@@ -112,4 +110,3 @@ def test_the_shares_of_two_ranks_are_the_whole_batch(monkeypatch: pytest.MonkeyP
     for name in ("turn", "colour", "blur_px"):
         parts = [getattr(half.local_draws, name) for half in halves]
         assert torch.equal(torch.cat(parts, dim=1), getattr(whole.local_draws, name))
-    assert sum(half.masked_images for half in halves) == whole.masked_images

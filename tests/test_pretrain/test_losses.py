@@ -59,19 +59,24 @@ def test_ibot_loss_equals_lightly_and_ignores_how_patches_are_split() -> None:
     teacher = (values["t"] / 0.04).softmax(-1)
     per_image = values["mask"].flatten(1).sum(dim=1)
     weight = (1 / per_image).repeat_interleave(per_image)
-    loss = ibot_loss(values["s"], teacher, weight, images=4)
+    loss = ibot_loss(values["s"], teacher, weight, crops=4)
     assert loss.item() == pytest.approx(LIGHTLY_IBOT, rel=1e-6)
     first = int(per_image[:2].sum())
-    halves = [
-        ibot_loss(values["s"][part], teacher[part], weight[part], images=2)
-        for part in (slice(first), slice(first, None))
-    ]
+    parts = slice(first), slice(first, None)
+    halves = [ibot_loss(values["s"][part], teacher[part], weight[part], crops=2) for part in parts]
     assert loss.item() == pytest.approx(sum(h.item() for h in halves) / 2, rel=1e-6)
+
+
+def test_crops_without_mask_count_in_the_ibot_loss() -> None:
+    values = tensors()
+    teacher, weight = (values["t"] / 0.04).softmax(-1), torch.full((len(values["t"]),), 0.1)
+    masked_alone, all_crops = (ibot_loss(values["s"], teacher, weight, crops=n).item() for n in (4, 8))
+    assert all_crops == pytest.approx(masked_alone / 2, rel=1e-6)
 
 
 def test_ibot_loss_without_masked_patches_is_zero_and_finite() -> None:
     student = torch.zeros(0, 7, requires_grad=True)
-    loss = ibot_loss(student, torch.zeros(0, 7), torch.zeros(0), images=0)
+    loss = ibot_loss(student, torch.zeros(0, 7), torch.zeros(0), crops=4)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
 
