@@ -1,4 +1,4 @@
-"""Imagery unlike the training's is noticed, and the map says so."""
+"""Imagery unlike the training's is noticed, and the command warns of it."""
 
 import logging
 from pathlib import Path
@@ -14,14 +14,14 @@ from rasters import make_raster
 
 from canopy.imagery.configured import SAMPLE_SCENE
 from canopy.models.bundle import Card, Domain, find_bundle, read_card
-from canopy.models.domain import DomainCheck, chip_statistics, fit_domain
+from canopy.models.domain import LEAST_VALID_SHARE, DomainCheck, chip_statistics, fit_domain
 from canopy.prediction.run import predict
 
 Image = NDArray[np.float32]
 
 
 def woods(seed: int, side: int = 64) -> Image:
-    """Green blots of a scene of its own light."""
+    """Return green blots of a scene under its own light."""
     generator = np.random.default_rng(seed)
     light = generator.uniform(0.3, 0.5)
     blots = generator.normal(0, 0.08, (1, side, side)) + generator.normal(0, 0.02, (3, side, side))
@@ -39,7 +39,7 @@ def outside(domain: Domain, image: Image) -> float:
     return check.share
 
 
-def test_more_of_the_same_lies_inside(domain: Domain) -> None:
+def test_more_images_of_the_same_kind_lie_inside(domain: Domain) -> None:
     assert np.mean([outside(domain, woods(seed)) for seed in range(1000, 1100)]) < 0.02
 
 
@@ -55,6 +55,29 @@ def test_cloud_night_swapped_bands_grey_and_blur_lie_outside(domain: Domain, cha
     assert outside(domain, change(woods(7)).astype(np.float32)) == 1
 
 
+def test_statistics_are_those_of_the_valid_pixels() -> None:
+    image = woods(3)
+    # Every fourth row is read; the last column of these has no neighbour that is unknown.
+    rows = image[:, ::4].astype(np.float64)
+    mean, deviation = rows.mean(axis=(1, 2)), rows.std(axis=(1, 2))
+    saturation = (rows.max(axis=0) - rows.min(axis=0)).mean()
+    step = np.abs(np.diff(rows, axis=2)).mean()
+    expected = [*mean, *np.log(deviation + 0.005), saturation, np.log(step + 0.001)]
+    np.testing.assert_allclose(chip_statistics(image), expected, rtol=1e-4)
+    half = np.concatenate([image, np.full((3, 64, 20), np.nan, np.float32)], axis=2)
+    np.testing.assert_allclose(chip_statistics(half), expected, rtol=1e-4)
+
+
+def test_a_chip_is_judged_from_half_of_it_on() -> None:
+    """A map's edge chips are half nodata; a chip that shows less than half of the ground says too little."""
+    assert LEAST_VALID_SHARE == 0.5
+    image = woods(1)
+    for valid_px, judged in ((64, True), (40, True), (32, True), (31, False), (8, False)):
+        part = image.copy()
+        part[:, :, valid_px:] = np.nan
+        assert (chip_statistics(part) is not None) == judged, valid_px
+
+
 def test_every_chip_is_judged_and_unknown_ground_is_not(domain: Domain) -> None:
     image = np.concatenate([woods(1, 128)[:, :64], np.full((3, 64, 128), np.nan, np.float32)], axis=1)
     image[:, :64, 64:] = 1
@@ -68,7 +91,7 @@ def test_every_chip_is_judged_and_unknown_ground_is_not(domain: Domain) -> None:
 
 
 class Flat:
-    """Ten metres everywhere."""
+    """A model that predicts ten metres everywhere."""
 
     sha256 = "1" * 64
     chip_by_chip = True
@@ -83,9 +106,11 @@ class Flat:
         return torch.full((image.shape[0], *image.shape[2:]), 10.0)
 
 
-@pytest.mark.parametrize(("cloudy", "known", "warns"), [(True, True, True), (False, True, False), (True, False, False)])
-def test_a_map_of_clouds_is_made_with_a_warning(
-    domain: Domain, tmp_path: Path, caplog: pytest.LogCaptureFixture, cloudy: bool, known: bool, warns: bool
+@pytest.mark.parametrize(
+    ("cloudy", "measured", "warns"), [(True, True, True), (False, True, False), (True, False, False)]
+)
+def test_a_map_of_clouds_is_written_with_a_warning(
+    domain: Domain, tmp_path: Path, caplog: pytest.LogCaptureFixture, cloudy: bool, measured: bool, warns: bool
 ) -> None:
     pixels = (woods(3, 128) * 255).astype(np.uint8)
     if cloudy:
@@ -95,17 +120,17 @@ def test_a_map_of_clouds_is_made_with_a_warning(
     )
     area = box(500_000, 4_980_000 - 64, 500_064, 4_980_000, "EPSG:32612")
     with caplog.at_level(logging.WARNING):
-        made = predict(
-            area, scene, Flat(domain if known else None), tmp_path / "map.tif", imagery_datetime="2020-01-01"
+        result = predict(
+            area, scene, Flat(domain if measured else None), tmp_path / "map.tif", imagery_datetime="2020-01-01"
         )
-    found = [record.getMessage() for record in caplog.records if "unlike" in record.getMessage()]
-    assert len(found) == warns
+    warnings = [record.getMessage() for record in caplog.records if "unlike" in record.getMessage()]
+    assert len(warnings) == warns
     if warns:
-        assert "50 % of the imagery" in found[0] and "flat" in found[0]
-    assert made.path.is_file()
+        assert "50 % of the imagery" in warnings[0] and "flat" in warnings[0]
+    assert result.path.is_file()
 
 
-def test_the_bundled_model_knows_its_domain() -> None:
+def test_the_sample_lies_inside_the_bundled_models_domain() -> None:
     domain = read_card(find_bundle("canopy-small")).domain
     assert domain is not None
     with rasterio.open(SAMPLE_SCENE) as opened:

@@ -1,0 +1,236 @@
+"""Backends: metres between them and eager torch, equal bits in any company, and errors where one is absent."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from odc.geo.geom import box
+from tiny_models import random_image, save_tiny_model, tiny_card
+
+from canopy.calibration.curves import FeatureGain
+from canopy.errors import ModelError, OutputError
+from canopy.imagery.configured import SAMPLE_SCENE
+from canopy.models.backends import ChipByChip, pick_backend
+from canopy.models.model import CanopyModel, load_model
+from canopy.prediction.layers import Layers
+from canopy.prediction.run import predict
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CARD = tiny_card()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def chips() -> torch.Tensor:
+    """Four chips of the sample scene, of the tiny model's size."""
+    with rasterio.open(SAMPLE_SCENE) as scene:
+        pixels = scene.read()
+    corners = [(100, 100), (130, 203), (200, 110), (203, 198)]
+    chips = np.stack([pixels[:, row : row + 64, col : col + 64] for row, col in corners])
+    return torch.from_numpy(chips).float() / 255
+
+
+@pytest.fixture(scope="module")
+def eager(bundle: Path) -> CanopyModel:
+    return load_model(bundle, backend="eager")
+
+
+@pytest.fixture(scope="module")
+def openvino(bundle: Path) -> CanopyModel:
+    return load_model(bundle, backend="openvino")
+
+
+def test_the_fastest_is_chosen_for_device_and_family(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    assert load_model(bundle).backend.startswith("openvino 20")
+    assert pick_backend("auto", CARD, "0", CUDA).name == "bf16"
+    other = CARD.model_copy(update={"family": "chmv1"})
+    assert {pick_backend("auto", other, "0", device).name for device in (CPU, CUDA)} == {"eager"}
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert load_model(bundle).backend == "eager on cpu"
+
+
+def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = CARD.model_copy(update={"family": "chmv1"})
+    with pytest.raises(ModelError, match="no backend 'fast': auto, eager, compile, openvino, bf16 expected"):
+        pick_backend("fast", CARD, "0", CPU)
+    with pytest.raises(ModelError, match="bf16 backend runs on cuda, not on cpu"):
+        pick_backend("bf16", CARD, "0", CPU)
+    with pytest.raises(ModelError, match="openvino backend runs on cpu, not on cuda"):
+        pick_backend("openvino", CARD, "0", CUDA)
+    with pytest.raises(ModelError, match="family dpt, tiny is of chmv1"):
+        pick_backend("openvino", other, "0", CPU)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ModelError, match=r"pip install 'canopy-chm\[fast\]'"):
+        pick_backend("openvino", CARD, "0", CPU)
+
+
+def test_the_command_names_the_extra_in_one_line(canopy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    region = Path(__file__).parents[3] / "samples" / "region.geojson"
+    code, out, err = canopy("predict", "--aoi", region, "--out", tmp_path / "o.tif", "--backend", "openvino")
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert "canopy-chm[fast]" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- OpenVINO
+
+
+def test_openvino_is_within_a_millimetre_of_eager_for_the_bundled_model() -> None:
+    """The model that ships, on chips of the size that it is fed."""
+    with rasterio.open(SAMPLE_SCENE) as scene:
+        chips = torch.from_numpy(scene.read()[None, :, 100:356, 100:356]).float() / 255
+    expected = load_model(backend="eager").predict(chips)
+    assert expected.std() > 1
+    difference = (load_model(backend="openvino").predict(chips) - expected).abs()
+    assert difference.max() < 1e-3
+    assert difference.mean() < 1e-5
+
+
+def test_heights_intervals_and_features_agree_with_eager_ones(chips, eager, openvino) -> None:
+    expected = eager.predict(chips)
+    assert expected.std() > 1
+    torch.testing.assert_close(openvino.predict(chips), expected, atol=2e-3, rtol=0)
+    difference = (openvino.predict_interval(chips) - eager.predict_interval(chips)).abs()
+    assert difference.max() < 1e-2
+    assert difference.mean() < 1e-4
+    torch.testing.assert_close(openvino.features(chips), eager.features(chips), atol=1e-4, rtol=0)
+
+
+def test_a_chip_has_the_same_bits_in_any_company(chips, openvino) -> None:
+    whole = openvino.predict(chips)
+    assert openvino.chip_by_chip
+    assert torch.equal(openvino.predict(chips.flip(0)), whole.flip(0))
+    assert torch.equal(torch.cat([openvino.predict(chip[None]) for chip in chips]), whole)
+    assert torch.equal(openvino.predict(chips.to(memory_format=torch.channels_last)), whole)
+
+
+def test_gains_from_features_have_the_same_bits_in_any_company(chips, openvino) -> None:
+    channels = openvino.features(chips[:1]).shape[1]
+    gain = FeatureGain(
+        model_sha256=openvino.sha256, weights=tuple(np.linspace(-0.01, 0.02, channels).tolist()), bias=0.1, sigma_m=6
+    )
+    layers = Layers(openvino, uncertainty=True, gain=gain)
+    whole = layers(chips)
+    assert whole[:, -1].std() > 0
+    assert torch.equal(torch.cat([layers(chip[None]) for chip in chips]), whole)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_chips_in_parallel_have_the_bits_of_chips_one_by_one(bundle, chips, openvino, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
+    assert torch.equal(load_model(bundle).predict(chips), openvino.predict(chips))
+    assert torch.equal(load_model(bundle).predict(chips[:3]), openvino.predict(chips[:3]))
+
+
+def test_images_of_another_size_run_eagerly(chips, eager, openvino) -> None:
+    image = chips[:, :, :50, :30]
+    assert torch.equal(openvino.predict(image), eager.predict(image))
+
+
+def test_a_failure_in_a_request_reaches_the_caller_and_leaves_the_model_usable(chips, openvino, monkeypatch) -> None:
+    expected = openvino.predict(chips)
+    monkeypatch.setattr("canopy.models.backends._wait_for_output", lambda request: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        openvino.predict(chips)
+    monkeypatch.undo()
+    assert torch.equal(openvino.predict(chips), expected)
+
+
+def test_the_cache_changes_nothing_and_a_damaged_one_is_replaced(bundle, chips, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
+    expected = load_model(bundle).predict(chips)
+    (cached,) = (tmp_path / "compiled").iterdir()
+    whole = cached.read_bytes()
+    assert torch.equal(load_model(bundle).predict(chips), expected)
+    assert cached.read_bytes() == whole
+    damaged = whole[:5000] + b"damage" + whole[5006:]
+    cached.write_bytes(damaged)
+    assert torch.equal(load_model(bundle).predict(chips), expected)
+    assert cached.read_bytes() != damaged
+
+
+def test_what_was_compiled_by_other_code_is_not_used(bundle, chips, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
+    compiled: list[int] = []
+    trace = ChipByChip._trace
+    monkeypatch.setattr(ChipByChip, "_trace", lambda self: compiled.append(1) or trace(self))
+    for versions, count in ((["1"], 1), (["1"], 1), (["2"], 2)):
+        monkeypatch.setattr("canopy.models.backends._code_versions", lambda versions=versions: versions)
+        load_model(bundle).predict(chips)
+        assert len(compiled) == count
+
+
+def test_a_folder_that_cannot_be_written_to_costs_no_result(bundle, chips, openvino, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CANOPY_MODELS", str(tmp_path / "file"))
+    assert torch.equal(load_model(bundle).predict(chips), openvino.predict(chips))
+
+
+def test_a_resumed_run_never_mixes_backends(bundle: Path, tmp_path: Path) -> None:
+    with rasterio.open(SAMPLE_SCENE) as scene:
+        middle = scene.xy(scene.height // 2, scene.width // 2)
+    area = box(middle[0], middle[1], middle[0] + 10, middle[1] + 10, "EPSG:32612")
+
+    def stop(progress: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(area, SAMPLE_SCENE, bundle, out=tmp_path / "o.tif", backend="eager", report=stop)
+    with pytest.raises(OutputError, match="another AOI, model, backend"):
+        predict(area, SAMPLE_SCENE, bundle, out=tmp_path / "o.tif", backend="openvino")
+    assert predict(area, SAMPLE_SCENE, bundle, out=tmp_path / "o.tif", backend="eager").path.is_file()
+
+
+def test_openvino_reports_its_use_to_no_server(bundle: Path) -> None:
+    code = f"""
+import sys
+from canopy.models.model import load_model
+load_model({str(bundle)!r}, backend="openvino")
+from openvino.tools.ovc import telemetry_utils
+print(telemetry_utils.tm.__name__, sys.modules["openvino_telemetry"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "None"]
+
+
+# --- backends that tests on a plain CPU leave out
+
+
+@pytest.mark.slow
+def test_compiled_is_within_a_millimetre_of_eager(bundle, chips, eager) -> None:
+    compiled = load_model(bundle, backend="compile")
+    expected = eager.predict(chips)
+    assert (compiled.predict(chips) - expected).abs().max() < 1e-3
+    assert torch.equal(compiled.predict(chips), compiled.predict(chips))
+    assert torch.equal(compiled.predict(chips[:1]), eager.predict(chips[:1]))
+
+
+@pytest.mark.gpu
+def test_bf16_agrees_with_eager_within_centimetres_on_average() -> None:
+    mixed, eager = load_model(device="cuda", backend="bf16"), load_model(device="cuda", backend="eager")
+    chips = random_image(4, 3, 256, 256)
+    heights = mixed.predict(chips)
+    assert (heights - eager.predict(chips)).abs().mean() < 0.1
+    assert torch.equal(mixed.predict(chips), heights)
+    assert (mixed.predict_interval(chips)[:, 0] - heights).abs().max() < 1e-2
+    # A batch of a size that is not recorded, and images that are no chips.
+    assert (mixed.predict(chips[:2]) - heights[:2]).abs().mean() < 0.1
+    assert mixed.predict(chips[:, :, :200, :130]).shape == (4, 200, 130)

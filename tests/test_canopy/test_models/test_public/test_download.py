@@ -1,0 +1,145 @@
+"""Downloads that break, change, are refused and are verified."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from publisher import Publisher, serve
+
+from canopy.errors import ModelError, OutputBusyError, OutputError
+from canopy.models.public import download as downloads
+from canopy.models.public.download import Part, download
+from canopy.progress import Progress
+from tiles.locks import hold
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def publisher(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    with serve(CONTENT) as server:
+        yield server
+
+
+def break_every_connection(publisher: Publisher, after: int) -> None:
+    publisher.cuts = [after] + [0] * downloads.ATTEMPTS
+
+
+def test_a_download_continues_after_a_break(publisher, tmp_path) -> None:
+    publisher.cuts = [1_000_000, 500_000]
+    reports: list[Progress] = []
+    path = tmp_path / "SSLtiny.pth"
+    assert download(publisher.url(), path, report=reports.append) == DIGEST
+    assert path.read_bytes() == CONTENT
+    assert [request.get("range") for request in publisher.requests] == [None, "bytes=1000000-", "bytes=1500000-"]
+    assert reports[-1] == Progress(3.0, 3.0, "MB", "3 of 3 MB")
+    assert [file.name for file in tmp_path.iterdir()] == ["SSLtiny.pth"]
+    download(publisher.url(), path)
+    assert len(publisher.requests) == 3, "a whole file is not downloaded again"
+
+
+def test_an_interrupted_download_leaves_no_file_of_that_name_and_continues(publisher, tmp_path) -> None:
+    path = tmp_path / "SSLtiny.pth"
+    break_every_connection(publisher, after=1_000_000)
+    with pytest.raises(ModelError, match="1000000 bytes are kept, run the same command to continue"):
+        download(publisher.url(), path)
+    assert not path.exists()
+    publisher.cuts, publisher.requests = [], []
+    assert download(publisher.url(), path, sha256=DIGEST) == DIGEST
+    assert [request.get("range") for request in publisher.requests] == ["bytes=1000000-"]
+
+
+def test_a_whole_part_is_not_downloaded_again(publisher, tmp_path) -> None:
+    path = tmp_path / "SSLtiny.pth"
+    (tmp_path / "SSLtiny.pth.part").write_bytes(CONTENT)
+    (tmp_path / "SSLtiny.pth.part.json").write_text(json.dumps({"url": publisher.url(), "etag": '"one"'}))
+    publisher.cuts = [0] * 9
+    assert download(publisher.url(), path, sha256=DIGEST) == DIGEST
+    assert len(publisher.requests) == 1
+
+
+def test_a_part_longer_than_the_file_is_dropped(publisher, tmp_path) -> None:
+    path = tmp_path / "SSLtiny.pth"
+    (tmp_path / "SSLtiny.pth.part").write_bytes(CONTENT + b"more")
+    (tmp_path / "SSLtiny.pth.part.json").write_text(json.dumps({"url": publisher.url(), "etag": '"one"'}))
+    assert download(publisher.url(), path) == DIGEST
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_changed_file_is_downloaded_from_its_start(publisher, tmp_path) -> None:
+    path = tmp_path / "SSLtiny.pth"
+    break_every_connection(publisher, after=1_000_000)
+    with pytest.raises(ModelError):
+        download(publisher.url(), path)
+    publisher.cuts, publisher.content, publisher.etag = [], CONTENT[::-1], '"two"'
+    assert download(publisher.url(), path) == hashlib.sha256(CONTENT[::-1]).hexdigest()
+    assert path.read_bytes() == CONTENT[::-1]
+
+
+def test_a_part_of_another_address_is_not_continued(publisher, tmp_path) -> None:
+    path = tmp_path / "SSLtiny.pth"
+    break_every_connection(publisher, after=1_000_000)
+    with pytest.raises(ModelError):
+        download(publisher.url("other.pth"), path)
+    publisher.cuts, publisher.requests = [], []
+    assert download(publisher.url(), path) == DIGEST
+    assert [request.get("range") for request in publisher.requests] == [None]
+
+
+def test_a_wrong_digest_is_refused_and_removed(publisher, tmp_path) -> None:
+    path = tmp_path / "SSLtiny.pth"
+    with pytest.raises(ModelError, match=f"sha256 {DIGEST} came, {'0' * 64} expected"):
+        download(publisher.url(), path, sha256="0" * 64)
+    assert not path.exists()
+    assert not (tmp_path / "SSLtiny.pth.part").exists()
+
+
+@pytest.mark.parametrize(("status", "message"), [(401, "HF_TOKEN"), (403, "gates this file"), (404, "HTTP 404")])
+def test_a_refusal_says_what_to_do_at_once(publisher, tmp_path, status, message) -> None:
+    publisher.status = status
+    with pytest.raises(ModelError, match=message):
+        download(publisher.url(), tmp_path / "SSLtiny.pth")
+    assert len(publisher.requests) == 1
+    assert not (tmp_path / "SSLtiny.pth").exists()
+
+
+def test_a_server_in_trouble_is_asked_again(publisher, tmp_path) -> None:
+    publisher.status = 503
+    with pytest.raises(ModelError, match="HTTP 503; 0 bytes are kept"):
+        download(publisher.url(), tmp_path / "SSLtiny.pth")
+    assert len(publisher.requests) == downloads.ATTEMPTS
+
+
+def test_a_token_is_not_passed_on_and_the_stated_digest_is_checked(publisher, tmp_path) -> None:
+    assert download(publisher.url("moved"), tmp_path / "a.pth", token="secret") == DIGEST
+    assert [request.get("authorization") for request in publisher.requests] == ["Bearer secret", None]
+    break_every_connection(publisher, after=10)
+    with pytest.raises(ModelError):
+        download(publisher.url("moved"), tmp_path / "b.pth")
+    (tmp_path / "b.pth.part").write_bytes(b"x" * 10)
+    publisher.cuts = []
+    with pytest.raises(ModelError, match="expected; the file was removed"):
+        download(publisher.url("moved"), tmp_path / "b.pth")
+
+
+def test_an_address_that_is_not_http_is_refused(tmp_path) -> None:
+    (tmp_path / "secret").touch()
+    with pytest.raises(ModelError, match="an http or https address expected"):
+        download(f"file://{tmp_path}/secret", tmp_path / "a.pth")
+
+
+def test_a_second_download_of_one_file_waits_its_turn(publisher, tmp_path) -> None:
+    part = Part(publisher.url(), tmp_path / "a.pth")
+    with hold(part.lock, "busy"), pytest.raises(OutputBusyError, match="another run downloads"):
+        download(publisher.url(), tmp_path / "a.pth")
+    assert publisher.requests == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(publisher, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write .*a\.pth: ") as caught:
+        download(publisher.url(), tmp_path / "file" / "a.pth")
+    assert "\n" not in str(caught.value)
