@@ -1,4 +1,4 @@
-"""What imagery the domain check of a model finds unlike its training: real images, and the sample scene spoilt.
+"""Imagery that the domain check of a model finds unlike its training: real images, and the sample scene spoilt.
 
     python benchmarks/domain.py DATA 'pairs/idt_mlbs_*/rgb.tif' 'pairs/teak_*/rgb.tif' [--model canopy-small]
 
@@ -22,7 +22,7 @@ Image = NDArray[np.float32]
 
 
 def infrared(image: Image) -> Image:
-    """Bright leaves in place of red, as colour infrared shows them."""
+    """Return bright leaves in place of red, as colour infrared shows them."""
     return np.stack([np.clip(1.6 * image[1], 0, 1), image[0], image[1]])
 
 
@@ -38,23 +38,23 @@ SPOILT: dict[str, Callable[[Image], Image]] = {
 
 
 def read(path: Path) -> Image:
-    """(3, H, W) in [0, 1]."""
+    """Return the first three bands of an 8-bit image: (3, H, W) in [0, 1]."""
     with rasterio.open(path) as opened:
         return (opened.read((1, 2, 3)) / 255).astype(np.float32)
 
 
 def main() -> None:
-    """Print chips outside of those judged, line by line."""
+    """Print the number of chips outside and judged, a line for each set of images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="canopy-small")
-    parser.add_argument("root", type=Path)
+    parser.add_argument("--model", default="canopy-small", help="name or bundle of a model with a domain")
+    parser.add_argument("root", type=Path, help="folder of the images")
     parser.add_argument("patterns", nargs="*", help="globs of 8-bit RGB images below the root")
-    given = parser.parse_args()
-    card = read_card(find_bundle(given.model))
-    assert card.domain is not None, f"{given.model} holds no domain"
+    arguments = parser.parse_args()
+    card = read_card(find_bundle(arguments.model))
+    assert card.domain is not None, f"{arguments.model} has no domain"
     sample = read(SAMPLE_SCENE)
     sets = {f"sample, {name}": [spoil(sample)] for name, spoil in SPOILT.items()}
-    sets |= {pattern: [read(path) for path in sorted(given.root.glob(pattern))] for pattern in given.patterns}
+    sets |= {pattern: [read(path) for path in sorted(arguments.root.glob(pattern))] for pattern in arguments.patterns}
     for name, images in sets.items():
         judged = outside = 0
         for image in images:
