@@ -9,7 +9,9 @@ from canopy.config import Config
 from canopy.training.config import StepConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class TileSourceConfig(Config):
@@ -97,6 +99,12 @@ class MaskConfig(Config):
     ratio: tuple[Share, Share] = (0.1, 0.5)
     """Range of the share of patches masked in a masked crop."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> "MaskConfig":
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError("the first mask ratio must not exceed the second")
+        return self
+
 
 class HeadConfig(Config):
     """Projection heads."""
@@ -144,7 +152,7 @@ class TargetConfig(Config):
     """Share of the steps over which the teacher's temperature changes."""
     iterations: int = Field(default=3, gt=0)
     """Iterations of Sinkhorn-Knopp."""
-    centre_momentum: Share = 0.9
+    centre_momentum: Below1 = 0.9
     """Momentum of the running mean that centring subtracts."""
 
 
@@ -159,11 +167,11 @@ class ScheduleConfig(Config):
     """Rate at the end, not scaled."""
     warmup: Share = 0.1
     """Share of the steps over which the rate rises."""
-    weight_decay: tuple[float, float] = (0.04, 0.2)
+    weight_decay: tuple[NotNegative, NotNegative] = (0.04, 0.2)
     """Weight decay, at first and at the end."""
-    momentum: tuple[Share, Share] = (0.994, 1.0)
-    """Momentum of the teacher, at first and at the end."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: tuple[Below1, Share] = (0.994, 1.0)
+    """Momentum of the teacher, at first and at the end; at 1 it would never move."""
+    betas: tuple[Below1, Below1] = (0.9, 0.999)
     patch_embed: Positive = 0.2
     """Factor on the rate of the patch embedding."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
@@ -175,7 +183,7 @@ class ScheduleConfig(Config):
 class HighResolution(Config):
     """A last phase with larger crops."""
 
-    start: Share
+    start: Below1
     """Share of the steps after which it begins."""
     global_px: int = Field(gt=0)
     local_px: int = Field(gt=0)
@@ -184,7 +192,7 @@ class HighResolution(Config):
 class GramConfig(Config):
     """Gram anchoring."""
 
-    start: Share = 0.5
+    start: Below1 = 0.5
     """Share of the steps after which the teacher becomes the anchor."""
     refresh_steps: int = Field(default=10_000, gt=0)
     """Steps after which the anchor is replaced by the teacher again."""
@@ -218,7 +226,7 @@ class PretrainConfig(Config):
     """Arguments over timm's own: reg_tokens, init_values (LayerScale), mlp_layer: swiglu, ..."""
     start: Path | None = None
     """Encoder of the same network to start from: a bundle, a bundled one's name, or ``timm:NAME``."""
-    drop_path: Share = 0.1
+    drop_path: Below1 = 0.1
     """Rate of stochastic depth in the last block; it rises linearly from 0 in the first."""
     global_crops: CropConfig = CropConfig(count=2, px=224)
     local_crops: CropConfig = CropConfig(count=8, px=96, gsd=(0.5, 1.0))
@@ -235,7 +243,7 @@ class PretrainConfig(Config):
     monitor_every: int = Field(default=10, gt=0)
     """Steps between two checks for collapse."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
-    std: tuple[float, float, float] = (0.20, 0.19, 0.17)
+    std: tuple[Positive, Positive, Positive] = (0.20, 0.19, 0.17)
 
     @model_validator(mode="after")
     def _two_global_crops(self) -> "PretrainConfig":
@@ -247,6 +255,15 @@ class PretrainConfig(Config):
     def _something_to_learn(self) -> "PretrainConfig":
         if not self.global_crops.count or not any(self.terms.model_dump().values()):
             raise ValueError("global_crops.count and one of the terms must be above 0")
+        others = self.terms.model_dump(exclude={"gram"}).values()
+        if self.gram.start > 0 and not any(others):
+            raise ValueError("terms.gram begins at gram.start: before, another term must be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_mask(self) -> "PretrainConfig":
+        if self.terms.ibot and not (self.masks.share and self.masks.ratio[1]):
+            raise ValueError("terms.ibot needs masks: masks.share and masks.ratio must be above 0, or terms.ibot 0")
         return self
 
 

@@ -1,5 +1,7 @@
 """Self-supervised training: from unlabelled tiles to a bundle of an encoder."""
 
+import logging
+import math
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from canopy.errors import ConfigError
+from canopy.errors import ConfigError, TrainingError
 from canopy.models.bundle import Architecture, Card
 from canopy.models.encoders import encoder_card
 from canopy.models.network import MULTIPLE_PX
@@ -17,10 +19,15 @@ from canopy.training.ranks import rank, together, whole
 from canopy.training.runs import claim_run, hold_run, report_entry
 from canopy.version import __version__
 from pretrain.batch import crops_at, draw_batch
-from pretrain.config import PretrainConfig
+from pretrain.config import CropConfig, PretrainConfig
 from pretrain.data import Tiles, read_tiles
 from pretrain.dinov2 import Distiller, SelfDistillation
 from pretrain.encoder import save_encoder
+
+TILES_CHECKED = 1000
+ROUNDING = 1e-3
+"""Share by which a crop may exceed its tile: a measured GSD differs from the nominal one in the fourth digit."""
+_LOG = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -53,6 +60,7 @@ def pretrain(
         patch_px = learner.student.encoder.patch_px
         check_crops(config, patch_px)
         tiles = read_tiles(config.tiles)
+        check_tiles(config, tiles)
         if rank() == 0:
             claim_run(run, config)
         fit_learner(
@@ -84,6 +92,56 @@ def check_crops(config: PretrainConfig, patch_px: int) -> None:
                 raise ConfigError(f"crops of {crops.px} px: a multiple of the encoder's patch, {patch_px} px, expected")
         if global_crops.px % MULTIPLE_PX:
             raise ConfigError(f"global crops of {global_crops.px} px: a multiple of {MULTIPLE_PX} px expected")
+        most = round(config.masks.ratio[1] * (global_crops.px // patch_px) ** 2)
+        if config.terms.ibot and not most:
+            raise ConfigError(
+                f"masks.ratio of {config.masks.ratio[1]:g} masks no patch of global crops of {global_crops.px} px: "
+                "a larger ratio expected"
+            )
+
+
+def check_tiles(config: PretrainConfig, tiles: Tiles) -> None:
+    """Refuse tiles that are fewer than a batch or smaller than every crop; log the share of crops that are cut short.
+
+    Args:
+        config: The recipe.
+        tiles: All tiles, of which up to 1,000 are looked at.
+
+    Raises:
+        TrainingError: A batch would repeat tiles.
+        ConfigError: No crop fits into a tile.
+    """
+    if len(tiles) < config.batch:
+        raise TrainingError(f"{len(tiles)} tiles for a batch of {config.batch}: a smaller batch or more tiles expected")
+    numbers = range(0, len(tiles), max(1, len(tiles) // TILES_CHECKED))
+    gsds_m = [tiles.gsd_m(number) for number in numbers]
+    kinds = ("global_crops", "local_crops")
+    for step in dict.fromkeys((0, config.loop.steps - 1)):
+        for name, crops in zip(kinds, crops_at(step, config), strict=True):
+            shares = [_clipped(crops, config.gsd_m, config.tiles.tile_px * gsd_m) for gsd_m in gsds_m]
+            share = sum(shares) / len(shares) if crops.count else 0.0
+            if share == 1:
+                reach_m = crops.px * crops.gsd[0] * config.gsd_m
+                tile_m = config.tiles.tile_px * max(gsds_m)
+                raise ConfigError(
+                    f"{name} of {crops.px} px cover {reach_m:g} m and more, tiles of {config.tiles.tile_px} px at most "
+                    f"{tile_m:g} m: a larger tiles.tile_px, or a smaller px or gsd of the crops, expected"
+                )
+            if share > 0:
+                _LOG.warning(
+                    "%.0f %% of the %s of %d px would reach beyond their tile: they are cut to its side, at a finer "
+                    "GSD than drawn; a larger tiles.tile_px or a smaller gsd of the crops avoids it",
+                    100 * share, name, crops.px,
+                )  # fmt: skip
+
+
+def _clipped(crops: CropConfig, nominal_gsd_m: float, tile_m: float) -> float:
+    """Return the share of crops, their GSD uniform in its logarithm, that are larger than a tile."""
+    low, high = crops.gsd
+    limit = tile_m / (crops.px * nominal_gsd_m) * (1 + ROUNDING)
+    if limit >= high or limit < low:
+        return float(limit < low)
+    return math.log(high / limit) / math.log(high / low)
 
 
 class _Export:

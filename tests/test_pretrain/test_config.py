@@ -14,7 +14,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.mark.parametrize("setting", [
     "batch=1", "global_crops.count=3", "local_crops.gsd=[1.0, 4.0]", "masks.ratio=[0.1, 1.5]", "colours.hue=0.1",
-    "global_crops.gsd=[1.5, 1.0]", "target.kind=magic", "global_crops.count=0",
+    "global_crops.gsd=[1.5, 1.0]", "target.kind=magic", "global_crops.count=0", "masks.ratio=[0.5, 0.1]",
+    "schedule.momentum=[1.0, 1.0]", "schedule.weight_decay=[-0.1, 0.2]", "schedule.betas=[0.9, 1.0]", "drop_path=1.0",
+    "high_resolution={start: 1.0, global_px: 128, local_px: 48}", "gram.start=1.0", "target.centre_momentum=1.0",
+    "std=[0.2, 0.0, 0.2]",
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.split("=")[0].split(".")[0]):
@@ -25,6 +28,24 @@ def test_a_recipe_without_a_term_is_refused() -> None:
     without = ("terms={dino: 0, ibot: 0, koleo: 0}",)
     with pytest.raises(ConfigError, match="one of the terms must be above 0"):
         load_config(CONFIGS / "pretrain-small.yaml", PretrainConfig, without)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (("masks.share=0",), "terms.ibot needs masks"),
+    (("masks.ratio=[0, 0]",), "terms.ibot needs masks"),
+    (("terms={dino: 0, ibot: 0, koleo: 0, gram: 1}",), "before, another term must be above 0"),
+])  # fmt: skip
+def test_a_term_without_its_means_is_refused(settings: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "pretrain-small.yaml", PretrainConfig, settings)
+
+
+@pytest.mark.parametrize("settings", [
+    ("masks.share=0", "terms.ibot=0"), ("masks.ratio=[0.3, 0.3]",), ("schedule.momentum=[0.99, 0.99]",),
+    ("terms={dino: 0, ibot: 0, koleo: 0, gram: 1}", "gram.start=0"), ("target.temperature=[0.07, 0.04]",),
+])  # fmt: skip
+def test_settings_at_the_edge_of_their_range_are_taken(settings: tuple[str, ...]) -> None:
+    assert load_config(CONFIGS / "pretrain-small.yaml", PretrainConfig, settings).name
 
 
 @pytest.mark.parametrize("name", ["pretrain-small", "pretrain-ssl", "pretrain-tiny"])

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from pretraining import tiny_config
+from pretraining import tiny_config, tiny_tiles
 from rasters import make_raster
 
 from canopy.config import load_config
@@ -19,7 +21,7 @@ from pretrain import training
 from pretrain.config import PretrainConfig
 from pretrain.dinov2 import SelfDistillation
 from pretrain.encoder import load_encoder
-from pretrain.training import check_crops, pretrain
+from pretrain.training import check_crops, check_tiles, pretrain
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -47,7 +49,8 @@ def tensors(state: Any) -> list[torch.Tensor]:
 
 
 def test_five_steps_and_five_more_equal_ten_to_the_bit(imagery: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    settings = config(imagery, drop_path=0.3, target={"kind": "centre"}, terms={"gram": 1.0, "statistics": 5.0},
+    tiles = {"sources": [{"path": str(imagery)}], "tile_px": 64}
+    settings = config(imagery, tiles=tiles, drop_path=0.3, target={"kind": "centre"}, terms={"gram": 1.0, "statistics": 5.0},
                       gram={"start": 0.3}, high_resolution={"start": 0.7, "global_px": 64, "local_px": 24})  # fmt: skip
     pretrain(settings, tmp_path / "whole")
 
@@ -120,6 +123,43 @@ def test_crops_of_every_phase_are_whole_patches(changes: dict[str, Any], message
     check_crops(tiny_config(), 8)
     with pytest.raises(ConfigError, match=message):
         check_crops(tiny_config(**changes), 8)
+
+
+def test_masks_that_hide_no_patch_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"masks\.ratio of 0\.02 masks no patch of global crops of 32 px"):
+        check_crops(tiny_config(masks={"ratio": [0.0, 0.02]}), 8)
+    check_crops(tiny_config(masks={"ratio": [0.0, 0.02]}, terms={"ibot": 0}), 8)
+
+
+def test_a_batch_never_repeats_a_tile() -> None:
+    check_tiles(tiny_config(batch=12), tiny_tiles(12))
+    with pytest.raises(TrainingError, match="12 tiles for a batch of 13"):
+        check_tiles(tiny_config(batch=13), tiny_tiles(12))
+
+
+def test_crops_larger_than_every_tile_are_refused() -> None:
+    fits = {"px": 32, "gsd": [1.0, 1.0]}
+    check_tiles(tiny_config(global_crops=fits), tiny_tiles())
+    with pytest.raises(ConfigError, match="global_crops of 64 px cover 32 m and more, tiles of 32 px at most 16 m"):
+        check_tiles(tiny_config(global_crops=fits | {"px": 64}), tiny_tiles())
+    with pytest.raises(ConfigError, match="local_crops of 40 px"):
+        check_tiles(tiny_config(global_crops=fits, local_crops={"px": 40, "gsd": [0.9, 1.0]}), tiny_tiles())
+    check_tiles(tiny_config(global_crops=fits, local_crops={"count": 0, "px": 40, "gsd": [0.9, 1.0]}), tiny_tiles())
+    grown = {"start": 0.9, "global_px": 64, "local_px": 16}
+    with pytest.raises(ConfigError, match="global_crops of 64 px"):
+        check_tiles(tiny_config(global_crops=fits, high_resolution=grown), tiny_tiles())
+
+
+def test_the_share_of_crops_that_tiles_cut_short_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    check_tiles(tiny_config(global_crops={"gsd": [0.5, 1.0]}), tiny_tiles())
+    assert not caplog.records
+    # log-uniform between 0.5 and 2: half of the draws lie above 1, where the crop is as large as its tile
+    check_tiles(tiny_config(global_crops={"gsd": [0.5, 2.0]}), tiny_tiles())
+    assert caplog.messages[-1].startswith("50 % of the global_crops of 32 px would reach beyond their tile")
+    coarser = replace(tiny_tiles(), gsds_m=np.full(12, 1.0))
+    caplog.clear()
+    check_tiles(tiny_config(global_crops={"gsd": [0.5, 2.0]}), coarser)
+    assert not caplog.records, "a tile of twice the GSD is twice as large"
 
 
 def test_the_card_names_the_start_without_its_folder(imagery: Path, tmp_path: Path) -> None:
