@@ -126,11 +126,10 @@ class HeightRaster:
         number = int(self.dataset.descriptions.index(band)) + 1
         return self._of_band(self.path, self.dataset, number, self.unit_override, None, "")
 
-    @contextmanager
-    def reopened(self) -> Iterator[Self]:
-        """Open the file once more, for another thread; what was decided stays."""
-        with open_raster(self.path) as dataset:
-            yield replace(self, dataset=dataset)
+    def reopen(self) -> Self:
+        """Open the file once more, for another thread, and close its `dataset` when done; what was decided stays."""
+        with readable(self.path):
+            return replace(self, dataset=rasterio.open(self.path))
 
     def read(self, window: PixelWindow | None = None) -> Heights:
         """Return heights over a window.

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +15,11 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
-from rasterio.windows import Window
 
-from canopy.errors import RasterError, one_line
+from canopy.errors import RasterError
 from canopy.progress import Progress, Report, ignore
+from tiles.heights import HeightRaster, open_heights
+from tiles.windows import PixelWindow
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -60,18 +62,18 @@ def footprint_statistics(
     *,
     radius_m: float = FOOTPRINT_RADIUS_M,
     weighting: Weighting = "disc",
-    band: int = 1,
+    band: str | None = None,
     offset_m: tuple[float, float] | Floats = (0.0, 0.0),
     report: Report = ignore,
 ) -> pd.DataFrame:
     """Return statistics of a height map in the footprint of each shot.
 
     Args:
-        path: Raster of heights in metres, of any size, CRS and orientation.
+        path: Raster of heights, of any unit, size, CRS and orientation.
         shots: Points, in any CRS.
         radius_m: Radius of the footprint, metres on the ground.
         weighting: A disc in which all cells count the same, or GEDI's Gaussian cut off at twice `radius_m`.
-        band: Band of the raster, from 1.
+        band: Name of a band other than that of the heights, such as `canopy_height_p95`.
         offset_m: Metres east and north by which shots are moved; one pair for all, or (n, 2).
         report: Called after each block of the raster.
 
@@ -80,28 +82,29 @@ def footprint_statistics(
         cells of 2 m and more), `unknown_share`, `edge`, `on_map`. Off the map and where nothing is known, NaN.
 
     Raises:
-        RasterError: The raster cannot be read or has no CRS.
+        RasterError: The file cannot be read, or is no raster of heights with such a band.
     """
-    try:
-        with rasterio.open(path) as opened:
-            if opened.crs is None or not 1 <= band <= opened.count:
-                raise RasterError(f"{path}: a band {band} with a CRS is needed")
-            crs = CRS.from_wkt(opened.crs.to_wkt())
-            positions = _pixel_positions(shots, opened.transform, crs, np.asarray(offset_m))
-            shape = opened.shape
+    with ExitStack() as files:
+        files.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES))
+        heights = files.enter_context(open_heights(path))
+        raster = heights if band is None else heights.named(band)
+        if raster is None:
+            raise RasterError(f"{path} has no band {band}: {', '.join(map(str, heights.dataset.descriptions))}")
+        crs = CRS.from_wkt(raster.dataset.crs.to_wkt())
+        positions = _pixel_positions(shots, raster.dataset.transform, crs, np.asarray(offset_m))
+        height, width = raster.dataset.shape
         statistics = np.full((len(shots), len(COLUMNS)), np.nan)
-        inside = (positions.row >= 0) & (positions.row < shape[0]) & (positions.col >= 0) & (positions.col < shape[1])
+        inside = (positions.row >= 0) & (positions.row < height) & (positions.col >= 0) & (positions.col < width)
         statistics[~inside, -1] = 1.0
         reach_m = radius_m if weighting == "disc" else 2 * radius_m
         groups = list(_groups(positions, inside))
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ThreadPoolExecutor(THREADS) as pool:
-            source = _Source(path, band)
+        source = _Source(raster, files)
+        # The pool ends before the files of its threads are closed.
+        with ThreadPoolExecutor(THREADS) as pool:
             work = pool.map(lambda members: _group_statistics(source, positions, members, reach_m, weighting), groups)
             for number, (members, rows) in enumerate(zip(groups, work, strict=True), 1):
                 statistics[members] = rows
                 report(Progress(number, len(groups), "blocks", f"block {number}/{len(groups)}"))
-    except rasterio.RasterioIOError as error:
-        raise RasterError(f"cannot read {path}: {one_line(error)}") from error
     table = pd.DataFrame(statistics, columns=list(COLUMNS), index=shots.index)
     table["edge"] = (table["cover"] > EDGE_COVERS[0]) & (table["cover"] < EDGE_COVERS[1])
     table["on_map"] = inside
@@ -158,7 +161,7 @@ def _group_statistics(
     row, col = np.floor(positions.row[members]).astype(int), np.floor(positions.col[members]).astype(int)
     top, left = int(row.min()) - reach_row, int(col.min()) - reach_col
     height, width = int(row.max()) + reach_row + 1 - top, int(col.max()) + reach_col + 1 - left
-    ground_m = source.read(top, left, height, width).ravel()
+    ground_m = source.read(PixelWindow(top, left, height, width)).ravel()
     down, right = np.meshgrid(np.arange(-reach_row, reach_row + 1), np.arange(-reach_col, reach_col + 1), indexing="ij")
     near = (down / (reach[0] + 1)) ** 2 + (right / (reach[1] + 1)) ** 2 <= 1.1
     down, right = down[near], right[near]
@@ -181,23 +184,21 @@ def _group_statistics(
 
 
 class _Source:
-    """A band of a raster, read by several threads, each through its own handle; NaN where unknown or outside."""
+    """Heights read by several threads, each through a file of its own, which all stay open until `files` closes."""
 
-    def __init__(self, path: Path, band: int) -> None:
-        self._path, self._band = path, band
+    def __init__(self, raster: HeightRaster, files: ExitStack) -> None:
+        self._raster, self._files = raster, files
+        self._lock = threading.Lock()
         self._own = threading.local()
 
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.float32]:
-        """Return the heights (height, width) of a window that may leave the raster."""
-        if not hasattr(self._own, "dataset"):
-            self._own.dataset = rasterio.open(self._path)
-        dataset = self._own.dataset
-        row0, row1 = max(top, 0), min(top + height, dataset.height)
-        col0, col1 = max(left, 0), min(left + width, dataset.width)
-        ground = np.full((height, width), np.nan, np.float32)
-        part = dataset.read(self._band, window=Window(col0, row0, col1 - col0, row1 - row0), masked=True)
-        ground[row0 - top : row1 - top, col0 - left : col1 - left] = np.ma.filled(part.astype(np.float32), np.nan)
-        return ground
+    def read(self, window: PixelWindow) -> NDArray[np.float32]:
+        """Return the heights of a window that may leave the raster, metres, NaN where unknown."""
+        if not hasattr(self._own, "raster"):
+            self._own.raster = self._raster.reopen()
+            with self._lock:
+                self._files.callback(self._own.raster.dataset.close)
+        heights_m: NDArray[np.float32] = self._own.raster.read(window)
+        return heights_m
 
 
 def _disc(values: NDArray[np.float32], squared_m2: NDArray[np.float32], reach_m: float) -> Floats:

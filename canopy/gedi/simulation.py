@@ -12,7 +12,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
@@ -22,6 +21,7 @@ from scipy.special import erf
 from canopy.errors import LidarError, OutputError, one_line
 from canopy.gedi.footprints import COVER_HEIGHT_M, FOOTPRINT_SIGMA_M
 from tiles.files import replacing
+from tiles.heights import open_heights
 
 Floats = NDArray[np.float64]
 
@@ -91,7 +91,7 @@ def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -
     """Take shots over a canopy height model and return their number.
 
     Args:
-        path: Raster of heights in metres, in a projected CRS in metres.
+        path: Raster of heights, of any unit, in a projected CRS in metres.
         out: HDF5 to write, in the layout of L2A V002.
         orbit: How shots lie; `Orbit()` if None.
         seed: Seed of all randomness.
@@ -102,12 +102,12 @@ def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -
     """
     orbit = orbit or Orbit()
     generator = np.random.default_rng(seed)
-    with rasterio.open(path) as opened:
-        crs, transform = CRS.from_wkt(opened.crs.to_wkt()), opened.transform
+    with open_heights(path) as raster:
+        crs, transform = CRS.from_wkt(raster.dataset.crs.to_wkt()), raster.dataset.transform
         if not crs.is_projected:
             raise LidarError(f"{path}: a projected CRS in metres expected, found {crs.name}")
-        heights_m = opened.read(1, masked=True).astype(np.float64).filled(np.nan)
-        bounds = opened.bounds
+        heights_m = raster.read().astype(np.float64)
+        bounds = raster.dataset.bounds
     parts: dict[str, list[BeamShots]] = {name: [] for name in BEAMS}
     for number in range(orbit.passes):
         for track, (name, x, y) in enumerate(_tracks(bounds, orbit, number, generator)):

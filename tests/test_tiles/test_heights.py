@@ -111,8 +111,9 @@ def test_a_declared_0_and_what_is_converted_is_said_once(tmp_path: Path, caplog:
     with caplog.at_level(logging.WARNING), open_heights(path) as raster:
         for _ in range(3):
             raster.read(PixelWindow(0, 0, 1, 1))
-        with raster.reopened() as second:
-            second.read()
+        second = raster.reopen()
+        second.read()
+        second.dataset.close()
     assert [message.split(":")[1][:12] for message in caplog.messages] == [" heights con", " declares 0 "]
 
 
