@@ -19,20 +19,20 @@ from canopy.dataset.store import ChipStore
 
 
 def seconds(work: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Least wall and CPU seconds of a few runs."""
-    taken = []
+    """Return the least wall and CPU seconds of a few runs."""
+    durations = []
     for _ in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()
         work()
-        taken.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return min(wall for wall, _ in taken), min(cpu for _, cpu in taken)
+        durations.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return min(wall for wall, _ in durations), min(cpu for _, cpu in durations)
 
 
 def main() -> None:
     """Print the two times and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("store", type=Path)
-    parser.add_argument("--chips", type=int, default=64)
+    parser.add_argument("store", type=Path, help="Chip store with labelled chips.")
+    parser.add_argument("--chips", type=int, default=64, help="Chips to read.")
     options = parser.parse_args()
     store = ChipStore.open(options.store)
     rows = np.random.default_rng(0).integers(len(store), size=options.chips)
@@ -48,11 +48,11 @@ def main() -> None:
 
     with torch.inference_mode():
         model(images)
-        consumed = [value / 8 for value in seconds(lambda: model(images), 5)]
-    taken = [value / len(rows) for value in seconds(read, 5)]
-    print(f"chip of {side} px: read {taken[0] * 1e3:.2f} ms wall, {taken[1] * 1e3:.2f} ms CPU")
-    print(f"ViT-Ti/16 forward, 2 threads: {consumed[0] * 1e3:.2f} ms wall, {consumed[1] * 1e3:.2f} ms CPU")
-    print(f"ratio: {consumed[0] / taken[0]:.1f} of wall time, {consumed[1] / taken[1]:.1f} of CPU time")
+        forward_s = [value / len(images) for value in seconds(lambda: model(images), 5)]
+    read_s = [value / len(rows) for value in seconds(read, 5)]
+    print(f"chip of {side} px: read {read_s[0] * 1e3:.2f} ms wall, {read_s[1] * 1e3:.2f} ms CPU")
+    print(f"ViT-Ti/16 forward, 2 threads: {forward_s[0] * 1e3:.2f} ms wall, {forward_s[1] * 1e3:.2f} ms CPU")
+    print(f"ratio: {forward_s[0] / read_s[0]:.1f} of wall time, {forward_s[1] / read_s[1]:.1f} of CPU time")
 
 
 if __name__ == "__main__":

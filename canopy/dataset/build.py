@@ -1,34 +1,41 @@
-"""`canopy dataset build`: scenes into a chip store, resumable and to the same bytes whoever interrupts it.
+"""`canopy dataset build`: scenes into a chip store, resumable and to the same bytes however often it is interrupted.
 
-Each scene is cut into candidates on its own and kept under ``.work``; what needs all of them (near-duplicates, splits,
-weights) is decided at the end. The index gets its name last: a folder without one holds no store.
+Each scene is cut into candidates on its own and stored under ``.work``; what needs all of them (near-duplicates,
+splits, weights) is decided at the end. The index gets its name last: a folder without one is no store.
+
+    scenes -> tasks -> .work/TASK.pixels, then .work/TASK.json      one task at a time, or one a process
+              tasks -> decisions -> .draft/                         when all tasks are done
+                                    .draft/ -> chips.zarr, config.yaml, chips.parquet
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import geopandas
 import numpy as np
 import pandas as pd
+import rasterio
 import shapely
 import zarr
+from numpy.typing import NDArray
 
 from canopy.config import dump_config
-from canopy.dataset.candidates import Candidate, SceneFiles, cut_scene
+from canopy.dataset.candidates import Candidate, cut_scene, scene_record
 from canopy.dataset.config import DatasetConfig, SourceConfig
-from canopy.dataset.curation import near_duplicates
-from canopy.dataset.splits import Ground, assign_splits
-from canopy.dataset.store import FORMAT, INDEX, PARTS, STORE, PartWriter, read_index
-from canopy.dataset.tile_trees import place_tile
+from canopy.dataset.decisions import decide
+from canopy.dataset.records import DROP, KEEP, PARTS, ChipRecord, column_kinds
+from canopy.dataset.scene_files import SceneFiles, list_scenes
+from canopy.dataset.store import FORMAT, INDEX, STORE, PartWriter, read_records
 from canopy.errors import CanopyError, DatasetError, OutputError, one_line
 from canopy.progress import Progress, Report, ignore
 from canopy.version import __version__
@@ -36,51 +43,67 @@ from tiles.files import file_sha256, replacing
 from tiles.locks import hold
 
 _WORK, _DRAFT, _CONFIG = ".work", ".draft", "config.yaml"
-_SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".vrt"}
 _FILES_A_TASK = 32
-Row = dict[str, Any]
+"""Images of an unlabelled task: fewer files under .work than images."""
+_GDAL_CACHE_BYTES = 256 * 2**20
+_COLUMN_TYPES = {str: "string", int: "Int32", float: "float64", bool: "bool"}
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a build made.
-
-    Attributes:
-        folder: Of the store.
-        kept: Chips stored.
-        dropped: Candidates in the index with a reason.
-        damaged: Scenes that could not be read, with the reason.
-    """
+class BuildSummary:
+    """Result of a build."""
 
     folder: Path
-    kept: int
+    """Folder of the store."""
+    chips: int
+    """Chips stored."""
     dropped: int
+    """Candidates in the index with a reason."""
     damaged: tuple[str, ...]
+    """Scenes that could not be read, each with the reason."""
 
 
 @dataclass(frozen=True)
 class _Task:
+    """Scenes that are cut together."""
+
     scenes: tuple[SceneFiles, ...]
+    """The scenes, all of one source."""
     source: SourceConfig
+    """Their source."""
     config: DatasetConfig
+    """Sizes and curation."""
     folder: Path
+    """Folder of the results of all tasks."""
     digest: str
-    """Of all that its candidates depend on."""
+    """Digest of all that the candidates depend on."""
 
     @property
     def path(self) -> Path:
-        """Where its candidates are kept."""
+        """Records of the candidates; exists when the task is done."""
         return self.folder / f"{self.digest[:32]}.json"
+
+    @property
+    def pixels(self) -> Path:
+        """Images and heights of the candidates that curation keeps."""
+        return self.path.with_suffix(".pixels")
+
+
+@dataclass(frozen=True)
+class _CutChip:
+    """A candidate of a finished task."""
+
+    record: ChipRecord
+    """Its index row."""
+    task: int
+    """Number of its task."""
+    number: int
+    """Number of its pixels in the task's file; -1 where curation drops it."""
 
 
 def build(
-    config: DatasetConfig,
-    out: Path,
-    *,
-    jobs: int = 1,
-    overwrite: bool = False,
-    report: Report = ignore,
-) -> Summary:
+    config: DatasetConfig, out: Path, *, jobs: int = 1, overwrite: bool = False, report: Report = ignore
+) -> BuildSummary:
     """Build a chip store.
 
     Args:
@@ -88,288 +111,198 @@ def build(
         out: Folder of the store.
         jobs: Processes that read scenes.
         overwrite: Replace a store of another configuration or of other inputs.
-        report: Called after each task.
+        report: Receiver of the progress, called after each task.
 
     Returns:
-        What was made. Scenes that cannot be read are dropped with their reason, and listed.
+        What was stored. Scenes that cannot be read are dropped with their reason, and listed.
 
     Raises:
         DatasetError: No scenes, or a store of another configuration is in the way.
         OutputError: The folder cannot be written.
     """
+    # All files are listed and read once for their sha256 before anything is written: a wrong path costs nothing.
     tasks = _plan(config, out / _WORK)
+    digest = _digest((config.model_dump(mode="json", exclude={"root"}), [task.path.name for task in tasks]))
     with _writing(out), _locked(out):
-        digest = _digest((config.model_dump(mode="json", exclude={"root"}), [task.path.name for task in tasks]))
         _claim(out, digest, overwrite)
         if not (out / INDEX).is_file():
             _prepare_all(tasks, jobs, report)
-            rows = _decide([row for task in tasks for row in _rows(task)], config)
-            _write(rows, tasks, config, out, digest)
-        shutil.rmtree(out / _WORK, ignore_errors=True)
+            chips = _decided([chip for number, task in enumerate(tasks) for chip in _read_task(number, task)], config)
+            _write(chips, tasks, config, out, digest)
+        # Also what an earlier run left that was killed after the index had its name.
+        for folder in (_WORK, _DRAFT):
+            shutil.rmtree(out / folder, ignore_errors=True)
     return _summary(out)
 
 
-def _summary(out: Path) -> Summary:
-    rows = read_index(out).select(["decision", "damaged", "source", "scene", "reason"]).to_pylist()
-    counts = Counter(row["decision"] for row in rows)
-    damaged = tuple(f"{row['source']}/{row['scene']}: {row['reason']}" for row in rows if row["damaged"])
-    return Summary(out, counts["keep"], counts["drop"], damaged)
+def _summary(out: Path) -> BuildSummary:
+    records = read_records(out)
+    counts = Counter(record.decision for record in records)
+    damaged = tuple(f"{record.label}: {record.reason}" for record in records if record.damaged)
+    return BuildSummary(out, counts[KEEP], counts[DROP], damaged)
 
 
 def _plan(config: DatasetConfig, work: Path) -> list[_Task]:
     tasks = []
     for name, source in config.sources.items():
-        scenes = _scenes(name, source, config.root)
+        scenes = list_scenes(name, source, config.root)
         size = 1 if source.heights or source.clouds else _FILES_A_TASK
-        for at in range(0, len(scenes), size):
-            part = tuple(scenes[at : at + size])
+        for first in range(0, len(scenes), size):
+            part = tuple(scenes[first : first + size])
             tasks.append(_Task(part, source, config, work, _task_digest(part, source, config)))
     return tasks
 
 
 def _task_digest(scenes: Sequence[SceneFiles], source: SourceConfig, config: DatasetConfig) -> str:
-    """Follows what the files hold, not where they lie or when they were written: a copy of the data is the same."""
+    """Digest the files' bytes, not their paths or times: a copy of the data elsewhere is the same data."""
     contents = [(scene.source, scene.name, [_content(path) for path in scene.files()]) for scene in scenes]
     settings = config.model_dump(mode="json", exclude={"name", "splits", "sources", "root"})
     return _digest((contents, settings, source.model_dump(mode="json"), __version__))
 
 
 def _content(path: Path) -> tuple[str, str]:
-    """Name and sha256; the name may hold the date."""
+    """Return name and sha256 of a file; the name may say the date."""
     try:
         return path.name, file_sha256(path)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check the file") from error
 
 
-def _scenes(name: str, source: SourceConfig, root: Path) -> list[SceneFiles]:
-    found = sorted(root.glob(source.images)) if root.is_dir() else []
-    images = [path for top in found for path in (sorted(top.rglob("*")) if top.is_dir() else [top])]
-    images = [path for path in images if path.suffix.lower() in _SUFFIXES and path.is_file()]
-    if not images:
-        raise DatasetError(f"source {name}: no scenes at {root / source.images}; check root and images")
-    fixed = Path(*(part for part in Path(source.images).parts if not set(part) & set("*?[")))
-    base = root / fixed if (root / fixed).is_dir() else (root / fixed).parent
-    scenes = [_scene(name, source, root, base, image) for image in images]
-    _require_unique(name, scenes)
-    return scenes
-
-
-def _scene(name: str, source: SourceConfig, root: Path, base: Path, image: Path) -> SceneFiles:
-    if not (source.heights or source.clouds):
-        stem = "_".join(image.relative_to(base).with_suffix("").parts)
-        return SceneFiles(name, stem, image, placed=place_tile(image))
-    scene = image.parent.name
-    exclude = image.parent / source.exclude if source.exclude else None
-    exclude = exclude if exclude and exclude.is_file() else None
-    if source.clouds:
-        clouds = tuple(sorted(root.glob(source.clouds.replace("{scene}", scene))))
-        if not clouds:
-            raise DatasetError(
-                f"source {name}: no point cloud at {root / source.clouds.replace('{scene}', scene)} for scene {scene}"
-            )
-        return SceneFiles(name, scene, image, exclude=exclude, clouds=clouds)
-    heights = image.parent / str(source.heights)
-    if not heights.is_file():
-        raise DatasetError(f"source {name}: {image} has no {source.heights} beside it")
-    return SceneFiles(name, scene, image, heights, exclude)
-
-
-def _require_unique(name: str, scenes: Sequence[SceneFiles]) -> None:
-    twice = [scene for scene, count in Counter(scene.name for scene in scenes).items() if count > 1]
-    if twice:
-        raise DatasetError(
-            f"source {name}: {len(twice)} scenes share a name, first {twice[0]}; put each in its own folder"
-        )
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _prepare_all(tasks: Sequence[_Task], jobs: int, report: Report) -> None:
-    todo = [task for task in tasks if not task.path.is_file()]
-    files, done = sum(len(task.scenes) for task in tasks), len(tasks) - len(todo)
-    seen = resumed = files - sum(len(task.scenes) for task in todo)
-    for task in _mapped(todo, jobs):
-        done, seen = done + 1, seen + len(task.scenes)
-        report(Progress(seen, files, "files", f"task {done}/{len(tasks)}", resumed))
+    pending = [task for task in tasks if not task.path.is_file()]
+    files, done = sum(len(task.scenes) for task in tasks), len(tasks) - len(pending)
+    files_done = resumed = files - sum(len(task.scenes) for task in pending)
+    for task in _mapped(pending, jobs):
+        done, files_done = done + 1, files_done + len(task.scenes)
+        report(Progress(files_done, files, "files", f"task {done}/{len(tasks)}", resumed))
 
 
 def _mapped(tasks: Sequence[_Task], jobs: int) -> Iterator[_Task]:
     if jobs <= 1:
         yield from map(_prepare, tasks)
         return
+    # Fresh processes: a forked one would share GDAL's and torch's threads and locks.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(_prepare, tasks)
 
 
 def _prepare(task: _Task) -> _Task:
-    """Cut a task's scenes; the pixels of what curation keeps are written first, its rows last."""
-    path, rows = task.path, []
-    arrays: dict[str, list[Any]] = {"image": [], "height": []}
-    for scene in task.scenes:
-        for chip in _candidates(scene, task):
-            kept = not chip.row["reason"]
-            rows.append(chip.row | {"pixels": len(arrays["image"]) if kept else -1})
-            if kept:
-                arrays["image"].append(chip.image)
-                arrays["height"] += [] if chip.height_cm is None else [chip.height_cm]
-    with replacing(path.with_suffix(".npz")) as draft, draft.open("wb") as file:
-        stacks: dict[str, Any] = {name: np.stack(parts) for name, parts in arrays.items() if parts}
-        np.savez(file, **stacks)
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(rows), encoding="utf-8")
+    """Cut a task's scenes; the pixels of the chips that curation keeps are written first, the records last."""
+    rows: list[dict[str, Any]] = []
+    # GDAL would keep a twentieth of the machine's memory for blocks that are read once.
+    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES):
+        with replacing(task.pixels) as draft, draft.open("wb") as file:
+            for scene in task.scenes:
+                first = sum(row["number"] >= 0 for row in rows)
+                rows += _cut_into(file, scene, task, first)
+        with replacing(task.path) as draft:
+            draft.write_text(json.dumps(rows), encoding="utf-8")
     return task
 
 
-def _candidates(scene: SceneFiles, task: _Task) -> list[Candidate]:
+def _cut_into(file: BinaryIO, scene: SceneFiles, task: _Task, number: int) -> list[dict[str, Any]]:
+    """Append a scene's pixels to a file as they are cut, and return its rows; a damaged scene leaves one row."""
+    rows, start = [], file.tell()
     try:
-        return cut_scene(_with_heights(scene, task), task.source, task.config)
+        for chip in cut_scene(_with_heights(scene, task), task.source, task.config):
+            dropped = bool(chip.record.reason)
+            rows.append(_to_json(chip.record) | {"number": -1 if dropped else number})
+            if not dropped:
+                file.write(_pixels_of(chip))
+                number += 1
     except CanopyError as error:
-        reason = f"damaged: {one_line(error)}"
-        named = {"source": scene.source, "scene": scene.name, "chip": f"{scene.source}/{scene.name}"}
-        about = {"site": task.source.site, "licence": task.source.licence, "credit": task.source.credit}
-        part = PARTS[0] if scene.heights or scene.clouds else PARTS[1]
-        nothing = np.zeros((3, 0, 0), np.uint8)
-        return [Candidate(nothing, None, {**named, **about, "part": part, "reason": reason, "damaged": True})]
+        # The chips before the damage go too: a scene is in the store whole or not at all.
+        file.seek(start)
+        file.truncate()
+        record = scene_record(scene, task.source, reason=f"damaged: {one_line(error)}", damaged=True)
+        return [_to_json(record) | {"number": -1}]
+    return rows
 
 
 def _with_heights(scene: SceneFiles, task: _Task) -> SceneFiles:
+    """Compute the heights of a scene of point clouds."""
     if not scene.clouds:
         return scene
     from canopy.lidar import build_chm
 
-    made = task.folder / f"{scene.source}_{scene.name}_chm.tif"
+    path = task.path.with_suffix(".chm.tif")
     chm = build_chm(
-        scene.clouds, made, resolution_m=task.config.height_cell_m, crs=task.source.cloud_crs, overwrite=True
+        scene.clouds, path, resolution_m=task.config.height_cell_m, crs=task.source.cloud_crs, overwrite=True
     )
-    return replace(scene, heights=made, height_date=chm.acquisition[0].isoformat() if chm.acquisition else None)
+    return replace(scene, heights=path, height_date=chm.acquisition[0].isoformat() if chm.acquisition else None)
 
 
-def _rows(task: _Task) -> list[Row]:
-    rows: list[Row] = json.loads(task.path.read_text(encoding="utf-8"))
-    return [row | {"task": task.path.name} for row in rows]
+def _pixels_of(chip: Candidate) -> bytes:
+    return chip.image.tobytes() + (b"" if chip.height_cm is None else chip.height_cm.tobytes())
 
 
-def _decide(rows: list[Row], config: DatasetConfig) -> list[Row]:
-    """Index rows with decision, split, block, weight and place in the store."""
-    rows = sorted(rows, key=lambda row: PARTS.index(row["part"]))
-    rows = _drop_duplicates(rows, config.curation.duplicate_bits)
-    rows = _drop_doubtful(_split(rows, config), config.curation.max_disagreement_m)
-    shares = Counter((row["part"], row.get("block")) for row in rows if not row["reason"])
-    counts: Counter[str] = Counter()
-    made = []
-    for row in rows:
-        kept = not row["reason"]
-        number = counts[row["part"]] if kept else -1
-        counts[row["part"]] += kept
-        weight = 1 / shares[row["part"], row.get("block")] if kept else 0.0
-        made.append(row | {"decision": "keep" if kept else "drop", "row": number, "weight": weight})
-    if not any(counts.values()):
-        first = rows[0]["reason"]
-        raise DatasetError(f"none of {len(rows)} candidates is kept; the first because: {first}")
-    return made
+def _to_json(record: ChipRecord) -> dict[str, Any]:
+    return asdict(record) | {"geometry": None if record.geometry is None else record.geometry.hex()}
 
 
-def _drop_duplicates(rows: list[Row], bits: int) -> list[Row]:
-    kept = [number for number, row in enumerate(rows) if not row["reason"]]
-    twins = near_duplicates([rows[n]["hash"] for n in kept], [rows[n]["date"] for n in kept], bits)
-    repeats = {kept[one]: kept[other] for one, other in twins.items() if rows[kept[one]]["part"] == "unlabelled"}
-    return [
-        row | {"reason": f"near-duplicate of {rows[repeats[n]]['chip']}"} if n in repeats else row
-        for n, row in enumerate(rows)
-    ]
+def _read_task(number: int, task: _Task) -> list[_CutChip]:
+    chips = []
+    for row in json.loads(task.path.read_text(encoding="utf-8")):
+        geometry = None if row["geometry"] is None else bytes.fromhex(row["geometry"])
+        chips.append(_CutChip(ChipRecord.of(row | {"geometry": geometry}), number, row["number"]))
+    return chips
 
 
-def _split(rows: list[Row], config: DatasetConfig) -> list[Row]:
-    kept = [row for row in rows if not row["reason"]]
-    grounds = [
-        Ground(
-            row["site"],
-            shapely.from_wkb(bytes.fromhex(row["outline"])),
-            max(row["real_rows"], row["real_cols"]) * row["gsd_m"],
-            labelled=row["part"] == "labelled",
-        )
-        for row in kept
-    ]
-    assigned = iter(assign_splits(grounds, config.splits))
-    made = []
-    for row in rows:
-        if row["reason"]:
-            made.append(row | {"split": None})
-            continue
-        at = next(assigned)
-        made.append(row | {"split": at.split, "block": at.block, "reason": at.reason})
-    return made
+def _decided(chips: Sequence[_CutChip], config: DatasetConfig) -> list[_CutChip]:
+    """Return all candidates in the order of the store, decided."""
+    chips = sorted(chips, key=lambda chip: PARTS.index(chip.record.part))
+    records = decide([chip.record for chip in chips], config)
+    return [replace(chip, record=record) for chip, record in zip(chips, records, strict=True)]
 
 
-def _drop_doubtful(rows: list[Row], most_m: float | None) -> list[Row]:
-    """Drop training chips whose label a weak model contradicts; a test must not be made easier by a model."""
-
-    def doubtful(row: Row) -> bool:
-        error = row.get("disagreement_m")
-        return row.get("split") == "train" and most_m is not None and error is not None and error > most_m
-
-    return [
-        row | {"split": None, "reason": f"label and weak model {row['disagreement_m']:.1f} m apart, {most_m:g} allowed"}
-        if doubtful(row)
-        else row
-        for row in rows
-    ]
-
-
-def _write(rows: list[Row], tasks: Sequence[_Task], config: DatasetConfig, out: Path, digest: str) -> None:
+def _write(chips: Sequence[_CutChip], tasks: Sequence[_Task], config: DatasetConfig, out: Path, digest: str) -> None:
     draft = out / _DRAFT
     shutil.rmtree(draft, ignore_errors=True)
     group: Any = zarr.open_group(draft / STORE, mode="w", zarr_format=3)
     settings = config.model_dump(include={"name", "gsd_m", "height_cell_m"})
-    group.attrs.update({**FORMAT, **settings, "digest": digest, "licences": sorted({row["licence"] for row in rows})})
-    sides = {"labelled": (config.chip_px, config.chip_px // config.fold), "unlabelled": (config.unlabelled_px, None)}
-    stored = [row for row in rows if row["row"] >= 0]
+    licences = sorted({chip.record.licence for chip in chips})
+    group.attrs.update({**FORMAT, **settings, "digest": digest, "licences": licences})
+    sides = {"labelled": (config.chip_px, config.chip_px // config.cell_px), "unlabelled": (config.unlabelled_px, None)}
     for part in PARTS:
-        mine = [row for row in stored if row["part"] == part]
-        writer = PartWriter(group, part, len(mine), *sides[part])
-        for image, height in _pixels(mine, tasks[0].folder):
-            writer.append(image, *([] if height is None else [height]))
+        stored = [chip for chip in chips if chip.record.part == part and chip.record.decision == KEEP]
+        writer = PartWriter(group, part, len(stored), *sides[part])
+        for arrays in _pixels(stored, tasks, *sides[part]):
+            writer.append(*arrays)
         writer.flush()
-    _write_index(rows, draft / INDEX)
+    _write_index([chip.record for chip in chips], draft / INDEX)
     dump_config(config, draft / _CONFIG)
     for name in (STORE, _CONFIG, INDEX):
         (draft / name).replace(out / name)
-    draft.rmdir()
 
 
-def _pixels(rows: Sequence[Row], folder: Path) -> Iterator[tuple[Any, Any]]:
-    """Image and height of each row, in order; one task's pixels are held at a time."""
-    task, arrays = None, {}
-    for row in rows:
-        if row["task"] != task:
-            task = row["task"]
-            with np.load((folder / task).with_suffix(".npz")) as file:
-                arrays = {name: file[name] for name in file.files}
-        height = arrays["height"][row["pixels"]] if "height" in arrays else None
-        yield arrays["image"][row["pixels"]], height
+def _pixels(
+    chips: Sequence[_CutChip], tasks: Sequence[_Task], chip_px: int, height_px: int | None
+) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield image and, if there are any, heights of each chip, in order; one chip is in memory at a time."""
+    image_bytes = 3 * chip_px**2
+    height_bytes = 2 * height_px**2 if height_px else 0
+    # Chips come in the order of their tasks, so each file is opened once.
+    for task, group in itertools.groupby(chips, key=lambda chip: chip.task):
+        with tasks[task].pixels.open("rb") as file:
+            for chip in group:
+                file.seek(chip.number * (image_bytes + height_bytes))
+                image = np.frombuffer(file.read(image_bytes), np.uint8).reshape(3, chip_px, chip_px)
+                if height_px is None:
+                    yield (image,)
+                else:
+                    yield image, np.frombuffer(file.read(height_bytes), np.uint16).reshape(height_px, height_px)
 
 
-_TEXT = ("chip", "part", "decision", "reason", "split", "block", "source", "scene", "site", "licence", "credit", "crs",
-         "date", "height_date", "hash")  # fmt: skip
-_WHOLE = ("row", "real_rows", "real_cols")
-_REAL = (
-    "weight", "gsd_m", "x", "y", "date_gap_years", "blank_share", "white_share", "contrast", "known_share",
-    "height_mean_m", "height_max_m", "short_share", "tall_share", "building_share", "floor_m", "shift_x_m",
-    "shift_y_m", "shift_correlation", "unshifted_correlation", "shift_confidence", "shift_distinctness",
-    "disagreement_m",
-)  # fmt: skip
-
-
-_COLUMNS: tuple[tuple[tuple[str, ...], Any], ...] = ((_TEXT, "string"), (_WHOLE, "Int32"), (_REAL, "float64"))
-
-
-def _write_index(rows: Sequence[Row], path: Path) -> None:
-    columns: dict[str, Any] = {}
-    for names, kind in _COLUMNS:
-        for name in names:
-            columns[name] = pd.Series([row.get(name) for row in rows], dtype=kind)
-    for name in ("shift_applied", "damaged"):
-        columns[name] = [bool(row.get(name)) for row in rows]
-    outlines = [shapely.from_wkb(row["outline"]) if "outline" in row else None for row in rows]
+def _write_index(records: Sequence[ChipRecord], path: Path) -> None:
+    columns = {
+        name: pd.Series([getattr(record, name) for record in records], dtype=_COLUMN_TYPES[kind])
+        for name, kind in column_kinds().items()
+    }
+    outlines = [None if record.geometry is None else shapely.from_wkb(record.geometry) for record in records]
     geopandas.GeoDataFrame(columns, geometry=outlines, crs="OGC:CRS84").to_parquet(path)
 
 
@@ -377,15 +310,16 @@ def _claim(out: Path, digest: str, overwrite: bool) -> None:
     """Refuse a store of another configuration or of other inputs, or clear it away."""
     if not (out / STORE).exists() and not (out / INDEX).exists():
         return
-    found = None
+    stored = None
     if (out / INDEX).is_file() and (out / STORE / "zarr.json").is_file():
-        found = json.loads((out / STORE / "zarr.json").read_text(encoding="utf-8"))["attributes"].get("digest")
-    if found == digest:
+        stored = json.loads((out / STORE / "zarr.json").read_text(encoding="utf-8"))["attributes"].get("digest")
+    if stored == digest:
         return
     if not overwrite and (out / INDEX).is_file():
         raise DatasetError(
-            f"{out} holds a store of another configuration or of other inputs: name another --out, or --overwrite it"
+            f"{out} has a store of another configuration or of other inputs: name another --out, or pass --overwrite"
         )
+    # The index goes first, so that no moment shows an index over half a store.
     (out / INDEX).unlink(missing_ok=True)
     shutil.rmtree(out / STORE, ignore_errors=True)
 
@@ -403,9 +337,5 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"cannot write {out}: {error.strerror or error}; free space or name another --out, and run again"
+            f"cannot write {out}: {error.strerror or one_line(error)}; free space or name another --out, and run again"
         ) from error
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -12,91 +12,110 @@ class SourceConfig(Config):
     """A set of scenes of one origin."""
 
     images: str
-    """Rasters below the root: a glob; or the folder of a z/x/y or quadkey tile tree."""
+    """Rasters below the root: a glob, or the folder of a z/x/y or quadkey tile tree."""
     heights: str | None = None
-    """Canopy height model in each image's folder; without heights and clouds the imagery is unlabelled."""
+    """Name of the canopy height model in each image's folder; without heights and clouds the imagery is unlabelled."""
     clouds: str | None = None
-    """Point clouds below the root, a glob; {scene} stands for the scene's name. A height model is made of them."""
+    """Point clouds below the root, a glob; {scene} stands for the scene's name. Heights are computed from them."""
     exclude: str | None = None
-    """Mask on the heights' grid in each image's folder: 1 building (height 0), 2 unknown. May be absent."""
+    """Name of a mask on the heights' grid in each image's folder: 1 building (height 0), 2 unknown. May be absent."""
     cloud_crs: str | None = None
     """CRS of point clouds that carry none."""
-    height_unit_m: float = Field(default=1.0, gt=0)
+    height_unit_m: float | None = Field(default=None, gt=0)
     """Metres in a stored unit of height: 0.01 for centimetres, 0.3048 for feet."""
     floor_m: float = Field(default=0.0, ge=0)
-    """Heights below it were set to 0 by the publisher: 0 means "lower than this"."""
+    """Heights below this were set to 0 by the publisher: 0 means "lower than this"."""
     site: str
+    """Name of the place, for splits by site."""
     licence: str
+    """Licence of the data."""
     credit: str = ""
+    """Credit that every use of the data must show."""
     image_date: str | None = None
-    """ISO date or year. `{year}` takes the first _YYYY_ of the file's name."""
+    """Acquisition of the images: ISO date or year. `{year}` takes the first _YYYY_ of the file's name."""
     height_date: str | None = None
+    """Acquisition of the heights: ISO date or year; {year} as above."""
     reject: dict[str, str] = Field(default_factory=dict)
-    """Scene -> why it is not to be trusted."""
+    """Scenes that a person rejects: name -> reason."""
 
 
 class CurationConfig(Config):
-    """What a candidate chip must hold to be kept."""
+    """What a candidate chip must show to be kept."""
 
     min_known: float = Field(default=0.5, ge=0, le=1)
-    """Share of its real cells with a height."""
+    """Least share of the real cells with a height."""
     max_blank: float = Field(default=0.2, ge=0, le=1)
-    """Share of pixels without image or black."""
+    """Largest share of pixels without image or black."""
     max_white: float = Field(default=0.6, ge=0, le=1)
-    """Share of near-white pixels: cloud, snow, overexposed."""
+    """Largest share of near-white pixels: cloud, snow, overexposed."""
     max_building: float = Field(default=0.5, ge=0, le=1)
+    """Largest share of cells that are buildings."""
     max_date_gap_years: float | None = None
+    """Longest time between image and heights, years; no limit if none."""
     max_disagreement_m: float | None = None
-    """Mean absolute difference between the label and the weak model; asked of training chips alone."""
+    """Largest mean absolute difference between label and weak model, metres; only training chips are judged by it."""
     weak_model: str | None = None
     """Bundle that predicts each labelled chip; none saves its time."""
     min_real_px: int = Field(default=32, gt=0)
-    """Least side of what a scene leaves for a chip."""
+    """Least side of the part of a chip that comes from the scene, pixels."""
     search_m: float = Field(default=6.0, gt=0)
-    """Largest shift between image and heights that is looked for."""
+    """Largest shift between image and heights that is looked for, metres."""
     max_unproven_m: float | None = None
-    """Drop scenes whose best shift is longer, more likely than not better, and still not accepted."""
+    """Longest shift that may be likely and not certain enough to be applied, metres; scenes beyond are dropped."""
     duplicate_bits: int = Field(default=8, ge=0, lt=16)
-    """Unlabelled chips whose 256-bit difference hashes differ in no more bits are near-duplicates."""
+    """Unlabelled chips whose 256-bit difference hashes differ in at most so many bits are near-duplicates."""
 
 
 class SplitConfig(Config):
     """Which ground is held out."""
 
     test_sites: tuple[str, ...] = ()
+    """Sites that are test ground as a whole."""
     val_sites: tuple[str, ...] = ()
+    """Sites that are validation ground as a whole."""
     block_m: float = Field(default=320.0, gt=0)
+    """Side of the blocks of the other sites, metres."""
     test_share: float = Field(default=0.2, ge=0, lt=1)
+    """Share of each other site's blocks that is test ground."""
     val_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each other site's blocks that is validation ground."""
     buffer_chips: float = Field(default=1.0, ge=1)
     """Distance between splits, in sides of the larger of two chips."""
     seed: int = 0
+    """Seed of the hash that orders blocks."""
 
 
 class DatasetConfig(Config):
     """`canopy dataset build`: imagery and heights into a chip store."""
 
     name: str
+    """Name of the set, stored with it."""
     root: Path
+    """Folder below which all sources lie."""
     sources: dict[str, SourceConfig] = Field(min_length=1)
+    """Sources by their keys."""
     gsd_m: float = Field(default=0.5, gt=0)
+    """Pixel side of labelled chips, metres."""
     height_cell_m: float = Field(default=1.0, gt=0)
+    """Cell side of the heights, metres: a whole multiple of `gsd_m`."""
     chip_px: int = Field(default=320, gt=0)
     """Side of labelled chips; larger than a training crop, so that turned crops fit inside."""
     stride_px: int = Field(default=256, gt=0)
+    """Distance between labelled chips, pixels."""
     unlabelled_px: int = Field(default=256, gt=0)
+    """Side of unlabelled chips, and the distance between them, pixels."""
     curation: CurationConfig = CurationConfig()
     splits: SplitConfig = SplitConfig()
 
     @property
-    def fold(self) -> int:
-        """Pixels in a height cell's side."""
+    def cell_px(self) -> int:
+        """Pixels along the side of a height cell."""
         return round(self.height_cell_m / self.gsd_m)
 
     @model_validator(mode="after")
-    def _cells_hold_whole_pixels(self) -> "DatasetConfig":
-        if not math.isclose(self.fold * self.gsd_m, self.height_cell_m, rel_tol=1e-6) or self.fold < 1:
+    def _cells_have_whole_pixels(self) -> "DatasetConfig":
+        if not math.isclose(self.cell_px * self.gsd_m, self.height_cell_m, rel_tol=1e-6) or self.cell_px < 1:
             raise ValueError(f"height_cell_m {self.height_cell_m:g} is no whole multiple of gsd_m {self.gsd_m:g}")
-        if self.chip_px % self.fold or self.stride_px % self.fold:
-            raise ValueError(f"chip_px and stride_px must be multiples of the {self.fold} pixels in a height cell")
+        if self.chip_px % self.cell_px or self.stride_px % self.cell_px:
+            raise ValueError(f"chip_px and stride_px must be multiples of the {self.cell_px} pixels in a height cell")
         return self

@@ -1,7 +1,9 @@
-"""What a chip store holds: counts, ground, heights, splits, licences, decisions, and a picture of it."""
+"""What is in a chip store: counts, ground, heights, splits, licences, decisions, and a picture of it."""
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from canopy.dataset.store import PARTS, ChipStore, read_index
+from canopy.dataset.records import DROP, KEEP, PARTS, ChipRecord
+from canopy.dataset.store import ChipStore, read_records
 from canopy.errors import DatasetError
 from canopy.evaluation.metrics import HEIGHT_CLASSES_M
 
@@ -17,44 +20,108 @@ _SHEET_CHIPS = 48
 _SHEET_COLS = 8
 _TILE_PX = 160
 _GAP_PX = 4
+_UNKNOWN_GREY = 160
 
 
-def describe_dataset(folder: Path) -> dict[str, Any]:
-    """Counts, area, height histogram, splits, licences, decisions by reason, and the shift of each labelled scene.
+@dataclass(frozen=True)
+class PartFacts:
+    """Kept chips of a part of a store."""
 
-    The area is that of the kept chips' real pixels; overlapping chips count twice.
+    chips: int
+    """Number of chips."""
+    area_ha: float
+    """Area of the real pixels, hectares; overlapping chips count twice."""
+    gsd_m: list[float]
+    """Pixel sides, metres."""
+
+
+@dataclass(frozen=True)
+class LicenceFacts:
+    """Kept chips of a licence and credit."""
+
+    chips: int
+    """Number of chips."""
+
+
+@dataclass(frozen=True)
+class ShiftFacts:
+    """Registration of a labelled scene."""
+
+    shift_x_m: float
+    """Best shift of the heights, metres east."""
+    shift_y_m: float
+    """Best shift of the heights, metres north."""
+    shift_correlation: float
+    """Multiple correlation at the best shift."""
+    unshifted_correlation: float
+    """Multiple correlation without a shift."""
+    shift_confidence: float
+    """Probability that the best shift beats no shift."""
+    shift_distinctness: float
+    """Probability that the best shift beats every shift elsewhere."""
+    applied: bool
+    """Whether the heights were moved."""
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """Facts of a chip store, for a person."""
+
+    path: str
+    """Folder of the store."""
+    name: str | None
+    """Name in its configuration."""
+    chips: dict[str, PartFacts]
+    """Part -> kept chips."""
+    heights_share: dict[str, float]
+    """Height class -> share of the known cells."""
+    splits: dict[str, int]
+    """Part and split -> kept chips."""
+    sites: dict[str, dict[str, int]]
+    """Split -> site -> labelled chips."""
+    licences: dict[str, LicenceFacts]
+    """Licence and credit -> kept chips."""
+    dropped: dict[str, int]
+    """Reason without its numbers -> dropped candidates, the most frequent first."""
+    shifts: dict[str, ShiftFacts]
+    """Source and scene -> registration."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as `canopy dataset info --json` prints them."""
+        return asdict(self)
+
+
+def describe_dataset(folder: Path) -> DatasetFacts:
+    """Describe a chip store.
 
     Raises:
         DatasetError: No chip store there.
     """
-    rows = read_index(folder).to_pylist()
+    records = read_records(folder)
     store = ChipStore.open(folder)
-    kept = [row for row in rows if row["decision"] == "keep"]
-    return {
-        "path": str(folder),
-        "name": store.attributes.get("name"),
-        "chips": {part: _counts([row for row in kept if row["part"] == part]) for part in PARTS},
-        "heights_share": _histogram(store),
-        "splits": dict(Counter(f"{row['part']} {row['split']}" for row in kept)),
-        "sites": {split: dict(Counter(row["site"] for row in kept if row["split"] == split and row["part"] == PARTS[0]))
-                  for split in ("train", "val", "test")},
-        "licences": _licences(kept),
-        "dropped": dict(Counter(_kind(row["reason"]) for row in rows if row["decision"] == "drop").most_common()),
-        "shifts": _shifts(rows),
-    }  # fmt: skip
+    stored = [record for record in records if record.decision == KEEP]
+    dropped = Counter(_kind(record.reason) for record in records if record.decision == DROP)
+    return DatasetFacts(
+        path=str(folder),
+        name=store.attributes.get("name"),
+        chips={part: _part_facts([record for record in stored if record.part == part]) for part in PARTS},
+        heights_share=_histogram(store),
+        splits=dict(Counter(f"{record.part} {record.split}" for record in stored)),
+        sites={split: _labelled_sites(stored, split) for split in ("train", "val", "test")},
+        licences=_licences(stored),
+        dropped=dict(dropped.most_common()),
+        shifts=_shifts(records),
+    )
 
 
-def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    area = sum(row["real_rows"] * row["real_cols"] * row["gsd_m"] ** 2 for row in rows)
-    return {
-        "chips": len(rows),
-        "area_ha": round(area / 1e4, 2),
-        "gsd_m": sorted({round(row["gsd_m"], 2) for row in rows}),
-    }
+def _part_facts(records: Sequence[ChipRecord]) -> PartFacts:
+    sides = [(record.real_rows or 0, record.real_cols or 0, record.gsd_m or 0.0) for record in records]
+    area_m2 = sum(rows * cols * gsd_m**2 for rows, cols, gsd_m in sides)
+    return PartFacts(len(records), round(area_m2 / 1e4, 2), sorted({round(gsd_m, 2) for _, _, gsd_m in sides}))
 
 
 def _histogram(store: ChipStore) -> dict[str, float]:
-    """Share of the known cells of each height class."""
+    """Return the share of the known cells in each height class."""
     counts: NDArray[np.float64] = np.zeros(len(HEIGHT_CLASSES_M) - 1)
     for row in range(len(store)):
         height_m = store.heights_m([row])
@@ -64,28 +131,32 @@ def _histogram(store: ChipStore) -> dict[str, float]:
     return dict(zip(names, shares, strict=True))
 
 
-def _licences(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    counts = Counter((row["licence"], row["credit"]) for row in rows)
-    return {f"{licence}: {credit}": {"chips": count} for (licence, credit), count in sorted(counts.items())}
+def _labelled_sites(records: Sequence[ChipRecord], split: str) -> dict[str, int]:
+    return dict(Counter(record.site for record in records if record.split == split and record.part == PARTS[0]))
+
+
+def _licences(records: Sequence[ChipRecord]) -> dict[str, LicenceFacts]:
+    counts = Counter((record.licence, record.credit) for record in records)
+    return {f"{licence}: {credit}": LicenceFacts(count) for (licence, credit), count in sorted(counts.items())}
 
 
 def _kind(reason: str) -> str:
-    """A reason without its numbers and names, so that like ones are counted together."""
+    """Return a reason without its numbers and names, so that reasons of one kind are counted together."""
     for start in ("near-duplicate", "rejected by hand", "straddles blocks", "damaged"):
         if reason.startswith(start):
             return start
     return " ".join("n" if any(c.isdigit() for c in word) else word for word in reason.split(";")[0].split())
 
 
-def _shifts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    table = {}
-    for row in rows:
-        if row["part"] == PARTS[0] and row["shift_x_m"] is not None:
-            names = ("shift_x_m", "shift_y_m", "shift_correlation", "unshifted_correlation", "shift_confidence",
-                     "shift_distinctness")  # fmt: skip
-            figures: dict[str, Any] = {name: round(row[name], 3) for name in names}
-            table[f"{row['source']}/{row['scene']}"] = figures | {"applied": row["shift_applied"]}
-    return table
+def _shifts(records: Sequence[ChipRecord]) -> dict[str, ShiftFacts]:
+    names = [name for name in ShiftFacts.__dataclass_fields__ if name != "applied"]
+    return {
+        record.label: ShiftFacts(
+            **{name: round(getattr(record, name), 3) for name in names}, applied=record.shift_applied
+        )
+        for record in records
+        if record.part == PARTS[0] and record.shift_x_m is not None
+    }
 
 
 def contact_sheet(folder: Path, path: Path, seed: int = 0) -> Path:
@@ -93,32 +164,41 @@ def contact_sheet(folder: Path, path: Path, seed: int = 0) -> Path:
 
     Grey in a height is unknown. Chips are cut to what is real and scaled to one width.
 
-    Raises:
-        DatasetError: No chip store there.
-    """
-    from tiles.style import colorize
+    Args:
+        folder: Folder of the store.
+        path: Image to write.
+        seed: Seed of the choice of chips.
 
+    Raises:
+        DatasetError: No chip store there, or one without chips.
+    """
     tiles: list[NDArray[np.uint8]] = []
     for part in PARTS:
         store = ChipStore.open(folder, part)
-        for row in _spread(store, _SHEET_CHIPS // 2, seed):
-            chip = store[row]
-            sides = chip.row["real_rows"], chip.row["real_cols"]
-            image = _scaled(chip.image[:, : sides[0], : sides[1]].transpose(1, 2, 0))
-            below = np.full_like(image, 255)
-            if chip.height_m is not None:
-                fold = chip.image.shape[1] // chip.height_m.shape[0]
-                rgba = colorize(chip.height_m[: sides[0] // fold, : sides[1] // fold])
-                below = _scaled(np.where(rgba[..., 3:] > 0, rgba[..., :3], 160).astype(np.uint8))
-            tiles.append(np.concatenate([image, below] if part == PARTS[0] else [image]))
+        tiles += [_tile(store, row) for row in _spread(store, _SHEET_CHIPS // 2, seed)]
     if not tiles:
-        raise DatasetError(f"{folder} holds no chip to draw")
+        raise DatasetError(f"{folder} has no chip to draw")
     Image.fromarray(_mosaic(tiles)).save(path, format="PNG")
     return path
 
 
+def _tile(store: ChipStore, row: int) -> NDArray[np.uint8]:
+    """Draw a chip (h, w, 3): its image, and its heights below."""
+    from tiles.style import colorize
+
+    chip = store[row]
+    rows, cols = chip.record.real_rows or 0, chip.record.real_cols or 0
+    image = _scaled(chip.image[:, :rows, :cols].transpose(1, 2, 0))
+    if chip.height_m is None:
+        return image
+    cell_px = chip.image.shape[1] // chip.height_m.shape[0]
+    rgba = colorize(chip.height_m[: rows // cell_px, : cols // cell_px])
+    heights = np.where(rgba[..., 3:] > 0, rgba[..., :3], _UNKNOWN_GREY).astype(np.uint8)
+    return np.concatenate([image, _scaled(heights)])
+
+
 def _spread(store: ChipStore, count: int, seed: int) -> list[int]:
-    """Chips, the same number of each source as far as they go."""
+    """Choose chips, the same number of each source as far as they go."""
     if not len(store):
         return []
     order = np.random.default_rng(seed).permutation(len(store))
@@ -135,12 +215,13 @@ def _scaled(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _mosaic(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Lay tiles out in lines of one height, those with heights first."""
     lines = []
     for height in sorted({len(tile) for tile in tiles}, reverse=True):
-        alike = [tile for tile in tiles if len(tile) == height]
-        for at in range(0, len(alike), _SHEET_COLS):
+        same = [tile for tile in tiles if len(tile) == height]
+        for first in range(0, len(same), _SHEET_COLS):
             line = np.full((height + _GAP_PX, _SHEET_COLS * (_TILE_PX + _GAP_PX), 3), 255, np.uint8)
-            for col, tile in enumerate(alike[at : at + _SHEET_COLS]):
+            for col, tile in enumerate(same[first : first + _SHEET_COLS]):
                 left = col * (_TILE_PX + _GAP_PX)
                 line[:height, left : left + _TILE_PX] = tile
             lines.append(line)

@@ -1,59 +1,65 @@
 """The chip store: training chips on disk, read without GDAL.
 
 A folder with ``chips.zarr`` (Zarr v3, sharded, one chip an inner chunk) and its index ``chips.parquet`` (GeoParquet).
-The store has two parts. ``labelled`` holds image and height; ``unlabelled`` holds images alone. Each has chips of one
+The store has two parts. ``labelled`` has image and height; ``unlabelled`` has images alone. Each has chips of one
 size; a chip from a smaller scene is mirrored out to that size, and its index row says how much of it is real. A
 mirrored border is no forest edge, and its heights are unknown.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 import zarr
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 from zarr.codecs import BloscCodec
 
-from canopy.errors import DatasetError
+from canopy.dataset.records import PARTS, ChipRecord
+from canopy.errors import DatasetError, one_line
 
-PARTS = ("labelled", "unlabelled")
 STORE = "chips.zarr"
 INDEX = "chips.parquet"
 FORMAT = {"format": "canopy-chips", "version": 1}
 UNKNOWN_CM = 65535
+"""Stored height of a cell without one."""
 SHARD_CHIPS = 64
 _CODEC = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=1)
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip.
-
-    Attributes:
-        image: (3, H, W) uint8, red, green, blue.
-        height_m: (h, w) float32 metres, NaN where unknown; None in the unlabelled part.
-        row: Its row of the index.
-    """
+    """One chip of a store."""
 
     image: NDArray[np.uint8]
+    """(3, H, W) uint8, red, green, blue."""
     height_m: NDArray[np.float32] | None
-    row: dict[str, Any]
+    """(h, w) float32 metres, NaN where unknown; None in the unlabelled part."""
+    record: ChipRecord
+    """Row of the index."""
+
+
+class ChipCorner(NamedTuple):
+    """Upper-left corner of a chip."""
+
+    crs: str
+    """CRS: an EPSG code, else WKT."""
+    x: float
+    """First coordinate."""
+    y: float
+    """Second coordinate."""
 
 
 class ChipStore:
     """Random access to one part of a chip store.
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of the store.
         part: ``labelled`` or ``unlabelled``.
         index: Rows of the stored chips, in the order of the arrays. `read_index` gives the dropped ones too.
         attributes: chip_px, gsd_m, height_cell_m, licences and the configuration's digest.
@@ -63,8 +69,8 @@ class ChipStore:
         self.folder, self.part, self.attributes = folder, part, attributes
         self._image, self._height = arrays["image"], arrays.get("height")
         index = read_index(folder)
-        kept = index.filter(pc.and_(pc.equal(index["part"], part), pc.greater_equal(index["row"], 0)))
-        self.index = kept.sort_by("row")
+        stored = index.filter(pc.and_(pc.equal(index["part"], part), pc.greater_equal(index["row"], 0)))
+        self.index = stored.sort_by("row")
         if len(self.index) != len(self):
             raise DatasetError(f"{folder}: {len(self)} {part} chips, the index lists {len(self.index)}; rebuild it")
 
@@ -73,7 +79,7 @@ class ChipStore:
         """Open a store.
 
         Args:
-            folder: As `canopy dataset build` made it.
+            folder: Folder that `canopy dataset build` wrote.
             part: ``labelled`` or ``unlabelled``.
 
         Raises:
@@ -87,7 +93,9 @@ class ChipStore:
             attributes = dict(group.attrs)
             arrays = dict(group[part].arrays())
         except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-            raise DatasetError(f"{folder} holds no chip store: canopy dataset build makes one ({error})") from error
+            raise DatasetError(
+                f"{folder} is no chip store ({one_line(error)}): canopy dataset build makes one"
+            ) from error
         if {key: attributes.get(key) for key in FORMAT} != FORMAT or "image" not in arrays:
             raise DatasetError(
                 f"{folder / STORE}: {attributes.get('format')} {attributes.get('version')}, {FORMAT} expected"
@@ -100,26 +108,27 @@ class ChipStore:
     def __getitem__(self, number: int) -> Chip:
         row = self.index.slice(range(len(self))[number], 1).to_pylist()[0]
         height = self.heights_m([number])[0] if self._height is not None else None
-        return Chip(self.images([number])[0], height, row)
+        return Chip(self.images([number])[0], height, ChipRecord.of(row))
 
     def column(self, name: str) -> NDArray[Any]:
-        """A column of the index, one value a chip."""
+        """Return a column of the index, one value a chip."""
         return np.asarray(self.index[name].to_numpy())
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Numbers of the chips of one split: train, val or test."""
+        """Return the numbers of the chips of one split: train, val or test."""
         return np.flatnonzero(self.column("split") == split)
 
-    def place(self, row: int) -> tuple[str, float, float]:
-        """CRS, and x and y of the upper-left corner of a chip."""
-        return tuple(self.column(name)[row] for name in ("crs", "x", "y"))
+    def corner(self, row: int) -> ChipCorner:
+        """Return the upper-left corner of a chip."""
+        return ChipCorner(*(self.column(name)[row] for name in ChipCorner._fields))
 
     def images(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images (n, 3, H, W) uint8 of some chips. One chunk a read: zarr's fancy indexing is ten times slower."""
+        """Return the images (n, 3, H, W) uint8 of some chips."""
+        # One chunk a read: zarr's fancy indexing is ten times slower.
         return np.stack([self._read(self._image, int(row)) for row in rows])
 
     def heights_m(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Heights (n, h, w) float32 metres of some chips, NaN where unknown.
+        """Return the heights (n, h, w) float32 metres of some chips, NaN where unknown.
 
         Raises:
             DatasetError: The part has none.
@@ -134,74 +143,34 @@ class ChipStore:
             return np.asarray(array[row])
         except (RuntimeError, ValueError, OSError) as error:
             raise DatasetError(
-                f"{self.folder / STORE}: chip {row} cannot be read ({error}); rebuild the store"
+                f"{self.folder / STORE}: chip {row} cannot be read ({one_line(error)}); rebuild the store"
             ) from error
-
-
-class HeightChips(Dataset[tuple[Tensor, Tensor]]):
-    """Image (3, H, W) float32 in [0, 1] and height_m (h, w) float32, NaN where unknown, of labelled chips."""
-
-    def __init__(self, store: ChipStore, split: str = "train") -> None:
-        self.store, self.rows = store, store.rows(split)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        rows = self.rows[[number]]
-        return _image(self.store.images(rows)[0]), torch.from_numpy(self.store.heights_m(rows)[0])
-
-
-class ImageChips(Dataset[Tensor]):
-    """Images (3, h, w) float32 in [0, 1] for pretraining, cut to what is real: no mirrored border.
-
-    Sides differ between chips, for scenes are smaller than chips; crops are drawn within.
-    """
-
-    def __init__(self, store: ChipStore, split: str = "train") -> None:
-        self.store, self.rows = store, store.rows(split)
-        self._sides = np.stack([store.column("real_rows"), store.column("real_cols")], axis=1)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> Tensor:
-        row = int(self.rows[number])
-        rows, cols = self._sides[row]
-        return _image(self.store.images([row])[0][:, :rows, :cols].copy())
-
-
-def _image(image: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(image).float().div(255)
 
 
 @dataclass(frozen=True)
 class CategoryBatches:
-    """Batches that each hold chips with very short and with very tall trees (Brandt et al. 2026).
-
-    Attributes:
-        rows: (n,) numbers of the chips in their store.
-        weight: (n,) how often a chip is drawn for the rest of a batch.
-        short_share: (n,) share of its known cells below 1 m.
-        tall_share: (n,) share of its known cells above 25 m.
-        batch: Chips in a batch.
-        short: Least share of a batch drawn in proportion to `short_share`.
-        tall: The same for `tall_share`.
-        seed: A batch is a function of it and of the batch's number.
-    """
+    """Batches of chips, each with very short and with very tall trees (Brandt et al. 2026)."""
 
     rows: NDArray[np.int64]
+    """(n,) numbers of the chips in their store."""
     weight: NDArray[np.float64]
+    """(n,) relative frequency of each chip among the rest of a batch."""
     short_share: NDArray[np.float64]
+    """(n,) share of each chip's known cells below 1 m."""
     tall_share: NDArray[np.float64]
+    """(n,) share of each chip's known cells above 25 m."""
     batch: int
+    """Chips in a batch."""
     short: float = 0.1
+    """Least share of a batch that is drawn in proportion to `short_share`."""
     tall: float = 0.15
+    """Least share of a batch that is drawn in proportion to `tall_share`."""
     seed: int = 0
+    """Seed of the batches: a batch is a function of seed and number."""
 
     @classmethod
     def of(cls, store: ChipStore, rows: NDArray[np.int64], batch: int, **settings: Any) -> "CategoryBatches":
-        """Batches over some chips of a store; settings are the last attributes.
+        """Return the batches over some chips of a store; settings are the last attributes.
 
         Raises:
             DatasetError: No chip.
@@ -214,7 +183,7 @@ class CategoryBatches:
         return cls(rows, weight, short, tall, batch=batch, **settings)
 
     def __call__(self, number: int) -> NDArray[np.int64]:
-        """Chips of batch `number`, in the store's numbers."""
+        """Draw the chips of batch `number`, in the store's numbers: tall ones first, then short ones, then any."""
         generator = np.random.default_rng((self.seed, number))
         tall = int(np.ceil(self.tall * self.batch)) if self.tall_share.sum() > 0 else 0
         short = min(self.batch - tall, int(np.ceil(self.short * self.batch))) if self.short_share.sum() > 0 else 0
@@ -224,13 +193,6 @@ class CategoryBatches:
     def _draw(self, generator: np.random.Generator, count: int, share: Any) -> NDArray[np.int64]:
         chance = self.weight * share
         return generator.choice(self.rows, count, p=chance / chance.sum())
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Endless batches, as `torch.utils.data.DataLoader` takes for its ``batch_sampler``."""
-        number = 0
-        while True:
-            yield self(number).tolist()
-            number += 1
 
 
 def read_index(folder: Path) -> pa.Table:
@@ -242,43 +204,64 @@ def read_index(folder: Path) -> pa.Table:
     try:
         return pq.read_table(folder / INDEX)
     except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{folder / INDEX} is no chip index: canopy dataset build makes one ({error})") from error
+        raise DatasetError(
+            f"{folder / INDEX} is no chip index ({one_line(error)}): canopy dataset build makes one"
+        ) from error
+
+
+def read_records(folder: Path) -> list[ChipRecord]:
+    """Read the records of all candidates, kept and dropped.
+
+    Raises:
+        DatasetError: No index, or a damaged one.
+    """
+    return [ChipRecord.of(row) for row in read_index(folder).to_pylist()]
 
 
 class PartWriter:
-    """Appends chips to one part, a shard at a time."""
+    """Append chips to one part of a new store, a shard at a time."""
 
     def __init__(self, group: Any, part: str, count: int, chip_px: int, height_px: int | None) -> None:
-        shape, made = (count, 3, chip_px, chip_px), group.create_group(part)
-        self._arrays = [_array(made, "image", shape, "uint8", 0)]
+        """Create the part's arrays.
+
+        Args:
+            group: Zarr group of the store.
+            part: ``labelled`` or ``unlabelled``.
+            count: Chips that will be appended.
+            chip_px: Side of the images.
+            height_px: Side of the heights; None for a part without.
+        """
+        new = group.create_group(part)
+        self._arrays = [_create(new, "image", (count, 3, chip_px, chip_px), "uint8", 0)]
         if height_px is not None:
-            self._arrays.append(_array(made, "height", (count, height_px, height_px), "uint16", UNKNOWN_CM))
-        made.attrs.update({"chip_px": chip_px} | ({"height_px": height_px} if height_px else {}))
-        self._held: list[tuple[NDArray[Any], ...]] = []
-        self._at = 0
+            self._arrays.append(_create(new, "height", (count, height_px, height_px), "uint16", UNKNOWN_CM))
+        new.attrs.update({"chip_px": chip_px} | ({"height_px": height_px} if height_px else {}))
+        self._pending: list[tuple[NDArray[Any], ...]] = []
+        self._written = 0
 
     def append(self, *chip: NDArray[Any]) -> None:
         """Add an image (3, H, W) uint8 and, in the labelled part, a height (h, w) uint16 centimetres."""
-        self._held.append(chip)
-        if len(self._held) == SHARD_CHIPS:
+        self._pending.append(chip)
+        if len(self._pending) == SHARD_CHIPS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the chips held."""
-        for number, array in enumerate(self._arrays if self._held else []):
-            array[self._at : self._at + len(self._held)] = np.stack([chip[number] for chip in self._held])
-        self._at += len(self._held)
-        self._held = []
+        """Write the chips that are still in memory."""
+        for number, array in enumerate(self._arrays if self._pending else []):
+            stop = self._written + len(self._pending)
+            array[self._written : stop] = np.stack([chip[number] for chip in self._pending])
+        self._written += len(self._pending)
+        self._pending = []
 
 
-def _array(group: Any, name: str, shape: tuple[int, ...], dtype: str, fill: int) -> Any:
-    inner = shape[1:]
+def _create(group: Any, name: str, shape: tuple[int, ...], dtype: str, fill: int) -> Any:
+    chip = shape[1:]
     return group.create_array(
-        name, shape=shape, dtype=dtype, chunks=(1, *inner), shards=(SHARD_CHIPS, *inner), compressors=_CODEC,
+        name, shape=shape, dtype=dtype, chunks=(1, *chip), shards=(SHARD_CHIPS, *chip), compressors=_CODEC,
         fill_value=fill,
     )  # fmt: skip
 
 
 def longest_prefix(name: str, prefixes: Iterable[str]) -> str | None:
-    """The longest of some prefixes that fits a name, for shares by source; None if none does."""
+    """Return the longest of some prefixes that fits a name, for shares by source; None if none does."""
     return max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)

@@ -1,0 +1,52 @@
+"""The configuration of a build."""
+
+from pathlib import Path
+
+import pytest
+
+from canopy.config import load_config
+from canopy.dataset.config import DatasetConfig
+from canopy.errors import ConfigError
+
+CONFIG = Path(__file__).parents[3] / "configs" / "dataset.yaml"
+
+
+def test_the_committed_configuration_loads_with_a_root_of_the_user(tmp_path: Path) -> None:
+    config = load_config(CONFIG, DatasetConfig, (f"root={tmp_path}",))
+    assert config.root == tmp_path
+    assert config.cell_px == 2
+    assert config.sources["idt_mlbs"].licence == "CC-BY-4.0"
+    assert config.sources["idt_mlbs"].height_unit_m == 0.01
+    assert config.splits.test_sites == ("mlbs",)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sources.naip.licence=null", "sources.naip.licence"),
+        ("curation.min_kown=1", "curation.min_kown"),
+        ("splits.buffer_chips=0.5", "splits.buffer_chips"),
+        ("gsd_m=0.3", "height_cell_m 1 is no whole multiple of gsd_m 0.3"),
+        ("height_cell_m=0.25", "height_cell_m 0.25 is no whole multiple of gsd_m 0.5"),
+        ("chip_px=321", "multiples of the 2 pixels in a height cell"),
+        ("stride_px=255", "multiples of the 2 pixels in a height cell"),
+        ("sources={}", "at least 1 item"),
+    ],
+)
+def test_a_faulty_setting_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(CONFIG, DatasetConfig, (override,))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_source_names_its_licence(tmp_path: Path) -> None:
+    text = CONFIG.read_text().replace("licence: CC0-1.0", "").replace("licence: CC-BY-4.0", "")
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="licence"):
+        load_config(tmp_path / "c.yaml", DatasetConfig)
+
+
+@pytest.mark.parametrize(("gsd_m", "cell_m", "cell_px"), [(0.5, 1, 2), (1, 1, 1), (0.1, 0.3, 3), (0.25, 1, 4)])
+def test_a_cell_is_a_whole_number_of_pixels(gsd_m: float, cell_m: float, cell_px: int) -> None:
+    override = (f"gsd_m={gsd_m}", f"height_cell_m={cell_m}", "chip_px=240", "stride_px=240")
+    assert load_config(CONFIG, DatasetConfig, override).cell_px == cell_px

@@ -1,0 +1,178 @@
+"""A scene on one grid: its heights, its mask, its image, read in any windows."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from chip_stores import forest, one_scene, picture, save_picture
+from forest import write_pair
+from rasters import make_raster
+
+from canopy.dataset import gridded
+from canopy.dataset.build import build
+from canopy.dataset.config import DatasetConfig
+from canopy.dataset.gridded import GriddedScene, open_labelled, open_unlabelled
+from canopy.dataset.scene_files import SceneFiles, list_scenes
+from canopy.dataset.store import ChipStore
+from canopy.dataset.tile_trees import locate_tile
+from canopy.errors import CanopyError, DatasetError
+from tiles.windows import PixelWindow
+
+ORIGIN = (320_000, 4_100_000)
+
+
+def scene_of(config: DatasetConfig) -> SceneFiles:
+    name, source = next(iter(config.sources.items()))
+    return list_scenes(name, source, config.root)[0]
+
+
+def opened(config: DatasetConfig, stack: ExitStack, **values: Any) -> GriddedScene:
+    (source,) = config.sources.values()
+    options = {"unit": source.height_unit_m, "gsd_m": 0.5, "height_cell_m": 1.0, "search_m": 6.0, **values}
+    return stack.enter_context(open_labelled(scene_of(config), **options))
+
+
+@pytest.mark.parametrize(
+    ("raster", "message"),
+    [
+        ({"values": np.full((1, 64, 64), 190.0)}, "heights up to 190 m.*feet.*height_unit_m"),
+        ({"values": np.full((1, 64, 64), -9999.0)}, "all heights are unknown"),
+        ({"origin": (390_000, 4_100_000)}, "lie on different ground"),
+        ({"resolution": 2.0}, "cells of 2 x 2 m"),
+        ({"resolution": (1.0, -1.0)}, "north up expected"),
+        ({"crs": "EPSG:4326", "origin": (-117.0, 37.0), "resolution": 1e-5}, "projected one in metres"),
+        ({"crs": "EPSG:2994"}, "projected one in metres"),
+        ({"crs": None}, "has no CRS"),
+        ({"bands": 3, "values": None, "shape": (64, 64)}, "has 3 bands"),
+    ],
+)
+def test_heights_that_cannot_be_right_are_named(tmp_path: Path, raster: dict[str, Any], message: str) -> None:
+    with ExitStack() as stack, pytest.raises(CanopyError, match=message):
+        opened(one_scene(tmp_path, **raster), stack)
+
+
+def test_windows_of_a_scene_are_parts_of_the_whole(tmp_path: Path) -> None:
+    """Imagery on another grid is resampled the same way whatever the window."""
+    config = one_scene(tmp_path)
+    image = picture(3, 160)[:150, :155].transpose(2, 0, 1)
+    make_raster(tmp_path / "pairs/a_1/rgb.tif", values=image, crs="EPSG:32611", resolution=0.41,
+                origin=(ORIGIN[0] - 0.13, ORIGIN[1] + 0.17))  # fmt: skip
+    with ExitStack() as stack:
+        scene = opened(config, stack)
+        whole = scene.image.read(PixelWindow(0, 0, 128, 128))
+    assert 0.8 < whole.valid.mean() < 1
+    windows = [PixelWindow(5, 64, 40, 31), PixelWindow(100, 3, 28, 125), PixelWindow(0, 0, 1, 1)]
+    for window in windows:
+        with ExitStack() as stack:
+            part = opened(config, stack).image.read(window)
+        rows, cols = slice(window.row0, window.row1), slice(window.col0, window.col1)
+        np.testing.assert_array_equal(part.image, whole.image[:, rows, cols])
+        np.testing.assert_array_equal(part.valid, whole.valid[rows, cols])
+    assert not whole.image[:, ~whole.valid].any()
+
+
+def test_a_mask_lies_over_the_heights(tmp_path: Path) -> None:
+    config = one_scene(tmp_path)
+    mask = np.zeros((1, 64, 64))
+    mask[0, :10], mask[0, 10:20] = 1, 2
+    make_raster(tmp_path / "pairs/a_1/mask.tif", values=mask, dtype="uint8", crs="EPSG:32611", origin=ORIGIN,
+                resolution=1.0)  # fmt: skip
+    source = config.sources["a"].model_copy(update={"exclude": "mask.tif"})
+    with ExitStack() as stack:
+        heights = opened(config.model_copy(update={"sources": {"a": source}}), stack).heights
+        assert heights is not None
+        height_m, building = heights.read(PixelWindow(5, 0, 20, 4))
+        compared = heights[5:25, 0:4]
+    assert (height_m[:5] == 0).all() and np.isnan(height_m[5:15]).all() and (height_m[15:] == 10).all()
+    assert building[:5].all() and not building[5:].any()
+    assert np.isnan(compared[:15]).all() and (compared[15:] == 10).all()
+
+
+def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
+    config = one_scene(tmp_path)
+    make_raster(tmp_path / "pairs/a_1/mask.tif", shape=(60, 64), bands=1)
+    source = config.sources["a"].model_copy(update={"exclude": "mask.tif"})
+    with ExitStack() as stack, pytest.raises(DatasetError, match=r"\(60, 64\) cells over heights of \(64, 64\)"):
+        opened(config.model_copy(update={"sources": {"a": source}}), stack)
+
+
+def test_heights_are_moved_onto_the_image(tmp_path: Path) -> None:
+    """The heights lie 2 m west and 3 m south of the image, and unknown is what no height is moved onto."""
+    truth = forest(110, 1, ORIGIN)
+    folder = write_pair(truth, tmp_path / "pairs" / "s")
+    with rasterio.open(folder / "chm_cm.tif", "r+") as raster:
+        raster.write(np.roll(raster.read(1), (3, -2), axis=(0, 1)), 1)
+    scene = SceneFiles("a", "s", folder / "rgb.tif", folder / "chm_cm.tif")
+    with open_labelled(scene, unit=0.01, gsd_m=0.5, height_cell_m=1.0, search_m=6.0) as placed:
+        assert placed.shift is not None and placed.heights is not None
+        assert placed.shift.accepted
+        assert (placed.heights.down, placed.heights.right) == (-3, 2)
+        height_m, _ = placed.heights.read(PixelWindow(0, 0, 110, 110))
+    assert np.isnan(height_m[-3:]).all() and np.isnan(height_m[:, :2]).all()
+    np.testing.assert_allclose(height_m[3:-3, 2:-2], truth.chm_m[3:-3, 2:-2], atol=0.006)
+
+
+def test_the_last_window_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[PixelWindow] = []
+
+    def load(window: PixelWindow) -> gridded.ImageWindow:
+        loads.append(window)
+        rows, cols = np.mgrid[window.row0 : window.row1, window.col0 : window.col1]
+        image = np.stack([rows, cols, rows]).astype(np.uint8)
+        return gridded.ImageWindow(image, np.ones(window.shape, bool))
+
+    reader = gridded.ImageReader((3, 100, 100), load)
+    assert reader.read(PixelWindow(10, 20, 50, 50)).image.shape == (3, 50, 50)
+    inner = reader.read(PixelWindow(12, 30, 5, 5))
+    assert (inner.image[0, 0, 0], inner.image[1, 0, 0]) == (12, 30)
+    assert reader[0:3, 59:60, 69:70][:, 0, 0].tolist() == [59, 69, 59]
+    assert loads == [PixelWindow(10, 20, 50, 50)]
+    reader.read(PixelWindow(9, 20, 5, 5))
+    assert len(loads) == 2
+
+
+def test_a_map_tile_is_its_pixels_on_the_ground_of_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "17" / "20000" / "45000.png"
+    save_picture(picture(1), path)
+    scene = open_unlabelled(SceneFiles("i", "t", path, tile=locate_tile(path)))
+    window = scene.image.read(PixelWindow(10, 20, 30, 40))
+    np.testing.assert_array_equal(window.image, picture(1).transpose(2, 0, 1)[:, 10:40, 20:60])
+    assert window.valid.all()
+    # 156543.034 m at the equator, zoom 0, divided by 2^17 and shrunk by the cosine of the latitude; a little more,
+    # for the ellipsoid's degree is longer there.
+    latitude = np.degrees(np.arctan(np.sinh(np.pi * (1 - 2 * 45000.5 / 2**17))))
+    assert scene.gsd_m == pytest.approx(156543.034 / 2**17 * np.cos(np.radians(latitude)), rel=3e-3)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "cannot be read"), (None, "1 bands, red, green and blue")])
+def test_a_tile_that_is_no_rgb_image_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "17" / "20000" / "45000.png"
+    save_picture(picture(1)[..., 0], path)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        open_unlabelled(SceneFiles("i", "t", path, tile=locate_tile(path)))
+
+
+def test_a_georeferenced_image_keeps_its_own_grid(tmp_path: Path) -> None:
+    image = picture(5).transpose(2, 0, 1)
+    path = make_raster(tmp_path / "a.tif", values=image, resolution=0.6)
+    scene = open_unlabelled(SceneFiles("i", "a", path))
+    assert scene.gsd_m == pytest.approx(0.6, rel=2e-3)
+    assert scene.heights is None and scene.shift is None
+    np.testing.assert_array_equal(scene.image.read(PixelWindow(0, 128, 256, 128)).image, image[:, :, 128:])
+
+
+def chip_heights(config: DatasetConfig, out: Path) -> np.ndarray:
+    build(config, out)
+    return ChipStore.open(out).heights_m([0])[0]
+
+
+def test_a_unit_in_the_configuration_overrides_that_of_the_file(tmp_path: Path) -> None:
+    config = one_scene(tmp_path, values=np.full((1, 64, 64), 100.0))
+    source = config.sources["a"].model_copy(update={"height_unit_m": 0.3048})
+    heights = chip_heights(config.model_copy(update={"sources": {"a": source}}), tmp_path / "store")
+    np.testing.assert_allclose(heights[np.isfinite(heights)], 30.48, atol=1e-4)
