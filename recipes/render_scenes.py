@@ -2,9 +2,9 @@
 
     python recipes/render_scenes.py configs/train-frozen.yaml --out MADE
 
-Trees of known height stand on open ground; the sun lights their crowns and casts their shadows. Ground is made of
-noise, or of open ground in the scenes that the configuration trains on. Scenes are written for `store.made` in the
-model's configuration: trained on, never tested on.
+Trees of known height stand on open ground; the sun lights their crowns and casts their shadows. The ground is noise, or
+open ground of the scenes that the configuration trains on. Scenes are written for `store.made` in the model's
+configuration: trained on, never tested on.
 """
 
 import argparse
@@ -24,41 +24,41 @@ from scipy import ndimage
 from canopy.config import load_config
 from canopy.dataset.scene import Scene
 from canopy.training.config import TrainConfig
-from canopy.training.decoder import read_split
+from canopy.training.sampling import read_store
 
 Array = NDArray[np.float32]
 FINE_M = 0.25
+"""Pixel size that a scene is rendered at, metres."""
 SIDE_M = 192
+"""Side of a scene, metres."""
 SIDE_PX = round(SIDE_M / FINE_M)
 OPEN_M = 0.5
+"""Height below which ground counts as open, metres."""
 
 
 @dataclass(frozen=True)
 class Trees:
-    """Trees of a scene, one array element each.
-
-    Attributes:
-        row: Of the stem, fine pixels.
-        col: Of the stem, fine pixels.
-        height_m: Of the tip.
-        radius_m: Of the crown.
-        conifer: Cone, else a dome.
-        colour: (n, 3) reflectance of the crown.
-    """
+    """Trees of a scene, one array element each."""
 
     row: Array
+    """Row of the stem, fine pixels."""
     col: Array
+    """Column of the stem, fine pixels."""
     height_m: Array
+    """Height of the tip, metres."""
     radius_m: Array
+    """Radius of the crown, metres."""
     conifer: NDArray[np.bool_]
+    """Whether the crown is a cone, else a dome."""
     colour: Array
+    """(n, 3) reflectance of the crown."""
 
 
 def render(generator: np.random.Generator, ground: list[Array]) -> tuple[NDArray[np.uint8], Array]:
-    """One scene.
+    """Render one scene.
 
     Args:
-        generator: All randomness.
+        generator: Source of all randomness.
         ground: Pictures (3, h, w) of open ground at 0.5 m, in [0, 1]; may be empty.
 
     Returns:
@@ -84,7 +84,7 @@ def render(generator: np.random.Generator, ground: list[Array]) -> tuple[NDArray
 
 
 def _noise(generator: np.random.Generator, sigma_px: float) -> Array:
-    """Noise (n, n) smooth over `sigma_px`, of unit deviation."""
+    """Return noise (n, n) that is smooth over `sigma_px`, of unit deviation."""
     step = max(1, int(sigma_px / 2))
     coarse = generator.normal(size=(SIDE_PX // step + 2, SIDE_PX // step + 2))
     smooth = ndimage.gaussian_filter(coarse, sigma_px / step, mode="wrap")
@@ -93,7 +93,7 @@ def _noise(generator: np.random.Generator, sigma_px: float) -> Array:
 
 
 def _noise_ground(generator: np.random.Generator) -> tuple[Array, Array]:
-    """Meadow, straw, soil or litter: patches of two or three colours, and grain of every size."""
+    """Return meadow, straw, soil or litter: patches of two or three colours, and grain of every size."""
     palette = np.array(
         [
             [0.25, 0.30, 0.14],
@@ -114,7 +114,7 @@ def _noise_ground(generator: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _real_ground(generator: np.random.Generator, ground: list[Array]) -> tuple[Array, Array]:
-    """A picture of real open ground, mirrored to the scene's size."""
+    """Return a picture of real open ground, mirrored to the scene's size."""
     part = ground[generator.integers(len(ground))]
     if generator.random() < 0.5:
         part = part.transpose(0, 2, 1)
@@ -125,7 +125,7 @@ def _real_ground(generator: np.random.Generator, ground: list[Array]) -> tuple[A
 
 
 def _add_shrubs(generator: np.random.Generator, colour: Array, surface_m: Array) -> tuple[Array, Array]:
-    """Low shrubs: speckle that is not trees."""
+    """Add low shrubs: speckle that is not trees."""
     if generator.random() < 0.4:
         return colour, surface_m
     field = _noise(generator, generator.uniform(1.5, 4)) + 0.7 * _noise(generator, generator.uniform(40, 120))
@@ -136,7 +136,7 @@ def _add_shrubs(generator: np.random.Generator, colour: Array, surface_m: Array)
 
 
 def _plant(generator: np.random.Generator, ground: Array) -> Trees:
-    """Trees where a smooth field is high: from lone trees to a closed stand, some as green as the ground."""
+    """Plant trees where a smooth field is high: from lone trees to a closed stand, some as green as the ground."""
     per_m2 = np.exp(generator.uniform(np.log(0.001), np.log(0.08)))
     field = _noise(generator, generator.uniform(30, 200)) + 0.8 * _noise(generator, generator.uniform(10, 40))
     chance = 1 / (1 + np.exp(-4 * (field - generator.uniform(-0.5, 1.5))))
@@ -171,7 +171,7 @@ def _plant(generator: np.random.Generator, ground: Array) -> Trees:
 def _add_crowns(
     generator: np.random.Generator, trees: Trees, colour: Array, surface_m: Array
 ) -> tuple[Array, Array, Array]:
-    """Raise each crown over what stands there, lumpy and ragged; light passes below it, between the stems."""
+    """Raise each crown over lower ones, lumpy and ragged; light passes below it, between the stems."""
     colour, surface_m, below_m = colour.copy(), surface_m.copy(), np.zeros_like(surface_m)
     clear = generator.uniform(0, 0.6)
     lumps = (0.10 * _noise(generator, 2) + 0.10 * _noise(generator, 5)).clip(-0.4, 0.4)
@@ -181,10 +181,10 @@ def _add_crowns(
         row, col = int(trees.row[number]), int(trees.col[number])
         rows, cols = slice(max(0, row - reach), row + reach + 1), slice(max(0, col - reach), col + reach + 1)
         y, x = np.ogrid[rows.start : min(rows.stop, SIDE_PX), cols.start : min(cols.stop, SIDE_PX)]
-        away = np.hypot(y - trees.row[number], x - trees.col[number]) * FINE_M / trees.radius_m[number]
-        away = away * (1 + 1.5 * lumps[rows, cols])
-        form = 1 - 0.75 * away if trees.conifer[number] else 0.45 + 0.55 * np.sqrt(np.clip(1 - away**2, 0, 1))
-        top = np.where(away < 1, trees.height_m[number] * form * (1 + 0.3 * lumps[rows, cols]), 0)
+        radii = np.hypot(y - trees.row[number], x - trees.col[number]) * FINE_M / trees.radius_m[number]
+        radii = radii * (1 + 1.5 * lumps[rows, cols])
+        form = 1 - 0.75 * radii if trees.conifer[number] else 0.45 + 0.55 * np.sqrt(np.clip(1 - radii**2, 0, 1))
+        top = np.where(radii < 1, trees.height_m[number] * form * (1 + 0.3 * lumps[rows, cols]), 0)
         over = top > surface_m[rows, cols]
         surface_m[rows, cols] = np.where(over, top, surface_m[rows, cols])
         below_m[rows, cols] = np.where(over, np.minimum(clear * trees.height_m[number], top), below_m[rows, cols])
@@ -194,7 +194,7 @@ def _add_crowns(
 
 
 def _illuminate(generator: np.random.Generator, surface_m: Array, below_m: Array) -> Array:
-    """Light (3, n, n) on the surface: Lambert's sun, the blue of the sky, and shadows cast along the ground."""
+    """Return the light (3, n, n) on the surface: Lambert's sun, the blue sky, and shadows cast along the ground."""
     azimuth, elevation = generator.uniform(0, 2 * np.pi), np.deg2rad(generator.uniform(25, 70))
     toward = np.array([-np.cos(azimuth), np.sin(azimuth)])
     smooth = ndimage.gaussian_filter(surface_m, 1.2)
@@ -210,19 +210,20 @@ def _illuminate(generator: np.random.Generator, surface_m: Array, below_m: Array
 
 
 def _shaded(surface_m: Array, below_m: Array, toward: NDArray[np.float64], tangent: float) -> NDArray[np.bool_]:
-    """Where a crown, from its base to its top, stands between a pixel and the sun."""
+    """Return where a crown, from its base to its top, stands between a pixel and the sun."""
     shaded = np.zeros(surface_m.shape, bool)
     step_px = 2.0
     for number in range(1, int(surface_m.max() / tangent / FINE_M / step_px) + 1):
-        away_px = number * step_px
-        offset = np.round(toward * away_px).astype(int)
-        ray_m = surface_m + away_px * FINE_M * tangent
+        distance_px = number * step_px
+        offset = np.round(toward * distance_px).astype(int)
+        # height of the ray from the pixel to the sun at this distance: it rises by the tangent of the sun's elevation
+        ray_m = surface_m + distance_px * FINE_M * tangent
         shaded |= (_shifted(surface_m, offset) > ray_m + 0.3) & (_shifted(below_m, offset) < ray_m)
     return shaded
 
 
 def _shifted(surface_m: Array, offset: NDArray[np.int_]) -> Array:
-    """Heights `offset` pixels (row, col) from each pixel; 0 beyond the border."""
+    """Return the heights `offset` pixels (row, col) from each pixel; 0 beyond the border."""
     moved = np.zeros_like(surface_m)
     into, out_of = [], []
     for length, shift in zip(surface_m.shape, offset, strict=True):
@@ -234,31 +235,31 @@ def _shifted(surface_m: Array, offset: NDArray[np.int_]) -> Array:
 
 
 def _add_logs(generator: np.random.Generator, lit: Array) -> Array:
-    """Fallen stems, tracks and bare patches: bright lines that are not trees."""
+    """Add fallen stems, tracks and bare patches: bright lines that are not trees."""
     lit = lit.copy()
     for _ in range(generator.integers(0, 30)):
         start = generator.uniform(0, SIDE_PX, 2)
         angle, length = generator.uniform(0, np.pi), generator.uniform(3, 20) / FINE_M
         along = np.linspace(0, length, int(length * 2))
-        at = (start[:, None] + np.array([[np.sin(angle)], [np.cos(angle)]]) * along).astype(int)
-        inside = ((at >= 0) & (at < SIDE_PX - 1)).all(axis=0)
-        row, col = at[:, inside]
+        pixels = (start[:, None] + np.array([[np.sin(angle)], [np.cos(angle)]]) * along).astype(int)
+        inside = ((pixels >= 0) & (pixels < SIDE_PX - 1)).all(axis=0)
+        row, col = pixels[:, inside]
         for across in (0, 1):
             lit[:, row + across, col] = generator.uniform(0.4, 0.7)
     return lit
 
 
 def open_ground(scenes: Sequence[Scene]) -> list[Array]:
-    """Pictures (3, 96, 96) of ground lower than 0.5 m nearly all over."""
-    side, found = 48, []
+    """Return pictures (3, 96, 96) of ground lower than 0.5 m nearly all over."""
+    side, pictures = 48, []
     for scene in scenes:
         rows, cols = scene.height_m.shape
         for row, col in itertools.product(range(0, rows - side, side // 2), range(0, cols - side, side // 2)):
             part_m = scene.height_m[row : row + side, col : col + side]
             if np.mean(part_m < OPEN_M) > 0.97:
                 part = scene.image[:, 2 * row : 2 * (row + side), 2 * col : 2 * (col + side)]
-                found.append(part.astype(np.float32) / 255)
-    return found
+                pictures.append(part.astype(np.float32) / 255)
+    return pictures
 
 
 def write_scene(folder: Path, image: NDArray[np.uint8], height_m: Array) -> None:
@@ -267,9 +268,9 @@ def write_scene(folder: Path, image: NDArray[np.uint8], height_m: Array) -> None
     centimetres = np.round(height_m * 100).astype(np.uint16)[None]
     for name, pixels, cell_m in (("rgb.tif", image, 0.5), ("chm_cm.tif", centimetres, 1.0)):
         shape = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
-        place = {"crs": CRS.from_epsg(32611), "transform": from_origin(500_000, 4_000_000, cell_m, cell_m)}
-        with rasterio.open(folder / name, "w", driver="GTiff", compress="deflate", **shape, **place) as made:
-            made.write(pixels)
+        georeference = {"crs": CRS.from_epsg(32611), "transform": from_origin(500_000, 4_000_000, cell_m, cell_m)}
+        with rasterio.open(folder / name, "w", driver="GTiff", compress="deflate", **shape, **georeference) as written:
+            written.write(pixels)
 
 
 def main() -> None:
@@ -282,7 +283,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     config = load_config(arguments.config, TrainConfig, tuple(arguments.set))
-    ground = open_ground(read_split(config).train)
+    ground = open_ground(read_store(config.store, config.batch, config.loop.seed).train)
     print(f"{len(ground)} pictures of open ground", file=sys.stderr)
     for number in range(arguments.scenes):
         image, height_m = render(np.random.default_rng((arguments.seed, number)), ground)

@@ -1,15 +1,27 @@
-"""Rendered woodland: shade falls where the sun says, heights are those of the trees."""
+"""Rendered woodland: shade falls where the sun says, heights are those of the trees. Pseudo-labels on whole metres."""
 
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import rasterio
+import torch
+from rasters import make_raster
 from recipe_modules import load
+from torch import Tensor, nn
+
+from canopy.dataset.scene import Scene
+from canopy.dataset.scene_folders import read_scenes
+from canopy.models.heads import HeightBins
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    return load("render_scenes")
+    """The renderer, of scenes so small that one takes a tenth of the time."""
+    module = load("render_scenes")
+    module.SIDE_M, module.SIDE_PX = 64, round(64 / module.FINE_M)
+    return module
 
 
 @pytest.mark.parametrize("tangent", [0.5, 1.0, 2.0])
@@ -40,17 +52,17 @@ def test_light_passes_below_a_crown(recipe: ModuleType) -> None:
 
 def test_a_crown_is_as_tall_as_its_tree(recipe: ModuleType) -> None:
     generator = np.random.default_rng(0)
-    one = np.array([300.0], np.float32)
-    tree = recipe.Trees(one, one, np.array([20.0]), np.array([4.0]), np.array([True]), np.full((1, 3), 0.2))
+    middle = np.array([128.0], np.float32)
+    tree = recipe.Trees(middle, middle, np.array([20.0]), np.array([4.0]), np.array([True]), np.full((1, 3), 0.2))
     ground = np.zeros((recipe.SIDE_PX, recipe.SIDE_PX), np.float32)
     bare = np.full((3, *ground.shape), 0.5, np.float32)
     colour, surface_m, below_m = recipe._add_crowns(generator, tree, bare, ground)
     assert (below_m[surface_m > 0] <= surface_m[surface_m > 0]).all()
     assert surface_m.max() == pytest.approx(20, rel=0.15)
-    assert np.argwhere(surface_m > 15).mean(axis=0) == pytest.approx([300, 300], abs=5)
+    assert np.argwhere(surface_m > 15).mean(axis=0) == pytest.approx([128, 128], abs=5)
     reach_px = 1.7 * 4 / recipe.FINE_M
     rows, cols = np.nonzero(surface_m)
-    assert np.hypot(rows - 300, cols - 300).max() < reach_px
+    assert np.hypot(rows - 128, cols - 128).max() < reach_px
     assert (colour[:, surface_m == 0] == 0.5).all()
 
 
@@ -62,3 +74,50 @@ def test_a_scene_is_a_function_of_its_seed(recipe: ModuleType) -> None:
     assert height_m.shape == (recipe.SIDE_M, recipe.SIDE_M)
     assert 5 < height_m.max() < 70
     assert image[:, height_m.repeat(2, 0).repeat(2, 1) == 0].mean() > image.mean() * 0.8
+
+
+def test_open_ground_is_cut_from_scenes_and_rendered_on(recipe: ModuleType) -> None:
+    height_m = np.zeros((120, 72), np.float32)
+    height_m[60:, :] = 12
+    image = np.full((3, 240, 144), 90, np.uint8)
+    pictures = recipe.open_ground([Scene("a", "a", image, height_m, 1.0)])
+    assert {picture.shape for picture in pictures} == {(3, 96, 96)}
+    assert len(pictures) == 1, "of three rows of squares only the first is open"
+    colour, ground_m = recipe._real_ground(np.random.default_rng(0), pictures)
+    assert colour.shape == (3, recipe.SIDE_PX, recipe.SIDE_PX)
+    assert (ground_m == 0).all()
+    assert np.unique(colour).tolist() == pytest.approx([90 / 255])
+
+
+def test_a_rendered_scene_is_read_as_it_was_written(recipe: ModuleType, tmp_path: Path) -> None:
+    image, height_m = recipe.render(np.random.default_rng(1), [])
+    recipe.write_scene(tmp_path / "render_0000", image, height_m)
+    (scene,) = read_scenes(tmp_path)
+    assert np.array_equal(scene.image, image)
+    np.testing.assert_allclose(scene.height_m, height_m, atol=0.006)
+
+
+class Red(nn.Module):
+    """A teacher whose heights are 40 m times the red of a cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bins, self.weight = HeightBins(64, 40.0, "linear"), nn.Parameter(torch.zeros(1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        red = nn.functional.avg_pool2d(image[:, :1], 2)
+        return -20 * (self.bins.centres_m.view(1, -1, 1, 1) - 40 * red) ** 2
+
+
+def test_pseudo_labels_lie_on_whole_metres_and_leave_unknown_ground_unknown(tmp_path: Path) -> None:
+    labels = load("pseudo_labels")
+    values = np.full((3, 100, 120), 102, np.uint8)
+    values[:, :20, :20] = 0
+    path = make_raster(tmp_path / "crop.tif", values=values, resolution=0.5, nodata=0, origin=(320_000.3, 4_100_000.2))
+    labels.label_one(Red(), path, tmp_path / "out" / "pseudo_crop", 0.5)
+    (scene,) = read_scenes(tmp_path / "out")
+    with rasterio.open(tmp_path / "out" / "pseudo_crop" / "chm_cm.tif") as heights:
+        assert (heights.transform.c, heights.transform.f) == (320_001, 4_100_000)
+    assert np.isnan(scene.height_m[:9, :8]).all()
+    assert not np.isnan(scene.height_m[12:, :]).any()
+    assert np.nanmedian(scene.height_m) == pytest.approx(16, abs=0.4)

@@ -9,25 +9,26 @@ from torchvision.transforms.functional import gaussian_blur
 
 from canopy.dataset.scene import Scene
 
-Chip = tuple[Tensor, Tensor]
+ChipTensors = tuple[Tensor, Tensor]
 """Image (3, H, W) float32 in [0, 1] and height_m (H / 2, W / 2) float32, NaN where unknown."""
 
 
-def draw_chip(scene: Scene, generator: np.random.Generator, chip_px: int, zoom: float) -> Chip:
-    """Draw a chip at a random place, rotation, reflection and zoom; beyond the scene's border it is mirrored.
+def draw_chip(scene: Scene, generator: np.random.Generator, chip_px: int, zoom: float) -> ChipTensors:
+    """Draw a chip at a random position, rotation, reflection and zoom; beyond the scene's border it is mirrored.
 
     Half of the chips are centred on a tree, so that a scene of mostly open ground still teaches crowns.
 
     Args:
-        scene: Where from.
-        generator: All randomness.
-        chip_px: Image side, pixels.
+        scene: Scene to draw from.
+        generator: Source of all randomness.
+        chip_px: Side of the image, pixels.
         zoom: Largest factor between the chip's and the scene's GSD, either way.
 
     Returns:
         image: (3, chip_px, chip_px) float32 in [0, 1]; height_m: (chip_px / 2, chip_px / 2), NaN where unknown.
     """
     rows, cols = scene.height_m.shape
+    # The order of the draws decides which chips a seed gives: a new draw goes last.
     centre = generator.random(2) * (rows, cols)
     if len(scene.trees) and generator.random() < 0.5:
         centre = scene.trees[generator.integers(len(scene.trees))] + generator.random(2)
@@ -36,19 +37,21 @@ def draw_chip(scene: Scene, generator: np.random.Generator, chip_px: int, zoom: 
     turn = factor * np.array([[np.cos(angle), -flip * np.sin(angle)], [np.sin(angle), flip * np.cos(angle)]])
     half = chip_px // 2
     part, corner = _around(scene, centre, factor * half)
-    at, shape = centre - corner, part.height_m.shape
+    centre_in_part, shape = centre - corner, part.height_m.shape
     image = torch.from_numpy(part.image).float().div(255)[None]
     height = torch.from_numpy(part.height_m)[None, None]
-    fine, coarse = _grid(turn, at, half, chip_px, shape), _grid(turn, at, half, half, shape)
+    fine = _grid(turn, centre_in_part, half, chip_px, shape)
+    coarse = _grid(turn, centre_in_part, half, half, shape)
     image = F.grid_sample(image, fine, mode="bilinear", padding_mode="reflection", align_corners=False)
+    # heights are not interpolated: between a crown and the ground stands nothing of middle height
     height = F.grid_sample(height, coarse, mode="nearest", padding_mode="reflection", align_corners=False)
     return image[0], height[0, 0]
 
 
 def _around(scene: Scene, centre: NDArray[np.float64], side: float) -> tuple[Scene, NDArray[np.int64]]:
-    """The part of a scene that a turned square of `side` cells can reach, and its upper-left cell.
+    """Return the part of a scene that a turned square of `side` cells can reach, and its upper-left cell.
 
-    What lies beyond the scene's border is mirrored from within reach too, so the part suffices.
+    Ground beyond the scene's border is mirrored from within reach too, so the part suffices.
     """
     reach = side / np.sqrt(2) + 2
     rows, cols = scene.height_m.shape
@@ -60,23 +63,32 @@ def _around(scene: Scene, centre: NDArray[np.float64], side: float) -> tuple[Sce
 
 
 def _grid(turn: NDArray[np.float64], centre: NDArray[np.float64], side: int, px: int, shape: tuple[int, int]) -> Tensor:
-    """Sampling grid (1, px, px, 2) of a turned square of `side` cells about `centre` (row, col), for grid_sample."""
-    at = (np.arange(px) + 0.5) / px * side - side / 2
-    x, y = np.meshgrid(at, at)
+    """Return the sampling grid (1, px, px, 2) of a turned square of `side` cells around `centre`, for grid_sample.
+
+    Args:
+        turn: (2, 2) rotation, reflection and zoom.
+        centre: Row and column of the square's centre, in cells of the sampled array.
+        side: Side of the square, cells.
+        px: Samples along a side.
+        shape: Rows and columns of the sampled array, cells.
+    """
+    offset = (np.arange(px) + 0.5) / px * side - side / 2
+    x, y = np.meshgrid(offset, offset)
     col = turn[0, 0] * x + turn[0, 1] * y + centre[1]
     row = turn[1, 0] * x + turn[1, 1] * y + centre[0]
+    # grid_sample takes x before y, from -1 at one border of the array to 1 at the other
     return torch.from_numpy(np.stack([2 * col / shape[1] - 1, 2 * row / shape[0] - 1], axis=-1)[None]).float()
 
 
 def jitter_colour(image: Tensor, generator: np.random.Generator, strength: float) -> Tensor:
-    """Exposure, contrast, gamma, hue, saturation, haze and noise, drawn for one image.
+    """Change exposure, contrast, gamma, hue, saturation, haze and noise of an image, drawn once for all of it.
 
     Few scenes tie colour to height by accident: a green meadow would be tall because a green forest is. So hue and
-    exposure are drawn anew, some images lose their colour, and texture has to decide.
+    exposure are drawn for each image, some images lose their colour, and texture has to decide.
 
     Args:
-        image: (3, H, W) in [0, 1].
-        generator: All randomness.
+        image: (3, H, W) float32 in [0, 1].
+        generator: Source of all randomness.
         strength: 0 leaves the image; 0.2 goes beyond the difference between sensors, seasons and hours.
     """
     if strength == 0:
@@ -88,6 +100,7 @@ def jitter_colour(image: Tensor, generator: np.random.Generator, strength: float
     image = torch.einsum("ij,jhw->ihw", torch.from_numpy(mixing).float(), image)
     grey = image.mean(dim=0, keepdim=True)
     image = grey + (image - grey) * float(saturation)
+    # First to one exposure, then by gamma to a random one: how dark an image came says nothing any more.
     level = image.mean()
     image = ((image - level) * (contrast * _EXPOSURE / level.clamp_min(0.05)) + _EXPOSURE).clamp(0, 1)
     exposure = generator.uniform(0.18, 0.6)
@@ -107,37 +120,38 @@ def jitter_sharpness(image: Tensor, generator: np.random.Generator) -> Tensor:
     return sharpened
 
 
-def mix_chips(one: Chip, other: Chip, generator: np.random.Generator) -> Chip:
+def mix_chips(first: ChipTensors, second: ChipTensors, generator: np.random.Generator) -> ChipTensors:
     """Patch two chips together along a random smooth line (CutMix, Yun et al. 2019, with an irregular mask).
 
     Few scenes let a model know the place and guess the height of all of it. In a patchwork each part has to be
     judged by what is seen there.
 
     Args:
-        one: image (3, H, W) and height_m (H / 2, W / 2).
-        other: Of the same shape.
-        generator: All randomness.
+        first: image (3, H, W) and height_m (H / 2, W / 2).
+        second: Chip of the same shape.
+        generator: Source of all randomness.
     """
-    mask = smooth_noise(one[1].shape, int(generator.integers(24, 64)), generator) > 0
+    mask = smooth_noise(first[1].shape, int(generator.integers(24, 64)), generator) > 0
+    # the mask is drawn over cells of height and doubled for pixels, so that image and heights change together
     fine = mask.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1)
-    return torch.where(fine, one[0], other[0]), torch.where(mask, one[1], other[1])
+    return torch.where(fine, first[0], second[0]), torch.where(mask, first[1], second[1])
 
 
 def smooth_noise(shape: torch.Size, size: int, generator: np.random.Generator) -> Tensor:
-    """Noise (H, W) that is smooth over `size` cells."""
+    """Return noise (H, W) that is smooth over `size` cells."""
     height, width = shape
     noise = torch.from_numpy(generator.normal(size=(1, 1, height // size + 2, width // size + 2))).float()
     return F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=True)[0, 0]
 
 
 def cast_shadows(image: Tensor, generator: np.random.Generator) -> Tensor:
-    """Darken random patches as skylight does: dimmer and bluer. What lies below keeps its height.
+    """Darken random patches as skylight does: dimmer and bluer. Heights below stay as they are.
 
-    Without them a model learns that dark means tall, for shade and crowns go together in few training scenes.
+    Without shadows of no tree a model learns that dark means tall, for shade and crowns go together in few scenes.
 
     Args:
-        image: (3, H, W) in [0, 1].
-        generator: All randomness.
+        image: (3, H, W) float32 in [0, 1].
+        generator: Source of all randomness.
     """
     smooth = smooth_noise(image.shape[1:], int(generator.integers(6, 32)), generator)
     edge = torch.quantile(smooth, 1 - generator.uniform(0.05, 0.3))

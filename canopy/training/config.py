@@ -1,5 +1,6 @@
 """Configuration of `canopy train`, and what every training loop shares."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,9 @@ class StepConfig(Config):
 
     steps: int = Field(gt=0)
     accumulate: int = Field(default=1, gt=0)
-    """Batches whose gradients make one step."""
+    """Batches whose gradients are summed in one step."""
     clip_norm: float = 1.0
+    """Largest norm of the gradient; a longer gradient is scaled down to it."""
     amp: bool = True
     """bf16 autocast, where the device computes bf16 natively; otherwise ignored."""
     checkpoint_every: int = Field(default=100, gt=0)
@@ -29,22 +31,25 @@ class LoopConfig(StepConfig):
     """How a network is trained against labels."""
 
     lr: float = Field(default=5e-4, gt=0)
-    """Peak learning rate: linear warm-up, then a half cosine to zero."""
+    """Peak learning rate: linear warm-up, then half a cosine down to zero."""
     warmup_steps: int = 300
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.99)
     ema: float = Field(default=0.998, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is what gets shipped."""
+    """Decay of the moving average of the weights; the average is what bundles contain."""
 
 
 class Ramp(Config):
     """A weight that changes along a straight line, and is constant before and after."""
 
     first: float = Field(ge=0)
+    """Weight before the ramp."""
     last: float = Field(ge=0)
+    """Weight after the ramp."""
     begins: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps."""
+    """Share of the steps after which the weight begins to change."""
     ends: float = Field(default=1.0, ge=0, le=1)
+    """Share of the steps after which the weight stays constant."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Ramp":
@@ -57,11 +62,11 @@ Weight = Annotated[float, Field(ge=0)] | Ramp
 
 
 def weight_at(weight: Weight, share: float) -> float:
-    """A weight after a share of the steps."""
+    """Return the value of a weight after a share of the steps."""
     if not isinstance(weight, Ramp):
         return weight
-    done = min(1.0, max(0.0, (share - weight.begins) / max(weight.ends - weight.begins, 1e-9)))
-    return weight.first + done * (weight.last - weight.first)
+    progress = min(1.0, max(0.0, (share - weight.begins) / max(weight.ends - weight.begins, 1e-9)))
+    return weight.first + progress * (weight.last - weight.first)
 
 
 class LossWeights(Config):
@@ -74,7 +79,7 @@ class LossWeights(Config):
     l1: Weight = 0.0
     patch_gradient: Weight = 0.0
     shift_cells: int = Field(default=0, ge=0, le=2)
-    """Each chip's heights may move by this to where they fit the prediction best: for imperfect registration."""
+    """Cells by which a chip's heights may move to where they fit the prediction best: for imperfect registration."""
 
     @model_validator(mode="after")
     def _any(self) -> "LossWeights":
@@ -91,22 +96,42 @@ class StoreConfig(Config):
     exclude: tuple[str, ...] = ()
     """Sources of the store that are left out."""
     short: float = Field(default=0.1, ge=0, le=0.5)
-    """Least share of a batch drawn by how much of a chip is below 1 m."""
+    """Least share of a batch that is drawn in proportion to a chip's cells below 1 m."""
     tall: float = Field(default=0.15, ge=0, le=0.5)
-    """The same for trees above 25 m."""
-    made: Path | None = None
-    """Folder of scenes (rgb.tif, chm_cm.tif) whose heights come from a model or a renderer: only trained on."""
-    made_licences: tuple[str, ...] = ()
-    """Of the made scenes' imagery, with credits: they join the store's in the card."""
+    """Least share of a batch that is drawn in proportion to a chip's cells above 25 m."""
+    synthetic: Path | None = Field(default=None, alias="made")
+    """Folder of scenes (rgb.tif, chm_cm.tif) whose heights come from a model or a renderer: trained on, never scored.
+
+    Configurations name it `made`."""
+    synthetic_licences: tuple[str, ...] = Field(default=(), alias="made_licences")
+    """Licences and credits of the synthetic scenes' imagery, added to the store's in the card.
+
+    Configurations name it `made_licences`."""
     shares: dict[str, float] = Field(default_factory=dict)
-    """Prefix of sources and of made scenes -> share of the training chips, in place of the store's weights and of
-    `short` and `tall`. What no prefix fits is not trained on."""
+    """Prefix of sources and of synthetic scenes -> share of the training chips, in place of the store's weights and of
+    `short` and `tall`. Scenes that fit no prefix are left out."""
 
     @model_validator(mode="after")
-    def _made_scenes_have_a_share(self) -> "StoreConfig":
-        if self.made and not self.shares:
-            raise ValueError("made scenes need a share: shares must say how often they are drawn")
+    def _synthetic_scenes_have_a_share(self) -> "StoreConfig":
+        if self.synthetic and not self.shares:
+            raise ValueError("the scenes of store.made need a share: store.shares must say how often they are drawn")
         return self
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How chips are drawn from scenes, and how much they are changed."""
+
+    chip_px: int
+    """Side of a chip, pixels of the image."""
+    zoom: float = 1.0
+    """Largest factor between the GSD of a chip and of its scene, either way."""
+    colour: float = 0.0
+    """Strength of the colour jitter; 0 leaves colour and sharpness alone."""
+    shadows: float = 0.0
+    """Share of the chips with added shadows."""
+    mix: float = 0.0
+    """Share of the chips that are patched together from two scenes."""
 
 
 class TrainConfig(Config):
@@ -123,7 +148,7 @@ class TrainConfig(Config):
     start: Path | None = None
     """Bundle of the same architecture from whose weights training starts."""
     encoder: Path | None = None
-    """The encoder to start from: a bundle, a bundled one's name, or ``timm:NAME`` for one of timm's pretrained ones."""
+    """Encoder to start from: a bundle, the name of a bundled model, or ``timm:NAME`` for a pretrained one of timm."""
     encoder_rate: float = Field(default=1.0, ge=0, le=1)
     """Factor on the encoder's learning rate; 0 keeps the encoder frozen."""
     detail_weights: Path | None = None
@@ -133,7 +158,7 @@ class TrainConfig(Config):
     chip_px: int = 256
     """Side of the chips that the model will map."""
     crop_px: int | None = Field(default=None, gt=0, multiple_of=32)
-    """Side of the chips it learns from, if another."""
+    """Side of the chips that the model learns from, where it differs from `chip_px`."""
     batch: int = Field(default=8, gt=0)
     drop_path: float = 0.1
     zoom: float = Field(default=1.25, ge=1)
@@ -141,24 +166,26 @@ class TrainConfig(Config):
     colour: float = Field(default=0.2, ge=0, le=1)
     """Strength of exposure, contrast, gamma, hue and saturation jitter; 0 leaves sharpness alone too."""
     shadows: float = Field(default=0.5, ge=0, le=1)
-    """Share of the chips with made-up shadows."""
+    """Share of the chips with added shadows."""
     mix: float = Field(default=0.5, ge=0, le=1)
     """Share of the chips that are patched together from two scenes."""
     pool: int | None = Field(default=None, gt=0)
-    """Learn from so many augmented chips again and again, not from new ones: a frozen encoder then sees each once."""
+    """Number of augmented chips that are learnt from again and again in place of new ones: a frozen encoder then sees
+    each chip once."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
     std: tuple[float, float, float] = (0.20, 0.19, 0.17)
 
     @property
-    def drawn_px(self) -> int:
-        """Side of the chips it learns from."""
-        return self.crop_px or self.chip_px
+    def augmentation(self) -> Augmentation:
+        """How training chips are drawn and changed."""
+        side_px = self.crop_px or self.chip_px
+        return Augmentation(side_px, zoom=self.zoom, colour=self.colour, shadows=self.shadows, mix=self.mix)
 
     @field_validator("pool")
     @classmethod
     def _pool_of_a_frozen_encoder(cls, pool: int | None, info: ValidationInfo) -> int | None:
         if pool and info.data.get("encoder_rate"):
-            raise ValueError("only a frozen encoder makes the same tokens twice: a pool needs encoder_rate 0")
+            raise ValueError("only a frozen encoder gives the same tokens twice: a pool needs encoder_rate 0")
         if pool and pool % info.data.get("batch", 1):
-            raise ValueError(f"a pool is a multiple of the batch, which is {info.data['batch']}")
+            raise ValueError(f"a pool must be a multiple of the batch, which is {info.data['batch']}")
         return pool

@@ -2,10 +2,10 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from canopy.models.heads import HeightBins
 from canopy.models.model import load_weights
 from canopy.progress import Report, ignore
 from canopy.training.config import LossWeights, TrainConfig, weight_at
-from canopy.training.held_out import held_out_intervals, predict_scene, score
+from canopy.training.held_out import ScenePrediction, held_out_intervals, predict_scene, score
+from canopy.training.log import LogEntry
 from canopy.training.loop import fit
 from canopy.training.losses import (
     absolute,
@@ -33,36 +34,86 @@ from canopy.training.losses import (
     silog,
 )
 from canopy.training.runs import claim_run, hold_run, report_entry
-from canopy.training.sampling import ChipBatch, Split, draw_batch, draw_pooled, read_store
-from canopy.training.token_cache import KeptTokens
+from canopy.training.sampling import ChipBatch, ChipSampler, PoolSampler, Split, read_store
+from canopy.training.token_cache import TokenCache
 from canopy.version import __version__
+
+DOMAIN_CHIPS = 400
+"""Chips that a model's domain is measured on."""
+HEIGHT_LOSSES = {
+    "charbonnier": charbonnier,
+    "gradient": gradient_loss,
+    "silog": silog,
+    "l1": absolute,
+    "patch_gradient": patch_gradient,
+}
+"""Losses of metres against metres, by their names in `LossWeights`."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a model learns from and how, as its card says it."""
+
+    data_sha256: str
+    """Hash of all pixels of the data."""
+    data_licences: tuple[str, ...]
+    """Licences of the data, with credits."""
+    train_scenes: tuple[str, ...]
+    """Names of the scenes with lidar heights that are trained on."""
+    train_ha: float
+    """Area of the scenes with lidar heights that are trained on, hectares."""
+    pseudo_scenes: int
+    """Number of scenes whose heights come from another model or a renderer."""
+    pseudo_ha: float
+    """Area of the scenes whose heights come from another model or a renderer, hectares."""
+    held_out_scenes: tuple[str, ...]
+    """Names of the scenes held out."""
+    held_out_ha: float
+    """Area of the scenes held out, hectares."""
+    steps: int
+    """Steps taken, those of the bundle that training starts from included."""
+    chips_per_step: int
+    """Chips whose gradients are summed in one step."""
+    seed: int
+    """Seed of the run."""
+    encoder: str
+    """Name of the encoder that training starts from; empty for none."""
+    encoder_licence: str
+    """Licence of the encoder that training starts from; empty for none."""
+    encoder_frozen: bool
+    """Whether the encoder's weights stay as they are."""
 
 
 def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Report = ignore) -> Path:
     """Train a height model and write `last.safetensors` and `best.safetensors` (lowest held-out MAE).
 
     Args:
-        config: What to train, on what.
+        config: Data, network and recipe.
         run: Folder of the run: bundles, `log.jsonl`, `config.yaml`, `checkpoints/`.
-        resume: Go on from the last checkpoint, if any.
-        report: Called every twentieth step.
+        resume: Whether to go on from the last checkpoint, if any.
+        report: Function that is called every twentieth step.
 
     Returns:
         Path of the best bundle.
 
     Raises:
         TrainingError: Data or run are unusable.
+        OutputBusyError: Another process works on the run.
+        OutputError: The run's folder cannot be written.
     """
     with hold_run(run, config, resume=resume):
-        split = read_split(config)
-        card = make_card(config, split)
+        split = read_store(config.store, config.batch, config.loop.seed)
+        sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
+        record = training_record(config, split)
+        card = make_card(config, record)
         net = start_net(config, card, split)
-        card = card.model_copy(update={"domain": measure_domain(config, split)})
+        card = card.model_copy(update={"domain": measure_domain(sampler, card.chip_px)})
         net = net.to("cuda" if torch.cuda.is_available() else "cpu")
-        batches: Callable[[int], ChipBatch] = partial(draw_batch, split=split, config=config)
+        batches: Callable[[int], ChipBatch] = sampler.draw_batch
         if config.pool:
-            tokens = KeptTokens(net, run / "tokens", config.pool, config.drawn_px)
-            batches = partial(draw_pooled, split=split, config=config, tokens=tokens)
+            tokens = TokenCache(net, run / "tokens", config.pool, sampler.augmentation.chip_px)
+            batches = PoolSampler(sampler, config.pool, tokens).draw_batch
+        # All that can fail for the configuration's sake has been opened: from here on the folder is the run's.
         claim_run(run, config)
         fit(
             net,
@@ -71,7 +122,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
             config.loop,
             run,
             resume=resume,
-            evaluate=_Evaluation(run, card, split),
+            evaluate=_Evaluation(run, card, record, split.test),
             report=partial(report_entry, steps=config.loop.steps, report=report),
             slow=(ENCODER, config.encoder_rate),
         )
@@ -79,35 +130,80 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
     return run / "best.safetensors"
 
 
-def read_split(config: TrainConfig) -> Split:
-    """Scenes to train on and scenes held out.
+def training_record(config: TrainConfig, split: Split) -> TrainingRecord:
+    """Return what a model learns from and how, before its first step."""
+    lidar = [scene for scene in split.train if not scene.pseudo]
+    pseudo = [scene for scene in split.train if scene.pseudo]
+    encoder = encoder_card(config.encoder) if config.encoder else None
+    return TrainingRecord(
+        data_sha256=split.sha256,
+        data_licences=split.licences,
+        train_scenes=tuple(scene.name for scene in lidar),
+        train_ha=_hectares(lidar),
+        pseudo_scenes=len(pseudo),
+        pseudo_ha=_hectares(pseudo),
+        held_out_scenes=tuple(scene.name for scene in split.test),
+        held_out_ha=_hectares(split.test),
+        steps=read_card(config.start).training.get("steps", 0) if config.start else 0,
+        chips_per_step=config.batch * config.loop.accumulate,
+        seed=config.loop.seed,
+        encoder=encoder.name if encoder else "",
+        encoder_licence=encoder.licence if encoder else "",
+        encoder_frozen=config.encoder_rate == 0,
+    )
 
-    Raises:
-        TrainingError: The scenes are unusable.
-        DatasetError: The store is.
+
+def _hectares(scenes: Sequence[Scene]) -> float:
+    return round(sum(scene.height_m.size * scene.cell_m**2 for scene in scenes) / 1e4, 2)
+
+
+def make_card(config: TrainConfig, record: TrainingRecord) -> Card:
+    """Return the card of a model to be trained; its scores are still to come."""
+    return Card(
+        name=config.name,
+        architecture=config.architecture,
+        head=config.head,
+        gsd_m=config.gsd_m,
+        chip_px=config.chip_px,
+        mean=config.mean,
+        std=config.std,
+        canopy_version=__version__,
+        licence=config.licence,
+        provisional=config.provisional,
+        notes=config.notes,
+        training=asdict(record),
+    )
+
+
+def measure_domain(sampler: ChipSampler, chip_px: int) -> Domain:
+    """Measure what the images with lidar heights, if any, look like, on chips that are not recoloured.
+
+    Chips recoloured as for training would span anything, clouds too; and rendered scenes look like no place.
+
+    Args:
+        sampler: Sampler of the training chips.
+        chip_px: Side of the chips that the model will map, pixels.
     """
-    return read_store(config.store, config.batch, config.loop.seed)
-
-
-def measure_domain(config: TrainConfig, split: Split) -> Domain:
-    """What the images with lidar heights, if any, look like: chips as large as those mapped, drawn but not recoloured.
-
-    Recoloured as for training they would hold anything, clouds too; and rendered ones look like no place.
-    """
+    split = sampler.split
     lidar = np.array([not scene.pseudo for scene in split.train])
     if lidar.any() and not lidar.all():
         chances = split.chances[lidar] / split.chances[lidar].sum()
         split = replace(split, train=tuple(scene for scene in split.train if not scene.pseudo), chances=chances)
-    plain = config.model_copy(update={"colour": 0.0, "shadows": 0.0, "mix": 0.0, "crop_px": None})
-    batches = (draw_batch(number, split, plain)[0] for number in range(-(-DOMAIN_CHIPS // config.batch)))
+    plain = replace(sampler.augmentation, chip_px=chip_px, colour=0.0, shadows=0.0, mix=0.0)
+    sampler = replace(sampler, split=split, augmentation=plain)
+    batches = (sampler.draw_batch(number)[0] for number in range(-(-DOMAIN_CHIPS // sampler.batch)))
     return fit_domain(image.numpy() for batch in batches for image in batch)
 
 
-DOMAIN_CHIPS = 400
-
-
 def start_net(config: TrainConfig, card: Card, split: Split) -> DPTHeights:
-    """The network with the weights that training starts from."""
+    """Build the network with the weights that training starts from.
+
+    Raises:
+        TrainingError: Weights for a detail network that the architecture does not have, or an encoder that differs.
+        ModelError: Weights that cannot be read, or do not fit.
+    """
+    # Order matters: what is random is drawn first, from the seed alone; then weights that are read replace it, those
+    # of a whole bundle before those of an encoder.
     torch.manual_seed(config.loop.seed)
     net = DPTHeights(card, drop_path=config.drop_path)
     start_head(cast(nn.Conv2d, net.head[-1]), net.bins, split)
@@ -116,7 +212,7 @@ def start_net(config: TrainConfig, card: Card, split: Split) -> DPTHeights:
             raise TrainingError("detail_weights are given, but architecture.detail names no detail network")
         load_stages(net.detail.stages, config.detail_weights)
     if config.start:
-        load_weights(net, read_bundle(config.start)[1], config.start)
+        load_weights(net, read_bundle(config.start).weights, config.start)
     if config.encoder:
         take_encoder(net, card, config.encoder)
     if config.encoder_rate == 0:
@@ -133,14 +229,15 @@ def start_head(head: nn.Conv2d, bins: HeightBins, split: Split) -> None:
     Args:
         head: Last convolution, of one channel a bin.
         bins: Height bins.
-        split: Whose training heights are counted, each scene by its chance to be drawn.
+        split: Split whose training heights are counted, each scene by its chance to be drawn.
     """
     counts = torch.zeros(bins.bins)
     for scene, chance in zip(split.train, split.chances, strict=True):
-        known = torch.from_numpy(scene.height_m[~np.isnan(scene.height_m)])
-        at = bins.position(known).long().clamp(max=bins.bins - 1)
-        counts += chance * torch.bincount(at, minlength=bins.bins) / max(1, known.numel())
+        height_m = torch.from_numpy(scene.height_m[~np.isnan(scene.height_m)])
+        numbers = bins.position(height_m).long().clamp(max=bins.bins - 1)
+        counts += chance * torch.bincount(numbers, minlength=bins.bins) / max(1, height_m.numel())
     assert head.bias is not None
+    # A hundredth of the mass is spread evenly: the logarithm of a height that never occurs would be -inf.
     head.bias.copy_(torch.log(counts + counts.sum() / (100 * bins.bins)))
 
 
@@ -148,112 +245,101 @@ def take_encoder(net: DPTHeights, card: Card, bundle: Path) -> None:
     """Give a network the encoder of a bundle or of timm, its position embeddings brought to the network's size.
 
     Raises:
-        ModelError: As of `read_encoder`.
+        ModelError: The encoder cannot be read.
         TrainingError: The bundle's encoder is another network, or sees images normalised otherwise.
     """
-    given, weights = read_encoder(bundle)
-    for name, own, theirs in (
-        ("encoder", card.architecture.encoder, given.architecture.encoder),
-        ("encoder_args", card.architecture.encoder_args, given.architecture.encoder_args),
-        ("mean", card.mean, given.mean),
-        ("std", card.std, given.std),
+    source, weights = read_encoder(bundle)
+    for name, expected, actual in (
+        ("encoder", card.architecture.encoder, source.architecture.encoder),
+        ("encoder_args", card.architecture.encoder_args, source.architecture.encoder_args),
+        ("mean", card.mean, source.mean),
+        ("std", card.std, source.std),
     ):
-        if own != theirs:
-            raise TrainingError(f"encoder {bundle}: its {name} is {theirs}, the configuration's {own}")
-    prefix = "" if given.family == "encoder" else ENCODER
-    state = net.dpt.encoder.model.state_dict()
-    found = {name[len(prefix) :]: torch.from_numpy(a).float() for name, a in weights.items() if name.startswith(prefix)}
-    taken = {name: value for name, value in found.items() if name in state}
-    taken = with_positions(net.dpt.encoder.model, taken)
-    missing = [name for name in state if name not in taken and not name.startswith(("head.", "norm."))]
-    if missing or any(value.shape != state[name].shape for name, value in taken.items()):
+        if expected != actual:
+            raise TrainingError(f"encoder {bundle}: its {name} is {actual}, the configuration's {expected}")
+    prefix = "" if source.family == "encoder" else ENCODER
+    own = net.dpt.encoder.model.state_dict()
+    stripped = {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
+    state = {name: torch.from_numpy(array).float() for name, array in stripped.items() if name in own}
+    state = with_positions(net.dpt.encoder.model, state)
+    # The classifier and the last norm feed no tap, and bundles of height models lack them.
+    missing = [name for name in own if name not in state and not name.startswith(("head.", "norm."))]
+    if missing or any(value.shape != own[name].shape for name, value in state.items()):
         raise TrainingError(f"encoder {bundle} does not fit {card.architecture.encoder}: {missing[:3] or 'shapes'}")
-    net.dpt.encoder.model.load_state_dict({**state, **taken})
+    net.dpt.encoder.model.load_state_dict({**own, **state})
 
 
 def height_loss(net: nn.Module, batch: ChipBatch, step: int, weights: LossWeights, steps: int) -> Tensor:
-    """Weighted sum of the losses of a network with `bins` on a batch of chips, at a step of so many."""
+    """Return the weighted sum of the loss terms of a network on a batch of chips.
+
+    Args:
+        net: Network with `bins` that ends in logits over them.
+        batch: Images, heights and, of a pool, tokens.
+        step: Number of the step.
+        weights: Weight of each term, constant or a ramp.
+        steps: Steps of the whole run, over which ramps extend.
+    """
     device = next(net.parameters()).device
-    image, height, *taps = (part.to(device, non_blocking=True) for part in batch)
+    image, height_m, *taps = (part.to(device, non_blocking=True) for part in batch)
     logits = net(image, *taps)
     bins = cast(HeightBins, net.bins)
-    heights = bins.height_m(logits)
-    height = best_shift(heights, height, weights.shift_cells)
-    known = ~torch.isnan(height)
+    pred_m = bins.height_m(logits)
+    height_m = best_shift(pred_m, height_m, weights.shift_cells)
+    valid = ~torch.isnan(height_m)
     terms: dict[str, Callable[[], Tensor]] = {
-        "histogram": lambda: histogram_loss(logits, height, known, bins),
-        **{name: partial(loss, heights, height, known) for name, loss in HEIGHT_LOSSES.items()},
+        "histogram": lambda: histogram_loss(logits, height_m, valid, bins),
+        **{name: partial(loss, pred_m, height_m, valid) for name, loss in HEIGHT_LOSSES.items()},
     }
-    now = {name: weight_at(getattr(weights, name), step / steps) for name in terms}
-    return torch.stack([now[name] * term() for name, term in terms.items() if now[name] > 0]).sum()
-
-
-HEIGHT_LOSSES = {
-    "charbonnier": charbonnier,
-    "gradient": gradient_loss,
-    "silog": silog,
-    "l1": absolute,
-    "patch_gradient": patch_gradient,
-}
-
-
-def make_card(config: TrainConfig, split: Split) -> Card:
-    """The card of a model to be trained: what it learns from and how; its scores are still to come."""
-    lidar = [scene for scene in split.train if not scene.pseudo]
-    pseudo = [scene for scene in split.train if scene.pseudo]
-    encoder = encoder_card(config.encoder) if config.encoder else None
-    training = {
-        "data_sha256": split.sha256,
-        "data_licences": list(split.licences),
-        "train_scenes": [scene.name for scene in lidar],
-        "train_ha": _hectares(lidar),
-        "pseudo_scenes": len(pseudo),
-        "pseudo_ha": _hectares(pseudo),
-        "held_out_scenes": [scene.name for scene in split.test],
-        "held_out_ha": _hectares(split.test),
-        "steps": read_card(config.start).training.get("steps", 0) if config.start else 0,
-        "chips_per_step": config.batch * config.loop.accumulate,
-        "seed": config.loop.seed,
-        "encoder": encoder.name if encoder else "",
-        "encoder_licence": encoder.licence if encoder else "",
-        "encoder_frozen": config.encoder_rate == 0,
-    }
-    own = {name: getattr(config, name) for name in Card.model_fields if name in TrainConfig.model_fields}
-    return Card(**own, canopy_version=__version__, training=training)
-
-
-def _hectares(scenes: Sequence[Scene]) -> float:
-    return round(sum(scene.height_m.size * scene.cell_m**2 for scene in scenes) / 1e4, 2)
+    # A term of weight 0 is not computed at all: 0 times an infinite gradient would be NaN.
+    weight_of = {name: weight_at(getattr(weights, name), step / steps) for name in terms}
+    return torch.stack([weight_of[name] * term() for name, term in terms.items() if weight_of[name] > 0]).sum()
 
 
 class _Evaluation:
-    """Scores the averaged network on held-out ground, and keeps the last and the best bundle."""
+    """Scores the averaged network on held-out ground, and writes the last and the best bundle.
 
-    def __init__(self, run: Path, card: Card, split: Split) -> None:
-        self._run, self._card, self._test = run, card, split.test
+    Args:
+        run: Folder of the bundles.
+        card: Card without scores.
+        record: What the model learns from, before the first step.
+        test: Scenes held out.
+    """
+
+    def __init__(self, run: Path, card: Card, record: TrainingRecord, test: Sequence[Scene]) -> None:
+        self._run, self._card, self._record, self._test = run, card, record, test
         self._best_m = self._best_so_far()
 
     def _best_so_far(self) -> float:
+        """Return the error of the best bundle of an earlier part of the run; infinity where there is none."""
         best = self._run / "best.safetensors"
         return float(read_card(best).metrics["all"]["mae_m"]) if best.is_file() else float("inf")
 
-    def __call__(self, net: nn.Module, step: int) -> dict[str, Any]:
+    def __call__(self, net: nn.Module, step: int) -> LogEntry:
         assert isinstance(net, DPTHeights)
-        predictions = [(scene, predict_scene(net, scene, self._card.chip_px)) for scene in self._test]
-        metrics = score(predictions) if predictions else {}
-        intervals, covered = held_out_intervals(predictions) if predictions else (None, {})
-        training = {**self._card.training, "steps": self._card.training["steps"] + step + 1}
-        update = {"metrics": metrics, "training": training, "intervals": intervals, "coverage": covered}
-        card = self._card.model_copy(update=update)
+        predictions = [ScenePrediction(scene, predict_scene(net, scene, self._card.chip_px)) for scene in self._test]
+        groups = score(predictions)
+        metrics = {name: group.to_json() for name, group in groups.items()}
+        held_out = held_out_intervals(predictions)
+        record = replace(self._record, steps=self._record.steps + step + 1)
+        card = self._card.model_copy(
+            update={
+                "metrics": metrics,
+                "training": asdict(record),
+                "intervals": held_out.intervals if held_out else None,
+                "coverage": asdict(held_out.coverage) if held_out else {},
+            }
+        )
         weights = {name: _half(tensor) for name, tensor in net.state_dict().items()}
         save_bundle(self._run / "last.safetensors", card, weights)
-        mae_m = metrics["all"]["mae_m"] if metrics else -float(step)
-        if mae_m < self._best_m:
+        # Without held-out ground the latest network counts as the best.
+        mae_m = groups["all"].scores.mae_m if groups else -float(step)
+        if mae_m is not None and mae_m < self._best_m:
             self._best_m = mae_m
             save_bundle(self._run / "best.safetensors", card, weights)
         return {"metrics": metrics}
 
 
 def _half(tensor: Tensor) -> np.ndarray:
+    """Return an array in half precision, integers as they are."""
     array: np.ndarray = tensor.detach().cpu().contiguous().numpy()
     return array.astype(np.float16) if tensor.is_floating_point() else array

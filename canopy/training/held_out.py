@@ -1,18 +1,31 @@
 """Scores and intervals of a network in training on held-out scenes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from canopy.dataset.scene import Scene
 from canopy.evaluation import Heights, height_metrics
+from canopy.evaluation.metrics import Scores
 from canopy.models.bundle import HeightIntervals
 from canopy.models.heads import HeightBins
-from canopy.models.intervals import FEWEST_CELLS, coverage, fit_intervals, raw_interval_m, widened
+from canopy.models.intervals import (
+    FEWEST_CELLS,
+    CoverageByHeight,
+    fit_intervals,
+    interval_coverage,
+    raw_interval_m,
+    widened,
+)
 from tiles.windows import window_starts
+
+INTERVAL_BLOCK_M = 64
+"""Side of the squares of ground that calibrate or test an interval."""
 
 
 class BinNet(Protocol):
@@ -25,36 +38,55 @@ class BinNet(Protocol):
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """As of any module."""
+        """Return the parameters, as any module does."""
         ...
 
 
-Predicted = list[tuple[Scene, Heights]]
-"""Scenes never trained on, each with its height and raw interval (3, H, W)."""
+@dataclass(frozen=True)
+class ScenePrediction:
+    """What a network predicts for a scene that it was never trained on."""
+
+    scene: Scene
+    """Scene with its true heights."""
+    interval_m: Heights
+    """(3, H, W) float32 metres: height, and the ends of its raw 90 % interval."""
 
 
-def score(predictions: Predicted) -> dict[str, Any]:
-    """Held-out metrics at the heights' own cells: under ``all`` and under each group of scenes."""
-    groups = {"all": predictions}
-    for scene, heights in predictions:
-        groups.setdefault(scene.group, []).append((scene, heights))
-    return {
-        name: {
-            "scenes": len(members),
-            **height_metrics([(h[0], s.height_m) for s, h in members], members[0][0].cell_m),
-        }
-        for name, members in groups.items()
-    }
+@dataclass(frozen=True)
+class GroupScores:
+    """Scores of a group of scenes."""
+
+    scenes: int
+    """Number of scenes."""
+    scores: Scores
+    """Scores at the heights' own cells."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scores as they stand in a card and in the log."""
+        return {"scenes": self.scenes, **self.scores.to_json()}
+
+
+def score(predictions: Sequence[ScenePrediction]) -> dict[str, GroupScores]:
+    """Score predictions at the heights' own cells: under ``all`` and under each group of scenes; empty without any."""
+    groups: dict[str, list[ScenePrediction]] = {"all": list(predictions)} if predictions else {}
+    for prediction in predictions:
+        groups.setdefault(prediction.scene.group, []).append(prediction)
+    return {name: _group_scores(members) for name, members in groups.items()}
+
+
+def _group_scores(members: Sequence[ScenePrediction]) -> GroupScores:
+    pairs = [(member.interval_m[0], member.scene.height_m) for member in members]
+    return GroupScores(len(members), height_metrics(pairs, members[0].scene.cell_m))
 
 
 @torch.inference_mode()
 def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
-    """Height and raw 90 % interval of a scene at its own cells, mirrored to whole chips, which do not overlap.
+    """Predict height and raw 90 % interval of a scene at its own cells, mirrored out to whole chips.
 
     Args:
-        net: In eval mode.
+        net: Network in eval mode.
         scene: Image and heights.
-        chip_px: Side of a chip.
+        chip_px: Side of a chip, pixels.
 
     Returns:
         (3, H, W) float32 metres.
@@ -66,6 +98,7 @@ def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
         (0, max(chip_px, -(-cols // 32) * 32) - cols),
     ]
     padded = np.pad(scene.image, pad, mode="symmetric")
+    # Chips do not overlap, except that the last of a row or column is moved back to end at the border.
     starts = [window_starts(length, chip_px) for length in padded.shape[1:]]
     total = np.zeros((3, padded.shape[1] // 2, padded.shape[2] // 2), np.float32)
     count = np.zeros(total.shape[1:], np.float32)
@@ -80,28 +113,38 @@ def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
     return (total / count)[:, : rows // 2, : cols // 2].astype(np.float32)
 
 
-def held_out_intervals(predictions: Predicted) -> tuple[HeightIntervals | None, dict[str, Any]]:
-    """The interval's calibration on all held-out ground, and its coverage; None where that ground is too small.
+@dataclass(frozen=True)
+class HeldOutIntervals:
+    """The calibration of a network's 90 % interval, and how well it does."""
+
+    intervals: HeightIntervals
+    """Offsets fitted to all held-out ground."""
+    coverage: CoverageByHeight
+    """Coverage of held-out ground by offsets that were fitted to other held-out ground."""
+
+
+def held_out_intervals(predictions: Sequence[ScenePrediction]) -> HeldOutIntervals | None:
+    """Calibrate the interval on all held-out ground and measure its coverage; None where that ground is too small.
 
     For the coverage, half of the ground, in squares of 64 m like those of a chessboard, tests what the other half
     calibrated, and the reverse.
     """
-    raw = np.concatenate([made.reshape(3, -1) for _, made in predictions], axis=1)
-    truth = np.concatenate([scene.height_m.ravel() for scene, _ in predictions])
-    half = np.concatenate([_chessboard(scene, number) for number, (scene, _) in enumerate(predictions)])
+    if not predictions:
+        return None
+    raw = np.concatenate([prediction.interval_m.reshape(3, -1) for prediction in predictions], axis=1)
+    truth = np.concatenate([prediction.scene.height_m.ravel() for prediction in predictions])
+    half = np.concatenate([_chessboard(prediction.scene, n) for n, prediction in enumerate(predictions)])
     if min((half & ~np.isnan(truth)).sum(), (~half & ~np.isnan(truth)).sum()) < FEWEST_CELLS:
-        return None, {}
+        return None
     tested = np.empty_like(raw)
-    for one in (True, False):
-        here = half == one
-        tested[:, here] = widened(raw[:, here], fit_intervals(raw[:, ~here], truth[~here]))
-    return fit_intervals(raw, truth), coverage(tested, truth)
+    for colour in (True, False):
+        cells = half == colour
+        tested[:, cells] = widened(raw[:, cells], fit_intervals(raw[:, ~cells], truth[~cells]))
+    return HeldOutIntervals(fit_intervals(raw, truth), interval_coverage(tested, truth))
 
 
-def _chessboard(scene: Scene, number: int) -> np.ndarray:
+def _chessboard(scene: Scene, number: int) -> NDArray[np.bool_]:
+    """Return which cells (H W,) of a scene lie on white squares; every other scene begins with a black one."""
     side = max(1, round(INTERVAL_BLOCK_M / scene.cell_m))
     row, col = np.indices(scene.height_m.shape) // side
     return np.asarray((row + col + number) % 2 == 0).ravel()
-
-
-INTERVAL_BLOCK_M = 64

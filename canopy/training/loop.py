@@ -1,11 +1,10 @@
 """The one training loop: AMP, accumulation, schedule, moving average, atomic checkpoints, exact resume.
 
-A batch is a function of its number, and the generators are reseeded at every step from the seed and the step; so
-a resumed run sees what an uninterrupted one sees, and ends at the same bits. What is stepped is a `Learner`.
+A batch is a function of its number, and the generators are seeded at every step from the seed and the step; so
+a resumed run sees what an uninterrupted one sees, and ends at the same bits. The loop steps a `Learner`.
 """
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,50 +15,52 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from canopy.errors import TrainingError, one_line
+from canopy.errors import TrainingError
+from canopy.training.checkpoints import last_checkpoint, restore_checkpoint, save_checkpoint
 from canopy.training.config import LoopConfig, StepConfig
-from canopy.training.ranks import over_ranks, rank, ranks, share, sync_gradients, whole
-from tiles.files import replacing
+from canopy.training.log import LogEntry, RunLog
+from canopy.training.ranks import over_ranks, ranks, sync_gradients
 
 Batch = TypeVar("Batch")
 Net = TypeVar("Net", bound=nn.Module)
 Sample = TypeVar("Sample", contravariant=True)
-KEEP_CHECKPOINTS = 2
 Loss = Callable[[nn.Module, Batch, int], Tensor]
+Evaluate = Callable[[nn.Module, int], LogEntry]
+"""Judges an averaged network after a step, and returns what the log says of it."""
 
 
 class Learner(Protocol[Sample]):
-    """What is trained, and how one of its steps goes."""
+    """A network in training, and how one of its steps goes."""
 
     @property
     def net(self) -> nn.Module:
-        """Receives the gradients."""
+        """Network that receives the gradients."""
         ...
 
     @property
     def average(self) -> nn.Module:
-        """What is evaluated and shipped."""
+        """Network that is evaluated and shipped."""
         ...
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Takes the steps."""
+        """Optimizer that takes the steps."""
         ...
 
     def parts(self) -> dict[str, Any]:
-        """All that a checkpoint holds, by name: modules, optimizers, anything with a state_dict."""
+        """Return all that a checkpoint contains, by name: modules, optimizers, anything with a state_dict."""
         ...
 
     def schedule(self, step: int) -> dict[str, float]:
-        """Set the optimizer's rates for a step; what is returned is logged."""
+        """Set the optimizer's rates for a step, and return numbers for the log."""
         ...
 
     def loss(self, batch: Sample, step: int) -> Tensor:
-        """Scalar loss of a batch."""
+        """Return the scalar loss of a batch."""
         ...
 
-    def update(self, step: int) -> dict[str, Any]:
-        """Follow the step just taken (moving averages, monitors); what is returned is logged."""
+    def update(self, step: int) -> LogEntry:
+        """Follow the step just taken (moving averages, monitors), and return what the log says of it."""
         ...
 
 
@@ -67,10 +68,10 @@ class Supervised(Generic[Batch]):
     """A network, its loss, AdamW and the moving average of its weights.
 
     Args:
-        net: Trained in place.
+        net: Network, trained in place.
         loss: Scalar loss of the network on a batch at a step.
         config: Rates and decays.
-        slow: Prefix of the names of parameters with a rate of their own, and its factor.
+        slow: Prefix of the names of parameters with a rate of their own, and the factor on that rate.
     """
 
     def __init__(
@@ -83,22 +84,23 @@ class Supervised(Generic[Batch]):
         self._loss, self._config = loss, config
 
     def parts(self) -> dict[str, Any]:
-        """Network, average, optimizer."""
+        """Return network, average and optimizer."""
         return {"net": self.net, "average": self.average, "optimizer": self.optimizer}
 
     def schedule(self, step: int) -> dict[str, float]:
-        """Warm-up and cosine."""
-        rate = learning_rate(step, self._config)
+        """Set the rate of every group by warm-up and cosine."""
+        rate = learning_rate(step, self._config.steps, self._config.lr, self._config.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         return {"lr": rate}
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """The loss given."""
+        """Return the loss of the network on a batch."""
         return self._loss(self.net, batch, step)
 
-    def update(self, step: int) -> dict[str, Any]:
+    def update(self, step: int) -> LogEntry:
         """Blend the weights into their average, faster over the first steps."""
+        # The average begins as the untrained network: (1 + step) / (10 + step) lets it forget that within some steps.
         blend(self.average, self.net, min(self._config.ema, (1 + step) / (10 + step)))
         return {}
 
@@ -111,22 +113,22 @@ def fit(
     run: Path,
     *,
     resume: bool,
-    evaluate: Callable[[nn.Module, int], dict[str, Any]],
-    report: Callable[[dict[str, Any]], None],
+    evaluate: Evaluate,
+    report: Callable[[LogEntry], None],
     slow: tuple[str, float] = ("", 1.0),
 ) -> nn.Module:
     """Train a network and return the moving average of its weights.
 
     Args:
-        net: Trained in place.
+        net: Network, trained in place.
         loss: Scalar loss of the network on a batch at a step.
         batches: Batch by its number, from 0; called from one background thread, ahead of need.
         config: Steps, rates, checkpoints.
         run: Folder for `log.jsonl` and `checkpoints/`.
-        resume: Go on from the last checkpoint in `run`, if any.
-        evaluate: Called with the averaged network every `evaluate_every` steps and at the end.
-        report: Called with every line of the log.
-        slow: Prefix of the names of parameters with a rate of their own, and its factor.
+        resume: Whether to go on from the last checkpoint in `run`, if any.
+        evaluate: Function that is called with the averaged network every `evaluate_every` steps and at the end.
+        report: Function that is called with every line of the log.
+        slow: Prefix of the names of parameters with a rate of their own, and the factor on that rate.
 
     Returns:
         The averaged network, in eval mode.
@@ -145,15 +147,15 @@ def fit_learner(
     run: Path,
     *,
     resume: bool,
-    evaluate: Callable[[nn.Module, int], dict[str, Any]],
-    report: Callable[[dict[str, Any]], None],
+    evaluate: Evaluate,
+    report: Callable[[LogEntry], None],
 ) -> nn.Module:
-    """Step a learner, as `fit` does a network; arguments, result and errors are as there."""
-    start = _restore(learner.parts(), run) if resume else 0
-    log = _Log(run / "log.jsonl", start, report, _event_writer(run, start) if config.tensorboard else None)
+    """Step a learner, as `fit` does a network; arguments, result and errors are those of `fit`."""
+    start = restore_checkpoint(learner.parts(), run) if resume else 0
+    log = RunLog(run, start, report, tensorboard=config.tensorboard)
     stream = _ahead(batches, start * config.accumulate, config.steps * config.accumulate)
     for step in range(start, config.steps):
-        began = time.perf_counter()
+        started = time.perf_counter()
         rates = learner.schedule(step)
         value = _step(learner, stream, step, config)
         if not math.isfinite(value):
@@ -161,25 +163,26 @@ def fit_learner(
                 f"loss is {value} at step {step}; last good checkpoint: {last_checkpoint(run) or 'none'}"
             )
         notes = learner.update(step)
-        log.write(step=step, loss=value, **rates, **notes, seconds=time.perf_counter() - began)
-        done = step + 1
-        if done % config.evaluate_every == 0 or done == config.steps:
+        log.write(step=step, loss=value, **rates, **notes, seconds=time.perf_counter() - started)
+        taken = step + 1
+        # Evaluate before the checkpoint: a run killed between the two evaluates again, to the same figures.
+        if taken % config.evaluate_every == 0 or taken == config.steps:
             log.write(step=step, **evaluate(learner.average, step))
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            _save(learner.parts(), run, done)
+        if taken % config.checkpoint_every == 0 or taken == config.steps:
+            save_checkpoint(learner.parts(), run, taken)
     return learner.average
 
 
-def learning_rate(step: int, config: LoopConfig) -> float:
-    """Linear warm-up over `warmup_steps`, then half a cosine to zero."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+def learning_rate(step: int, steps: int, peak: float, warmup_steps: int) -> float:
+    """Return the rate at a step: a linear warm-up, then half a cosine from the peak down to zero."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices natively: a CPU without AMX or AVX512-BF16 is many times slower."""
+    """Return whether a device multiplies bf16 matrices natively; a CPU without AMX or AVX512-BF16 is far slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
@@ -187,6 +190,8 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: StepConfig) -> float:
+    """Take one step of a learner and return its loss, the mean over ranks."""
+    # Dropout and stochastic depth draw from here: seeded by the step, a resumed run draws the same.
     torch.manual_seed(config.seed * 1_000_003 + step)
     device = next(learner.net.parameters()).device
     learner.net.train()
@@ -204,36 +209,44 @@ def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: S
 
 
 def _groups(net: nn.Module, weight_decay: float, prefix: str, factor: float) -> Iterator[dict[str, Any]]:
-    """Weight decay on matrices only: biases, norms, LayerScale and position embeddings are spared."""
+    """Yield parameter groups with weight decay on matrices only, and the factor on the rate of a prefix.
+
+    Biases, norms, LayerScale and position embeddings have no decay: it would pull them from where they belong.
+    """
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    # The order of the groups is that of a checkpoint's optimizer state.
     for scale in sorted({1.0, factor}):
-        here = [(name, p) for name, p in named if (factor if name.startswith(prefix) else 1.0) == scale]
-        spared = [p for name, p in here if p.ndim < 2 or "pos_embed" in name or "cls_token" in name]
-        decayed = [p for name, p in here if not (p.ndim < 2 or "pos_embed" in name or "cls_token" in name)]
-        for members, decay in ((decayed, weight_decay), (spared, 0.0)):
-            if members:
-                yield {"params": members, "weight_decay": decay, "scale": scale}
+        members = [(name, p) for name, p in named if (factor if name.startswith(prefix) else 1.0) == scale]
+        spared = [p for name, p in members if _is_spared(name, p)]
+        decayed = [p for name, p in members if not _is_spared(name, p)]
+        for parameters, decay in ((decayed, weight_decay), (spared, 0.0)):
+            if parameters:
+                yield {"params": parameters, "weight_decay": decay, "scale": scale}
+
+
+def _is_spared(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim < 2 or "pos_embed" in name or "cls_token" in name
 
 
 def frozen_copy(net: Net) -> Net:
-    """A copy in eval mode that no gradient reaches."""
-    made = copy.deepcopy(net).eval()
-    made.requires_grad_(False)
-    return made
+    """Return a copy in eval mode that no gradient reaches."""
+    frozen = copy.deepcopy(net).eval()
+    frozen.requires_grad_(False)
+    return frozen
 
 
 @torch.no_grad()
 def blend(average: nn.Module, net: nn.Module, decay: float) -> None:
     """Move an average towards a network: `decay` of the old, the rest of the new; integers are copied."""
-    for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - decay)
+    for averaged, current in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if averaged.is_floating_point():
+            averaged.lerp_(current, 1 - decay)
         else:
-            mine.copy_(theirs)
+            averaged.copy_(current)
 
 
 def _ahead(batches: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    """Batches in order, each made in the background while the one before is used."""
+    """Yield batches in order; one thread draws the next two while the loop uses the one before."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         queue = [pool.submit(batches, number) for number in range(start, min(start + 2, stop))]
         for number in range(start, stop):
@@ -241,86 +254,3 @@ def _ahead(batches: Callable[[int], Batch], start: int, stop: int) -> Iterator[B
             if number + 2 < stop:
                 queue.append(pool.submit(batches, number + 2))
             yield batch
-
-
-def _save(parts: dict[str, Any], run: Path, step: int) -> None:
-    state = {"step": step, **{name: whole(part.state_dict()) for name, part in parts.items()}}
-    if rank() > 0:
-        return
-    folder = run / "checkpoints"
-    with replacing(folder / f"{step:08d}.pt") as draft:
-        torch.save(state, draft)
-    for old in sorted(folder.glob("*[0-9].pt"))[:-KEEP_CHECKPOINTS]:
-        old.unlink()
-
-
-def last_checkpoint(run: Path) -> Path | None:
-    """The latest checkpoint of a run, if it has any."""
-    return max((run / "checkpoints").glob("*[0-9].pt"), default=None)
-
-
-def _restore(parts: dict[str, Any], run: Path) -> int:
-    path = last_checkpoint(run)
-    if path is None:
-        return 0
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in parts.items():
-            _load(part, saved[name])
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
-        raise TrainingError(f"cannot resume from {path}: {one_line(error, 200)}") from error
-    return int(saved["step"])
-
-
-def _load(part: Any, saved: dict[str, Any]) -> None:
-    """Load whole tensors into a part, which may be sharded: an optimizer's state is sharded as its parameters are."""
-    if not isinstance(part, torch.optim.Optimizer):
-        part.load_state_dict(share(saved, part.state_dict()))
-        return
-    parameters = [p for group in part.param_groups for p in group["params"]]
-    like = {n: {"exp_avg": p, "exp_avg_sq": p} for n, p in enumerate(parameters)}
-    part.load_state_dict({**saved, "state": share(saved["state"], like)})
-
-
-def _event_writer(run: Path, start: int) -> Any:
-    """What writes numbers for TensorBoard from a step on; those of later steps, from before a kill, are hidden."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise TrainingError(
-            "loop.tensorboard needs TensorBoard: pip install 'canopy-chm[log]', or leave it out"
-        ) from error
-    return SummaryWriter(run / "tensorboard", purge_step=start or None) if rank() == 0 else None
-
-
-def _numbers(entry: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a nested entry of the log, their names joined by slashes."""
-    for name, value in entry.items():
-        if isinstance(value, dict):
-            yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}", float(value)
-
-
-class _Log:
-    """`log.jsonl` of rank 0, cut back to the step that a run goes on from."""
-
-    def __init__(self, path: Path, start: int, report: Callable[[dict[str, Any]], None], events: Any) -> None:
-        self._path, self._report, self._events = path, report, events
-        if rank() > 0:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < start]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def write(self, **entry: Any) -> None:
-        if rank() > 0:
-            return
-        with self._path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
-        if self._events is not None:
-            for name, value in _numbers({key: value for key, value in entry.items() if key != "step"}):
-                self._events.add_scalar(name, value, entry["step"])
-            self._events.flush()
-        self._report(entry)

@@ -1,4 +1,4 @@
-"""Processes that train together under torchrun; a process alone is rank 0 of 1 and needs none of it."""
+"""Processes that train together under torchrun; a process alone is rank 0 of 1 and needs none of this."""
 
 import os
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def ranks() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among them."""
+    """Return the number of this process among those that train together."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
 def together() -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did; gives the device of this one."""
+    """Join the processes that torchrun started, if it did, and give the device of this process."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
@@ -48,7 +48,7 @@ def over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp
 
 
 def sync_gradients(net: nn.Module, *, now: bool) -> None:
-    """Whether the next backward pass exchanges gradients; of accumulated batches only the last needs to."""
+    """Let the next backward pass exchange gradients or not; of accumulated batches only the last needs to."""
     if isinstance(net, DistributedDataParallel):
         net.require_backward_grad_sync = now
     elif isinstance(net, FSDPModule):
@@ -56,7 +56,7 @@ def sync_gradients(net: nn.Module, *, now: bool) -> None:
 
 
 def whole(state: Any) -> Any:
-    """A tree of state with every sharded tensor put together on the CPU; all ranks must call it."""
+    """Return a tree of state with every sharded tensor gathered on the CPU of rank 0; all ranks must call it."""
     if isinstance(state, dict):
         return {key: whole(value) for key, value in state.items()}
     if isinstance(state, list):
@@ -67,10 +67,10 @@ def whole(state: Any) -> Any:
     return state
 
 
-def share(saved: Any, mine: Any) -> Any:
-    """A saved tree of whole tensors, sharded as the tree of a rank's own tensors is; shapes may not differ."""
-    if isinstance(mine, dict) and isinstance(saved, dict):
-        return {key: share(value, mine.get(key)) for key, value in saved.items()}
-    if isinstance(mine, DTensor) and isinstance(saved, Tensor):
-        return distribute_tensor(saved.to(mine.device), mine.device_mesh, mine.placements)
+def share(saved: Any, own: Any) -> Any:
+    """Return a saved tree of whole tensors, sharded as the tensors of a rank's own tree are; shapes must be equal."""
+    if isinstance(own, dict) and isinstance(saved, dict):
+        return {key: share(value, own.get(key)) for key, value in saved.items()}
+    if isinstance(own, DTensor) and isinstance(saved, Tensor):
+        return distribute_tensor(saved.to(own.device), own.device_mesh, own.placements)
     return saved

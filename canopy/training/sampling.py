@@ -1,4 +1,4 @@
-"""Which chips a batch holds: scenes to train on, scenes held out, and batches by number."""
+"""Which chips a batch has: scenes to train on, scenes held out, and batches by number."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,86 +11,116 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from canopy.dataset.scene import Scene
-from canopy.dataset.store import CategoryBatches, ChipStore, longest_prefix
+from canopy.dataset.store import CategoryBatches, ChipCorner, ChipStore, longest_prefix
 from canopy.errors import TrainingError
-from canopy.training.augmentation import Chip, cast_shadows, draw_chip, jitter_colour, jitter_sharpness, mix_chips
-from canopy.training.config import StoreConfig, TrainConfig
-from canopy.training.token_cache import KeptTokens
+from canopy.training.augmentation import (
+    ChipTensors,
+    cast_shadows,
+    draw_chip,
+    jitter_colour,
+    jitter_sharpness,
+    mix_chips,
+)
+from canopy.training.config import Augmentation, StoreConfig
+from canopy.training.token_cache import TokenCache
+
+ChipBatch = ChipTensors | tuple[Tensor, Tensor, Tensor]
+"""Chips stacked along a first dimension; those of a pool with their tokens (taps, B, C, h, w)."""
+SceneBatches = Callable[[int], NDArray[np.int64]]
+"""Training scenes of a batch, as positions in `Split.train`, by the batch's number."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Scenes to train on and scenes held out; no ground is in both.
-
-    Attributes:
-        train: To train on.
-        test: Held out.
-        chances: (n,) of each training scene to be drawn for a chip.
-        sha256: Of all their pixels.
-        licences: Of the data.
-        batches: Training scenes of a batch by its number, in place of chances.
-    """
+    """Scenes to train on and scenes held out; no ground is in both."""
 
     train: tuple[Scene, ...]
+    """Scenes to train on."""
     test: tuple[Scene, ...]
+    """Scenes held out."""
     chances: NDArray[np.float64]
+    """(n,) chance of each training scene to be drawn for a chip."""
     sha256: str
+    """Hash of all pixels of all scenes."""
     licences: tuple[str, ...] = ()
-    batches: Callable[[int], NDArray[np.int64]] | None = None
+    """Licences of the data, with credits."""
+    batches: SceneBatches | None = None
+    """Training scenes of each batch, in place of chances."""
 
 
 def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
-    """Chips of a chip store as scenes: its own split, and batches that each hold short and tall trees.
+    """Read the chips of a chip store as scenes: its own split, and batches that each have short and tall trees.
 
-    Where test chips overlap, the later one's heights are unknown, so that no ground counts twice.
+    Where test chips overlap, the later one's heights become unknown, so that no ground counts twice.
 
     Args:
-        config: The store, and what every batch must hold.
+        config: Store, and shares that every batch must have.
         batch: Chips in a batch.
-        seed: Of the batches.
+        seed: Seed of the batches.
 
     Raises:
         DatasetError: No chip store, or one without training chips.
-        TrainingError: Its pixels are not half as wide as its height cells.
+        TrainingError: The store's pixels are not half as wide as its height cells.
     """
     store = ChipStore.open(config.path)
     cell_m, gsd_m = float(store.attributes["height_cell_m"]), float(store.attributes["gsd_m"])
     if round(cell_m / gsd_m, 6) != 2:
         raise TrainingError(f"{config.path}: cells of {cell_m:g} m over pixels of {gsd_m:g} m; half of a cell expected")
-    kept = np.array([source not in config.exclude for source in store.column("source")])
-    train, test = (rows[kept[rows]] for rows in (store.rows("train"), store.rows("test")))
-    scenes = tuple(_stored(store, row) for row in train)
-    held_out = tuple(_without_overlap([(_stored(store, row), store.place(row)) for row in test]))
-    batches: Callable[[int], NDArray[np.int64]] | None = None
+    included = np.array([source not in config.exclude for source in store.column("source")])
+    train_rows, test_rows = (rows[included[rows]] for rows in (store.rows("train"), store.rows("test")))
+    scenes = tuple(_stored_scene(store, row) for row in train_rows)
+    test = tuple(_without_overlap([(_stored_scene(store, row), store.corner(row)) for row in test_rows]))
+    batches: SceneBatches | None = None
     if config.shares:
-        made = tuple(replace(scene, pseudo=True) for scene in _read_folders(config.made)) if config.made else ()
-        known = ((scene, longest_prefix(scene.group, config.shares)) for scene in (*scenes, *made))
-        scenes = tuple(replace(scene, group=prefix) for scene, prefix in known if prefix)
-        if not scenes:
-            raise TrainingError(f"{config.path}: no scene fits any of store.shares: {', '.join(config.shares)}")
+        scenes = _scenes_with_share(config, scenes)
         chances = _chances(scenes, config.shares)
     else:
-        drawn = CategoryBatches.of(store, train, batch, short=config.short, tall=config.tall, seed=seed)
-        chances, number = drawn.weight / drawn.weight.sum(), {int(row): at for at, row in enumerate(train)}
-
-        def batches(which: int) -> NDArray[np.int64]:
-            return np.array([number[int(row)] for row in drawn(which)])
-
-    used = np.concatenate([train, test])
-    licences = zip(store.column("licence")[used], store.column("credit")[used], strict=True)
+        by_category = CategoryBatches.of(store, train_rows, batch, short=config.short, tall=config.tall, seed=seed)
+        chances, batches = by_category.weight / by_category.weight.sum(), _positions(by_category, train_rows)
+    used = np.concatenate([train_rows, test_rows])
+    credits = zip(store.column("licence")[used], store.column("credit")[used], strict=True)
+    licences = {f"{licence}: {credit}" for licence, credit in credits}
     return Split(
         train=scenes,
-        test=held_out,
+        test=test,
         chances=chances,
-        sha256=_digest((*scenes, *held_out)),
-        licences=tuple(sorted({*(f"{licence}: {credit}" for licence, credit in licences), *config.made_licences})),
+        sha256=_digest((*scenes, *test)),
+        licences=tuple(sorted({*licences, *config.synthetic_licences})),
         batches=batches,
     )
 
 
+def _scenes_with_share(config: StoreConfig, stored: Sequence[Scene]) -> tuple[Scene, ...]:
+    """Return stored and synthetic scenes that have a share, each grouped under the prefix that gives it one."""
+    synthetic: tuple[Scene, ...] = ()
+    if config.synthetic:
+        synthetic = tuple(replace(scene, pseudo=True) for scene in _read_folders(config.synthetic))
+    prefixes = ((scene, longest_prefix(scene.group, config.shares)) for scene in (*stored, *synthetic))
+    scenes = tuple(replace(scene, group=prefix) for scene, prefix in prefixes if prefix)
+    if not scenes:
+        raise TrainingError(f"{config.path}: no scene fits any of store.shares: {', '.join(config.shares)}")
+    return scenes
+
+
+def _positions(by_category: CategoryBatches, rows: NDArray[np.int64]) -> SceneBatches:
+    """Return batches of positions in `rows`, from batches of rows of the store."""
+    position_of = {int(row): position for position, row in enumerate(rows)}
+
+    def batches(number: int) -> NDArray[np.int64]:
+        return np.array([position_of[int(row)] for row in by_category(number)])
+
+    return batches
+
+
 def _read_folders(root: Path) -> tuple[Scene, ...]:
     """Read scenes from folders of GeoTIFFs, the one source of training that needs GDAL."""
-    from canopy.dataset.scene_folders import read_scenes
+    try:
+        from canopy.dataset.scene_folders import read_scenes
+    except ImportError as error:
+        raise TrainingError(
+            f"the scenes of store.made ({root}) are GeoTIFFs, and reading them needs GDAL: install rasterio, "
+            "or leave store.made out"
+        ) from error
 
     return read_scenes(root)
 
@@ -102,35 +132,40 @@ def _digest(scenes: Iterable[Scene]) -> str:
     return digest.hexdigest()
 
 
-def _stored(store: ChipStore, row: int) -> Scene:
-    """A chip without the border that mirrors it."""
+def _stored_scene(store: ChipStore, row: int) -> Scene:
+    """Return a chip as a scene, without the border that mirrors it."""
     chip = store[int(row)]
-    assert chip.height_m is not None
-    rows, cols = (int(chip.row[name]) // 2 for name in ("real_rows", "real_cols"))
+    record = chip.record
+    assert chip.height_m is not None and record.real_rows is not None and record.real_cols is not None
+    rows, cols = record.real_rows // 2, record.real_cols // 2
     image = np.ascontiguousarray(chip.image[:, : 2 * rows, : 2 * cols])
     heights = np.ascontiguousarray(chip.height_m[:rows, :cols])
-    return Scene(chip.row["chip"], chip.row["source"], image, heights, float(store.attributes["height_cell_m"]))
+    return Scene(record.chip, record.source, image, heights, float(store.attributes["height_cell_m"]))
 
 
-def _without_overlap(scenes: Sequence[tuple[Scene, tuple[str, float, float]]]) -> Iterator[Scene]:
-    """Scenes in order, with the cells unknown that an earlier one of the same grid holds."""
-    seen: dict[str, list[tuple[int, int, Scene]]] = {}
+def _without_overlap(scenes: Sequence[tuple[Scene, ChipCorner]]) -> Iterator[Scene]:
+    """Yield scenes in order; cells that an earlier scene of the same grid has too become unknown.
+
+    Args:
+        scenes: Scenes with their upper-left corners.
+    """
+    earlier: dict[str, list[tuple[int, int, Scene]]] = {}
     for scene, (crs, x, y) in scenes:
         row, col = round(-y / scene.cell_m), round(x / scene.cell_m)
         height_m = scene.height_m.copy()
-        for top, left, other in seen.get(crs, []):
+        for top, left, other in earlier.get(crs, []):
             down, across = top - row, left - col
             height_m[
                 max(0, down) : max(0, down + other.height_m.shape[0]),
                 max(0, across) : max(0, across + other.height_m.shape[1]),
             ] = np.nan
-        seen.setdefault(crs, []).append((row, col, scene))
+        earlier.setdefault(crs, []).append((row, col, scene))
         if not np.isnan(height_m).all():
             yield replace(scene, height_m=height_m)
 
 
 def _chances(scenes: Sequence[Scene], shares: Mapping[str, float]) -> NDArray[np.float64]:
-    """Chance of each scene: its group's share, spread within the group by area."""
+    """Return the chance of each scene: its group's share, spread within the group by area."""
     areas = np.array([scene.height_m.size for scene in scenes], np.float64)
     chances = np.zeros(len(scenes))
     for group, share in shares.items():
@@ -140,60 +175,81 @@ def _chances(scenes: Sequence[Scene], shares: Mapping[str, float]) -> NDArray[np
     return np.asarray(chances / chances.sum())
 
 
-ChipBatch = Chip | tuple[Tensor, Tensor, Tensor]
-"""Chips stacked along a first dimension; those of a pool with their tokens (taps, B, C, h, w)."""
+@dataclass(frozen=True)
+class ChipSampler:
+    """Batches of new chips, each a function of its number alone, so that a resumed run sees the same ones."""
+
+    split: Split
+    """Scenes to draw from."""
+    augmentation: Augmentation
+    """How chips are drawn and changed."""
+    batch: int
+    """Chips in a batch."""
+    seed: int
+    """Seed of all randomness, with the number of the batch."""
+
+    def draw_batch(self, number: int) -> ChipTensors:
+        """Draw the batch of a number: image (B, 3, H, W) and height_m (B, H / 2, W / 2)."""
+        generator = np.random.default_rng((self.seed, number))
+        scenes = self.split.batches(number) if self.split.batches else [None] * self.batch
+        return stack([self._augmented(scene, generator) for scene in scenes])
+
+    def draw_pool_chip(self, number: int) -> ChipTensors:
+        """Draw one chip of a pool by its number: image (3, H, W) and height_m (H / 2, W / 2)."""
+        batch, position = divmod(number, self.batch)
+        scene = self.split.batches(batch)[position] if self.split.batches else None
+        return self._augmented(scene, np.random.default_rng((self.seed, number)))
+
+    def _augmented(self, scene: int | None, generator: np.random.Generator) -> ChipTensors:
+        chip = self._drawn_from(scene, generator)
+        if generator.random() < self.augmentation.mix:
+            chip = mix_chips(chip, self._drawn_from(None, generator), generator)
+        return chip
+
+    def _drawn_from(self, scene: int | None, generator: np.random.Generator) -> ChipTensors:
+        """Draw a chip from a training scene, by its position or by chance."""
+        split, augmentation = self.split, self.augmentation
+        position = generator.choice(len(split.train), p=split.chances) if scene is None else scene
+        image, height = draw_chip(split.train[position], generator, augmentation.chip_px, augmentation.zoom)
+        # shadows before colour: exposure changes what lies in the shade too
+        if generator.random() < augmentation.shadows:
+            image = cast_shadows(image, generator)
+        if augmentation.colour > 0:
+            image = jitter_colour(jitter_sharpness(image, generator), generator, augmentation.colour)
+        return image, height
 
 
-def draw_batch(number: int, split: Split, config: TrainConfig) -> Chip:
-    """The batch of a number: image (B, 3, H, W) and height_m (B, H / 2, W / 2)."""
-    generator = np.random.default_rng((config.loop.seed, number))
-    chosen = split.batches(number) if split.batches else [None] * config.batch
-    return _stacked([_augmented(split, which, generator, config) for which in chosen])
+@dataclass(frozen=True)
+class PoolSampler:
+    """Batches from a pool of chips that are learnt from again and again, with the tokens of a frozen encoder."""
+
+    sampler: ChipSampler
+    """Draws the pool's chips."""
+    size: int
+    """Chips in the pool."""
+    tokens: TokenCache
+    """Tokens of the pool's chips."""
+
+    def draw_batch(self, number: int) -> ChipBatch:
+        """Draw the batch of a number: images, heights and tokens (taps, B, C, h, w)."""
+        numbers = [int(chip) for chip in pool_order(number, self.size, self.sampler.batch, self.sampler.seed)]
+        chips = [self.sampler.draw_pool_chip(chip) for chip in numbers]
+        taps = [self.tokens(chip, image) for chip, (image, _) in zip(numbers, chips, strict=True)]
+        return *stack(chips), torch.stack(taps, dim=1)
 
 
-def draw_pooled(number: int, split: Split, config: TrainConfig, tokens: KeptTokens) -> ChipBatch:
-    """The batch of a number from the pool: images, heights and tokens."""
-    assert config.pool
-    drawn = pooled(number, config.pool, config.batch, config.loop.seed)
-    chips = [_pool_chip(int(which), split, config) for which in drawn]
-    taps = [tokens(int(which), image) for which, (image, _) in zip(drawn, chips, strict=True)]
-    return *_stacked(chips), torch.stack(taps, dim=1)
+def pool_order(number: int, pool: int, batch: int, seed: int) -> NDArray[np.int64]:
+    """Return the chips (batch,) of a pool in the batch of a number: every pass takes each once, in another order.
 
-
-def pooled(number: int, pool: int, batch: int, seed: int) -> NDArray[np.int64]:
-    """Chips (batch,) of a pool in the batch of a number: every pass takes each chip once, in another order.
-
-    A chip keeps its place in a batch, so that every batch has its short and tall trees.
+    A chip stays at its position within a batch, so that every batch has its short and tall trees.
     """
-    done, at = divmod(number, pool // batch)
+    passes, position = divmod(number, pool // batch)
     firsts = np.tile(np.arange(0, pool, batch), (batch, 1))
-    order = np.random.default_rng((seed, done)).permuted(firsts, axis=1)
-    return np.asarray(order[:, at] + np.arange(batch))
+    order = np.random.default_rng((seed, passes)).permuted(firsts, axis=1)
+    return np.asarray(order[:, position] + np.arange(batch))
 
 
-def _pool_chip(number: int, split: Split, config: TrainConfig) -> Chip:
-    batch, place = divmod(number, config.batch)
-    which = split.batches(batch)[place] if split.batches else None
-    return _augmented(split, which, np.random.default_rng((config.loop.seed, number)), config)
-
-
-def _stacked(chips: Sequence[Chip]) -> Chip:
+def stack(chips: Sequence[ChipTensors]) -> ChipTensors:
+    """Stack chips along a first dimension."""
     images, heights = zip(*chips, strict=True)
     return torch.stack(images), torch.stack(heights)
-
-
-def _augmented(split: Split, which: int | None, generator: np.random.Generator, config: TrainConfig) -> Chip:
-    chip = _draw(split, which, generator, config)
-    if generator.random() < config.mix:
-        chip = mix_chips(chip, _draw(split, None, generator, config), generator)
-    return chip
-
-
-def _draw(split: Split, which: int | None, generator: np.random.Generator, config: TrainConfig) -> Chip:
-    scene = split.train[generator.choice(len(split.train), p=split.chances) if which is None else which]
-    image, height = draw_chip(scene, generator, config.drawn_px, config.zoom)
-    if generator.random() < config.shadows:
-        image = cast_shadows(image, generator)
-    if config.colour > 0:
-        image = jitter_colour(jitter_sharpness(image, generator), generator, config.colour)
-    return image, height

@@ -1,4 +1,4 @@
-"""Tokens that a frozen encoder makes of chips, kept on disk: each chip passes through it once."""
+"""Tokens that a frozen encoder makes of chips, stored on disk: each chip passes through the encoder once."""
 
 import hashlib
 import shutil
@@ -10,29 +10,29 @@ from torch import Tensor
 from canopy.errors import TrainingError
 from canopy.models.dpt import DPTHeights
 from canopy.training.loop import frozen_copy
-from tiles.files import read_kept, write_kept
+from tiles.files import read_cached, write_cached
 
 
-class KeptTokens:
-    """What an encoder makes of numbered chips: computed the first time, then read from the chip's file.
+class TokenCache:
+    """Tokens of numbered chips: computed the first time, then read from the chip's file.
 
-    A file's key is the encoder and the chip's pixels, so one of another encoder or chip is as good as none. A chip
-    passes through the encoder alone: its tokens do not depend on what else is in a batch, nor on when they are made.
+    A file's key is the encoder and the chip's pixels, so a file of another encoder or chip counts as absent. A chip
+    passes through the encoder alone: its tokens depend neither on the rest of a batch nor on when they are computed.
 
     Args:
-        net: Whose encoder it is. A copy is kept, for a network in training changes its modes.
-        folder: Of the files.
-        chips: How many chips there are.
-        chip_px: Their side.
+        net: Network with the encoder. The cache copies it, for a network in training changes its modes.
+        folder: Folder of the files.
+        chips: Number of chips.
+        chip_px: Side of a chip, pixels.
 
     Raises:
-        TrainingError: The disk has no room for the tokens of all of them.
+        TrainingError: The disk has no room for the tokens of all chips.
     """
 
     def __init__(self, net: DPTHeights, folder: Path, chips: int, chip_px: int) -> None:
         self._net, self._folder = frozen_copy(net), folder
-        noise = self._computed(torch.rand(3, chip_px, chip_px, generator=torch.Generator().manual_seed(0)))
-        # Known by what it makes of noise: weights, settings and the machine's rounding are all in that.
+        noise = self._compute(torch.rand(3, chip_px, chip_px, generator=torch.Generator().manual_seed(0)))
+        # The tokens of noise identify the encoder: weights, settings and the machine's rounding all show in them.
         self._encoder, self._shape = hashlib.sha256(_bytes(noise)).digest(), noise.shape
         folder.mkdir(exist_ok=True)
         missing = chips * noise.nbytes - sum(path.stat().st_size for path in folder.iterdir())
@@ -40,27 +40,29 @@ class KeptTokens:
         if missing > free:
             raise TrainingError(
                 f"{folder}: tokens of {chips} chips take {missing / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free: "
-                "make room and pass --resume, or begin another run with a smaller pool"
+                "make room and run again with --resume, or start another run with a smaller pool"
             )
 
     def __call__(self, number: int, image: Tensor) -> Tensor:
-        """Tokens of a chip: (3, H, W) image in [0, 1] to (taps, C, h, w), on the CPU.
+        """Return the tokens of a chip: (3, H, W) image in [0, 1] to (taps, C, h, w), on the CPU.
 
         Raises:
-            TrainingError: They cannot be written.
+            TrainingError: The tokens cannot be written.
         """
         path, key = self._folder / f"{number:08d}", self._encoder + _bytes(image)
-        content = read_kept(path, key)
+        content = read_cached(path, key)
         if content is None:
-            content = _bytes(self._computed(image))
+            content = _bytes(self._compute(image))
             try:
-                write_kept(path, key, content)
+                write_cached(path, key, content)
             except OSError as error:
-                raise TrainingError(f"cannot write {path}: {error.strerror}; mend that and pass --resume") from error
+                raise TrainingError(
+                    f"cannot write {path}: {error.strerror}; fix it, then run again with --resume"
+                ) from error
         return torch.frombuffer(bytearray(content), dtype=torch.float32).view(self._shape)
 
     @torch.no_grad()
-    def _computed(self, image: Tensor) -> Tensor:
+    def _compute(self, image: Tensor) -> Tensor:
         return torch.cat(self._net.tapped(image[None].to(self._net.mean.device))).cpu()
 
 

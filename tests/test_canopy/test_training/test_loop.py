@@ -1,0 +1,178 @@
+"""The loop itself, on a line fitted in milliseconds: resumption to the bit, rates, averages, order of batches."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from canopy.errors import TrainingError
+from canopy.training.config import LoopConfig
+from canopy.training.loop import Supervised, blend, computes_bf16, fit, frozen_copy, learning_rate
+
+LOOP = LoopConfig(steps=10, lr=0.01, warmup_steps=2, checkpoint_every=5, evaluate_every=5, amp=False)
+
+
+def fit_line(run: Path, *, stop_at: int = 99, config: LoopConfig = LOOP, resume: bool = False) -> nn.Module:
+    """Fit a line by the loop, with dropout so that random state counts."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def batch(number: int) -> Tensor:
+        return torch.randn(16, 4, generator=torch.Generator().manual_seed(number))
+
+    def loss(model: nn.Module, x: Tensor, step: int) -> Tensor:
+        return (model(x)[:, 0] - x.sum(dim=1)).square().mean()
+
+    def stop(entry: dict[str, Any]) -> None:
+        if "loss" in entry and entry["step"] == stop_at:
+            raise KeyboardInterrupt
+
+    return fit(net, loss, batch, config, run, resume=resume, evaluate=lambda model, step: {}, report=stop)
+
+
+def fit_one(run: Path, loss: Callable[[nn.Module, Tensor, int], Tensor], config: LoopConfig, **how: Any) -> nn.Module:
+    """Fit one weight, from 1, under a loss."""
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(net.weight)
+    values: dict[str, Any] = {"resume": False, "evaluate": lambda model, step: {}, "report": lambda entry: None, **how}
+    return fit(net, loss, lambda number: torch.full((1, 1), float(number)), config, run, **values)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    states = first.state_dict().values(), second.state_dict().values()
+    return all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_a_resumed_run_ends_at_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = fit_line(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit_line(tmp_path / "cut", stop_at=7)
+    assert same(fit_line(tmp_path / "cut", resume=True), whole)
+    assert len((tmp_path / "cut" / "log.jsonl").read_text().splitlines()) == 12
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    whole = fit_line(tmp_path)
+    log = (tmp_path / "log.jsonl").read_text()
+    assert same(fit_line(tmp_path, resume=True), whole)
+    assert (tmp_path / "log.jsonl").read_text() == log
+
+
+def test_a_run_that_is_not_resumed_starts_from_the_beginning(tmp_path: Path) -> None:
+    whole = fit_line(tmp_path)
+    assert same(fit_line(tmp_path), whole)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_batches_come_in_order_once(tmp_path: Path, accumulate: int) -> None:
+    numbers: list[float] = []
+
+    def loss(model: nn.Module, x: Tensor, step: int) -> Tensor:
+        numbers.append(x.item())
+        assert len(numbers) == step * accumulate + (len(numbers) - 1) % accumulate + 1
+        return model(x).sum() * 0
+
+    fit_one(tmp_path, loss, LOOP.model_copy(update={"accumulate": accumulate}))
+    assert numbers == [float(n) for n in range(10 * accumulate)]
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path: Path) -> None:
+    small = LOOP.model_copy(update={"steps": 1, "accumulate": 2, "clip_norm": 100.0, "ema": 0.0})
+
+    def loss(model: nn.Module, x: Tensor, step: int) -> Tensor:
+        return (model(x) - 3).square().sum()
+
+    halves = fit_one(tmp_path / "halves", loss, small)
+    whole = fit_one(
+        tmp_path / "whole", lambda model, x, step: (loss(model, x, 0) + loss(model, x + 1, 0)) / 2,
+        small.model_copy(update={"accumulate": 1}),
+    )  # fmt: skip
+    assert same(halves, whole)
+
+
+def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path) -> None:
+    evaluated: list[int] = []
+    config = LOOP.model_copy(update={"steps": 7, "checkpoint_every": 2, "evaluate_every": 3})
+    fit_one(
+        tmp_path, lambda model, x, step: model(x).sum() * 0, config,
+        evaluate=lambda model, step: evaluated.append(step) or {"metrics": {"all": {"mae_m": 1.0}}},
+    )  # fmt: skip
+    assert evaluated == [2, 5, 6]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000006.pt", "00000007.pt"]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "metrics" in line] == evaluated
+
+
+def test_nan_loss_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="loss is nan at step 0"):
+        fit_one(tmp_path, lambda model, x, step: model(x).sum() * torch.nan, LoopConfig(steps=2))
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    norms: list[float] = []
+    step_of = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *args: Any) -> Any:
+        norms.append(float(self.param_groups[0]["params"][0].grad.norm()))
+        return step_of(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        fit_one(tmp_path, lambda model, x, step: 1000 * model(x + 1).sum(), LOOP.model_copy(update={"clip_norm": 0.5}))
+    assert norms == pytest.approx([0.5] * 10, rel=1e-4)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [learning_rate(step, 100, 1.0, 10) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
+    assert learning_rate(0, 100, 1.0, 0) == 1.0
+
+
+def test_slow_parameters_have_a_rate_of_their_own_and_matrices_alone_decay() -> None:
+    net = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    net["encoder"].pos_embed = nn.Parameter(torch.zeros(1, 2, 2))
+    learner = Supervised(net, lambda model, x, step: x, LOOP, slow=("encoder", 0.1))
+    learner.schedule(1)
+    groups = {
+        name: (group["lr"], group["weight_decay"])
+        for group in learner.optimizer.param_groups
+        for name, parameter in net.named_parameters()
+        if any(parameter is member for member in group["params"])
+    }
+    assert groups == {
+        "encoder.weight": (0.001, 0.05), "encoder.bias": (0.001, 0.0), "encoder.pos_embed": (0.001, 0.0),
+        "head.weight": (0.01, 0.05), "head.bias": (0.01, 0.0),
+    }  # fmt: skip
+
+
+def test_an_average_moves_by_its_decay_and_copies_integers() -> None:
+    average, net = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    nn.init.constant_(net.weight, 5.0)
+    net.num_batches_tracked.fill_(7)
+    blend(average, net, 0.75)
+    assert average.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 5)
+    assert average.num_batches_tracked.item() == 7
+
+
+def test_a_frozen_copy_follows_nothing() -> None:
+    net = nn.Linear(1, 1)
+    frozen = frozen_copy(net)
+    nn.init.zeros_(net.weight)
+    assert not frozen.training
+    assert not frozen.weight.requires_grad
+    assert frozen.weight.item() != 0
+
+
+def test_bf16_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert computes_bf16(torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert not computes_bf16(torch.device("cpu"))
