@@ -86,7 +86,8 @@ class Regridder:
             window: Window of the grid.
         """
         rows, cols = np.arange(window.row0, window.row1) + 0.5, np.arange(window.col0, window.col1) + 0.5
-        row, col = (np.floor(at).astype(np.int64) for at in self._to_source(*np.meshgrid(rows, cols, indexing="ij")))
+        position = self._to_source(*np.meshgrid(rows, cols, indexing="ij"))
+        row, col = (np.floor(axis).astype(np.int64) for axis in position)
         row, col = row - source_window.row0, col - source_window.col0
         inside = (row >= 0) & (row < values.shape[0]) & (col >= 0) & (col < values.shape[1])
         return np.where(inside, values[np.where(inside, row, 0), np.where(inside, col, 0)], values.dtype.type(0))
