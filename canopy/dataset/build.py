@@ -33,13 +33,14 @@ from canopy.config import dump_config
 from canopy.dataset.candidates import Candidate, cut_scene, scene_record
 from canopy.dataset.config import DatasetConfig, SourceConfig
 from canopy.dataset.decisions import decide
+from canopy.dataset.inputs import content
 from canopy.dataset.records import DROP, KEEP, PARTS, ChipRecord, column_kinds
 from canopy.dataset.scene_files import SceneFiles, list_scenes
 from canopy.dataset.store import FORMAT, INDEX, STORE, PartWriter, read_records
 from canopy.errors import CanopyError, DatasetError, OutputError, one_line
 from canopy.progress import Progress, Report, ignore
 from canopy.version import __version__
-from tiles.files import file_sha256, replacing
+from tiles.files import replacing
 from tiles.locks import hold
 
 _WORK, _DRAFT, _CONFIG = ".work", ".draft", "config.yaml"
@@ -154,18 +155,10 @@ def _plan(config: DatasetConfig, work: Path) -> list[_Task]:
 
 
 def _task_digest(scenes: Sequence[SceneFiles], source: SourceConfig, config: DatasetConfig) -> str:
-    """Digest the files' bytes, not their paths or times: a copy of the data elsewhere is the same data."""
-    contents = [(scene.source, scene.name, [_content(path) for path in scene.files()]) for scene in scenes]
+    """Digest the bytes of all inputs, not their paths or times: a copy of the data elsewhere is the same data."""
+    contents = [(scene.source, scene.name, [content(path) for path in scene.files()]) for scene in scenes]
     settings = config.model_dump(mode="json", exclude={"name", "splits", "sources", "root"})
     return _digest((contents, settings, source.model_dump(mode="json"), __version__))
-
-
-def _content(path: Path) -> tuple[str, str]:
-    """Return name and sha256 of a file; the name may say the date."""
-    try:
-        return path.name, file_sha256(path)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error.strerror}): check the file") from error
 
 
 def _digest(value: Any) -> str:

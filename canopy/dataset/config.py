@@ -1,11 +1,23 @@
 """Configuration of `canopy dataset build`."""
 
 import math
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from canopy.config import Config
+
+
+def _require_plain_name(name: str) -> str:
+    """Refuse a name that is a path: the names of chips are source/scene/row_column, and no name may leave a folder."""
+    if not re.fullmatch(r"[^/\\:\x00-\x1f]{1,100}", name) or name.strip(". ") != name.strip():
+        raise ValueError(f"source name {name[:40]!r}: no path and no dots around it expected, such as osbs_2019")
+    return name
+
+
+SourceName = Annotated[str, AfterValidator(_require_plain_name)]
 
 
 class SourceConfig(Config):
@@ -92,7 +104,7 @@ class DatasetConfig(Config):
     """Name of the set, stored with it."""
     root: Path
     """Folder below which all sources lie."""
-    sources: dict[str, SourceConfig] = Field(min_length=1)
+    sources: dict[SourceName, SourceConfig] = Field(min_length=1)
     """Sources by their keys."""
     gsd_m: float = Field(default=0.5, gt=0)
     """Pixel side of labelled chips, metres."""

@@ -1,5 +1,7 @@
 """Which files each scene of a source is read from, decided before any pixel is."""
 
+import glob
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +9,9 @@ from pathlib import Path
 
 from canopy.dataset.config import SourceConfig
 from canopy.dataset.tile_trees import MapTile, locate_tile
-from canopy.errors import DatasetError
+from canopy.errors import DatasetError, one_line
 
 SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".vrt"})
-_WILDCARDS = frozenset("*?[")
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,35 @@ def list_scenes(name: str, source: SourceConfig, root: Path) -> list[SceneFiles]
     Raises:
         DatasetError: No scene, a scene without its heights, or two scenes of one name.
     """
-    matches = sorted(root.glob(source.images)) if root.is_dir() else []
+    matches = _matches(root, source.images)
     paths = [path for top in matches for path in (sorted(top.rglob("*")) if top.is_dir() else [top])]
     images = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not images:
         raise DatasetError(f"source {name}: no scenes at {root / source.images}; check root and images")
-    base = _fixed_folder(root, source.images)
+    base = _literal_folder(root, source.images)
     scenes = [_scene(name, source, root, base, image) for image in images]
     _require_unique(name, scenes)
     return scenes
 
 
-def _fixed_folder(root: Path, pattern: str) -> Path:
-    """Return the deepest folder that a glob names without wildcards."""
-    fixed = root / Path(*(part for part in Path(pattern).parts if not set(part) & _WILDCARDS))
-    return fixed if fixed.is_dir() else fixed.parent
+def _matches(root: Path, pattern: str) -> list[Path]:
+    """Return what a glob below the root matches; a file or folder of exactly that name, site[1] too, comes first."""
+    if (root / pattern).exists():
+        return [root / pattern]
+    try:
+        return sorted(root.glob(pattern)) if root.is_dir() else []
+    except (ValueError, NotImplementedError, re.error) as error:
+        raise DatasetError(f"images {pattern!r} is no glob below {root}: {one_line(error)}") from error
+
+
+def _literal_folder(root: Path, pattern: str) -> Path:
+    """Return the deepest folder that a glob names literally."""
+    folder = root
+    for part in Path(pattern).parts:
+        if not (folder / part).is_dir():
+            break
+        folder /= part
+    return folder
 
 
 def _scene(name: str, source: SourceConfig, root: Path, base: Path, image: Path) -> SceneFiles:
@@ -89,10 +104,12 @@ def _scene(name: str, source: SourceConfig, root: Path, base: Path, image: Path)
 
 
 def _clouds(name: str, pattern: str, root: Path, scene: str) -> tuple[Path, ...]:
-    pattern = pattern.replace("{scene}", scene)
-    clouds = tuple(sorted(root.glob(pattern)))
+    # A scene in the folder site[1] is no glob of its own.
+    clouds = tuple(sorted(root.glob(pattern.replace("{scene}", glob.escape(scene)))))
     if not clouds:
-        raise DatasetError(f"source {name}: no point cloud at {root / pattern} for scene {scene}")
+        raise DatasetError(
+            f"source {name}: no point cloud at {root / pattern.replace('{scene}', scene)} for scene {scene}"
+        )
     return clouds
 
 

@@ -36,6 +36,8 @@ from canopy.errors import DatasetError, OutputBusyError, OutputError
 from tiles.locks import hold
 
 CONFIG = Path(__file__).parents[3] / "configs" / "dataset.yaml"
+STORED = [".lock", "chips.parquet", "chips.zarr", "config.yaml"]
+"""All that a finished build leaves in its folder."""
 
 
 def test_a_build_cut_short_goes_on_to_the_same_bytes(
@@ -258,6 +260,17 @@ def test_point_clouds_take_the_place_of_heights(tmp_path: Path) -> None:
     error = np.abs(whole - truth.chm_m)[~unknown]
     assert np.quantile(error, 0.95) < 0.05
     assert np.median(error[truth.chm_m[~unknown] > 2]) < 0.02
+
+
+def test_heights_from_clouds_stay_inside_the_store(tmp_path: Path) -> None:
+    """The name of a source or scene is no part of the path of a file that a build writes."""
+    truth = forest(64, 7, (320_000, 4_100_000))
+    write_pair(truth, tmp_path / "data" / "pairs" / "..s")
+    write_laz(truth, tmp_path / "data" / "lidar" / "..s_1.laz", density=4)
+    build(cloud_config(tmp_path / "data"), tmp_path / "out" / "store")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["store"]
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "out"}
+    assert sorted(path.name for path in (tmp_path / "out" / "store").iterdir()) == STORED
 
 
 def test_a_scene_without_its_clouds_is_an_error_and_a_broken_cloud_is_recorded(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from canopy.config import load_config
+from canopy.config import load_config, parse
 from canopy.dataset.config import DatasetConfig
 from canopy.errors import ConfigError
 
@@ -50,3 +50,20 @@ def test_every_source_names_its_licence(tmp_path: Path) -> None:
 def test_a_cell_is_a_whole_number_of_pixels(gsd_m: float, cell_m: float, cell_px: int) -> None:
     override = (f"gsd_m={gsd_m}", f"height_cell_m={cell_m}", "chip_px=240", "stride_px=240")
     assert load_config(CONFIG, DatasetConfig, override).cell_px == cell_px
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "a/b", "a\\b", "..", ".", "", ".hidden", "c:", "tab\there", "x" * 101, "nul\0", "end."]
+)
+def test_a_source_name_that_could_leave_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    source = {"images": "*.tif", "site": "s", "licence": "none"}
+    with pytest.raises(ConfigError, match="no path and no dots around it expected") as caught:
+        parse(DatasetConfig, {"name": "t", "root": str(tmp_path), "sources": {name: source}}, "c.yaml")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["osbs_2019", "naip ca 0.6m", "été-1", "a.b", "第一"])
+def test_other_source_names_are_kept(tmp_path: Path, name: str) -> None:
+    source = {"images": "*.tif", "site": "s", "licence": "none"}
+    config = parse(DatasetConfig, {"name": "t", "root": str(tmp_path), "sources": {name: source}}, "c.yaml")
+    assert list(config.sources) == [name]

@@ -71,3 +71,26 @@ def test_what_is_missing_is_named(tmp_path: Path, names: tuple[str, ...], values
 def test_a_root_that_does_not_exist_has_no_scenes(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no scenes"):
         list_scenes("a", source("*.tif"), tmp_path / "nothing")
+
+
+def test_a_folder_that_looks_like_a_glob_is_a_folder(tmp_path: Path) -> None:
+    """site[1] would match site1 alone."""
+    touch(tmp_path, "site[1]/pairs/s[2]/rgb.tif", "lidar/s[2]_1.laz", "lidar/s2_1.laz", "site1/pairs/x/rgb.tif")
+    (scene,) = list_scenes("a", source("pairs/*/rgb.tif", clouds="../lidar/{scene}_*.laz"), tmp_path / "site[1]")
+    assert scene.name == "s[2]"
+    assert [path.name for path in scene.clouds] == ["s[2]_1.laz"]
+    (scene,) = list_scenes("i", source("site[1]"), tmp_path)
+    assert scene.name == "pairs_s[2]_rgb"
+    (scene,) = list_scenes("i", source("site[1]/pairs/s[2]/rgb.tif"), tmp_path)
+    assert scene.name == "rgb"
+
+
+def test_a_wildcard_above_fixed_folders_names_scenes_by_all_that_varies(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a/rgb/x.tif", "images/b/rgb/x.tif")
+    assert [scene.name for scene in list_scenes("i", source("images/*/rgb/x.tif"), tmp_path)] == ["a_rgb_x", "b_rgb_x"]
+
+
+@pytest.mark.parametrize("pattern", ["/absolute/*.tif", ""])
+def test_a_pattern_that_is_no_glob_is_named(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(DatasetError, match=r"no glob|no scenes"):
+        list_scenes("i", source(pattern), tmp_path)
