@@ -74,7 +74,7 @@ def score(options: argparse.Namespace, settings: list[str], run: Path) -> dict[s
     every = [f"loop.{key}={options.steps}" for key in ("steps", "evaluate_every", "checkpoint_every")]
     config = load_config(options.config, PretrainConfig, (*settings, *every))
     result = probe(pretrain(config, run), options.pairs)
-    linear, knn = (result.comparison("height_m", method) for method in ("linear", "knn"))
+    linear, knn = (result.ground.comparison("height_m", method) for method in ("linear", "knn"))
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     signs = [entry for entry in entries if "information" in entry][-1]
     return {

@@ -1,16 +1,20 @@
 """Squares of ground with features of their image and heights from lidar: the samples that a probe regresses."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from affine import Affine
 from numpy.typing import NDArray
 
 from canopy.dataset.scene import Scene
 from canopy.errors import TrainingError
 from pretrain.encoder import Encoder
+from pretrain.statistics import patch_statistics
 
 Array = NDArray[np.float64]
 Image = NDArray[np.uint8]
@@ -21,6 +25,22 @@ CELL_PX = 32
 CHIP_PX = 128
 BLOCK_M = 128.0
 COVER_M = 2.0
+FAR = 1e9
+STRIP_PX = 256
+"""Rows of an image whose statistics are computed at once: bounds memory."""
+Name = TypeVar("Name", bound=Any)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a scene lies: blocks and distances are those of the ground, not of the scene."""
+
+    lattice: str
+    """Name of the CRS; of a scene without one, a name of its own."""
+    cell_to_m: Affine
+    """From column and row of the scene's heights to metres along the CRS's axes."""
+    site: str
+    """Name of the group of scenes that lie close to each other."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,10 @@ class Cells:
     """(n,) share of the cell above 2 m."""
     block: NDArray[np.int64]
     """(n,) number of the spatial block, from 0, none left out."""
+    position: Array
+    """(n, 3) x and y of the centre, metres, and the number of the CRS times `FAR`: a distance over CRSs is large."""
+    site: tuple[str, ...]
+    """(n,) name of the site."""
 
 
 @dataclass(frozen=True)
@@ -47,33 +71,51 @@ class _Cell:
     """Mean height, metres."""
     cover: float
     """Share above 2 m."""
-    block: tuple[str, int, int]
-    """Scene, row and column of the spatial block."""
+    lattice: str
+    """CRS of the centre."""
+    centre_m: tuple[float, float]
+    """x and y of the centre, metres."""
+    site: str
+    """Name of the site."""
+
+    @property
+    def block(self) -> tuple[str, int, int]:
+        """CRS, column and row of the spatial block: a lattice of 128 m from the CRS's origin."""
+        x_m, y_m = self.centre_m
+        return self.lattice, math.floor(x_m / BLOCK_M), math.floor(y_m / BLOCK_M)
 
 
-def measure(scenes: Sequence[Scene], features: Features) -> Cells:
+def measure(scenes: Sequence[Scene], grounds: Sequence[Ground], features: Features) -> Cells:
     """Return features and heights of all cells of which lidar covers at least half.
 
     Args:
         scenes: Images and heights.
+        grounds: Where each scene lies.
         features: Features of the cells of an image.
 
     Raises:
         TrainingError: No scene contains a whole cell.
     """
-    cells = [cell for scene in scenes for cell in _scene_cells(scene, features)]
+    cells = [c for scene, ground in zip(scenes, grounds, strict=True) for c in _scene_cells(scene, ground, features)]
     if not cells:
         raise TrainingError(f"no scene contains a whole cell of {CELL_PX} px with heights")
-    numbers = {name: number for number, name in enumerate(sorted({cell.block for cell in cells}))}
+    blocks, lattices = _numbers({cell.block for cell in cells}), _numbers({cell.lattice for cell in cells})
     return Cells(
         features=np.stack([cell.features for cell in cells]),
         height_m=np.array([cell.height_m for cell in cells]),
         cover=np.array([cell.cover for cell in cells]),
-        block=np.array([numbers[cell.block] for cell in cells]),
+        block=np.array([blocks[cell.block] for cell in cells]),
+        position=np.array([(*cell.centre_m, FAR * lattices[cell.lattice]) for cell in cells]),
+        site=tuple(cell.site for cell in cells),
     )
 
 
-def _scene_cells(scene: Scene, features: Features) -> Iterator[_Cell]:
+def _numbers(names: set[Name]) -> dict[Name, int]:
+    """Number names in their order, from 0."""
+    return {name: number for number, name in enumerate(sorted(names))}
+
+
+def _scene_cells(scene: Scene, ground: Ground, features: Features) -> Iterator[_Cell]:
     """Yield the cells of a scene, row by row."""
     rows, cols = (length // CELL_PX for length in scene.image.shape[1:])
     if not rows or not cols:
@@ -81,13 +123,13 @@ def _scene_cells(scene: Scene, features: Features) -> Iterator[_Cell]:
     by_cell = features(scene.image[:, : rows * CELL_PX, : cols * CELL_PX])
     # the image has two pixels to one of the heights
     side = CELL_PX // 2
-    per_block = round(BLOCK_M / (side * scene.cell_m))
     for row, col in np.ndindex(rows, cols):
         heights_m = scene.height_m[row * side : (row + 1) * side, col * side : (col + 1) * side]
         finite_m = heights_m[np.isfinite(heights_m)]
         if finite_m.size >= heights_m.size / 2:
-            block = (scene.name, row // per_block, col // per_block)
-            yield _Cell(by_cell[row, col], float(finite_m.mean()), float((finite_m > COVER_M).mean()), block)
+            centre_m = ground.cell_to_m @ ((col + 0.5) * side, (row + 0.5) * side)
+            cover = float((finite_m > COVER_M).mean())
+            yield _Cell(by_cell[row, col], float(finite_m.mean()), cover, ground.lattice, centre_m, ground.site)
 
 
 @torch.inference_mode()
@@ -135,3 +177,20 @@ def colour_statistics(image: Image) -> Array:
     flat = split.transpose(1, 3, 0, 2, 4).reshape(height // CELL_PX, width // CELL_PX, channels, -1)
     parts = [flat.mean(-1), flat.std(-1), *np.percentile(flat, (5, 50, 95), axis=-1)]
     return np.concatenate(parts, axis=-1)
+
+
+def edge_statistics(image: Image) -> Array:
+    """Return the histograms of colour and of oriented gradients of every cell, the targets of `terms.statistics`.
+
+    Args:
+        image: (3, H, W) uint8 RGB; H and W multiples of the cell.
+
+    Returns:
+        (H / 32, W / 32, STATISTICS) float64.
+    """
+    _, height, width = image.shape
+    strips = [
+        patch_statistics(torch.from_numpy(image[:, top : top + STRIP_PX].copy())[None].float() / 255, CELL_PX)
+        for top in range(0, height, STRIP_PX)
+    ]
+    return torch.cat(strips, dim=1).view(height // CELL_PX, width // CELL_PX, -1).double().numpy()

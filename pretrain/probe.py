@@ -1,50 +1,31 @@
 """Test of frozen features: canopy height and cover regressed on them, with spatial blocks held out."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from affine import Affine
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
-from canopy.errors import ConfigError
-from canopy.evaluation.bootstrap import draw_blocks, percentile_interval
-from canopy.evaluation.residuals import r2_from_sums
-from canopy.models.bundle import find_bundle, read_bundle, save_bundle
-from pretrain.cells import Array, Features, colour_statistics, encode, measure
-from pretrain.encoder import from_card, load_encoder
+from canopy.dataset.scene import Scene
+from canopy.errors import ConfigError, TrainingError
+from canopy.models.bundle import Card, find_bundle, read_bundle, save_bundle
+from pretrain.cells import Array, Features, Ground, colour_statistics, edge_statistics, encode, measure
+from pretrain.encoder import Encoder, from_card, load_encoder
 from pretrain.picture import save_principal_colours
-from pretrain.regression import Regression, held_out, nearest, ridge
+from pretrain.regression import block_folds, site_folds
+from pretrain.scores import GroundResult, compare_features
 
-TARGETS = ("height_m", "cover")
-METHODS: dict[str, Regression] = {"linear": ridge, "knn": nearest}
+UNTRAINED = 5
+SITE_M = 10_000.0
+EARTH_RADIUS_M = 6_371_000.0
 PICTURE_PX = 384
-
-
-@dataclass(frozen=True)
-class Score:
-    """R2 on ground that was held out, or a difference of two."""
-
-    r2: float | None
-    """R2; None where the truth does not vary."""
-    interval: tuple[float, float] | None
-    """95 % interval over blocks; None with too few blocks."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Scores of one regression of one target on several kinds of features."""
-
-    target: str
-    """`height_m` or `cover`."""
-    method: str
-    """`linear` or `knn`."""
-    scores: dict[str, Score]
-    """R2 by features."""
-    gains: dict[str, Score]
-    """R2 of the first features less that of the others, by the others."""
 
 
 @dataclass(frozen=True)
@@ -53,116 +34,122 @@ class ProbeResult:
 
     name: str
     """Name of the encoder."""
-    cells: int
-    """Number of cells."""
-    blocks: int
-    """Number of spatial blocks."""
-    comparisons: tuple[Comparison, ...]
-    """One for every target and method."""
-
-    def comparison(self, target: str, method: str) -> Comparison:
-        """Return the comparison of a target and a method."""
-        return next(c for c in self.comparisons if (c.target, c.method) == (target, method))
+    ground: GroundResult
+    """All cells, each predicted without its block and what lies within the buffer around it."""
+    sites: dict[str, GroundResult]
+    """Cells of each site, predicted without the site; empty with a single site."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON has it: by target, method and features."""
-        tree: dict[str, Any] = {"name": self.name, "cells": self.cells, "blocks": self.blocks}
-        for c in self.comparisons:
-            scores, gains = ({name: asdict(s) for name, s in table.items()} for table in (c.scores, c.gains))
-            tree.setdefault(c.target, {})[c.method] = {**scores, "gain": gains}
-        return tree
+        """Return the result as JSON has it."""
+        sites = {name: result.to_json() for name, result in self.sites.items()}
+        return {"name": self.name, **self.ground.to_json(), "sites": sites}
 
 
-def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0) -> ProbeResult:
-    """Compare the features of an encoder with those of the same one untrained, and with colour statistics.
+def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0, untrained: int = UNTRAINED) -> ProbeResult:
+    """Compare the features of an encoder with those of the same one untrained, and with hand-made statistics.
 
     Args:
         encoder: Bundle of an encoder or of a height model, or a bundled one's name.
         pairs: Folder of scenes with image and lidar heights.
         enlarge: Factor by which encoders see images enlarged, `architecture.enlarge` of a height model: 1, 2 or 4.
-        seed: Seed of the untrained encoder, of the folds and of the bootstrap.
+        seed: Seed of the untrained encoders, of the folds and of the bootstrap.
+        untrained: Number of untrained encoders: R2 of one depends on its seed.
 
     Returns:
-        Scores of the features `encoder`, `random` and `colour`.
+        Scores of the features `encoder`, `random`, `statistics` and `colour`.
 
     Raises:
         ModelError: Not a bundle.
         ConfigError: Another factor.
-        TrainingError: No scenes.
+        TrainingError: No scenes, or too little ground to hold some of it out.
     """
     if enlarge not in (1, 2, 4):
         raise ConfigError(f"images enlarged {enlarge} times: 1, 2 or 4 expected")
     card, trained = load_encoder(encoder)
-    torch.manual_seed(seed)
-    untrained = from_card(card).eval()
     # needs GDAL, which the rest of the stage does not
     from canopy.dataset.scene_folders import read_scenes
 
     scenes = read_scenes(pairs)
-    kinds: dict[str, Features] = {
-        "encoder": lambda image: encode(trained, image, enlarge),
-        "random": lambda image: encode(untrained, image, enlarge),
-        "colour": colour_statistics,
+    grounds = locate_scenes(pairs, scenes)
+    kinds: dict[str, list[Features]] = {
+        "encoder": [partial(encode, trained, enlarge=enlarge)],
+        "random": [partial(encode, net, enlarge=enlarge) for net in _untrained(card, untrained, seed)],
+        "statistics": [edge_statistics],
+        "colour": [colour_statistics],
     }
-    cells = {name: measure(scenes, features) for name, features in kinds.items()}
-    # cells and blocks are those of the scenes, whatever the features
-    block, truths = cells["encoder"].block, {target: getattr(cells["encoder"], target) for target in TARGETS}
-    comparisons = []
-    for target, truth in truths.items():
-        for method, regress in METHODS.items():
-            predictions = {name: held_out(regress, c.features, truth, block, seed) for name, c in cells.items()}
-            comparisons.append(Comparison(target, method, *compare(truth, predictions, block, seed)))
-    return ProbeResult(card.name, len(block), int(block.max()) + 1, tuple(comparisons))
+    cells = {name: [measure(scenes, grounds, f) for f in features] for name, features in kinds.items()}
+    # cells, blocks and sites are those of the scenes, whatever the features
+    first = cells["encoder"][0]
+    split = block_folds(first.block, first.position, seed)
+    everywhere = np.ones(len(first.block), bool)
+    sites = site_folds(first.site, first.block)
+    return ProbeResult(
+        name=card.name,
+        ground=compare_features(cells, split, everywhere, seed),
+        sites={name: compare_features(cells, [fold], fold.test, seed) for name, fold in sites.items()},
+    )
 
 
-def compare(
-    truth: Array, predictions: Mapping[str, Array], block: NDArray[np.int64], seed: int
-) -> tuple[dict[str, Score], dict[str, Score]]:
-    """Score predictions, and the gain of the first over the others, with 95 % intervals over blocks.
-
-    All predictions are scored on the same draws of blocks, so that what all find hard cancels in a gain.
-
-    Args:
-        truth: (n,) targets.
-        predictions: (n,) predictions by features.
-        block: (n,) spatial blocks, from 0, none left out.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Scores by features, and gains by all features but the first.
-    """
-    blocks = int(block.max()) + 1
-    # the first row counts every block once: the score itself
-    weight = np.concatenate([np.ones((1, blocks)), draw_blocks(blocks, seed=seed)])
-    samples = {name: weighted_r2(truth, p, block, weight) for name, p in predictions.items()}
-    first, *others = samples
-    scores = {name: _score(r2, blocks) for name, r2 in samples.items()}
-    gains = {name: _score(samples[first] - samples[name], blocks) for name in others}
-    return scores, gains
+def _untrained(card: Card, count: int, seed: int) -> Iterator[Encoder]:
+    """Create untrained encoders of a card, each with its own seed."""
+    for number in range(count):
+        torch.manual_seed(seed * count + number)
+        yield from_card(card).eval()
 
 
-def weighted_r2(truth: Array, prediction: Array, block: NDArray[np.int64], weight: Array) -> Array:
-    """Return R2 with every block counted as often as its weight says.
+def locate_scenes(pairs: Path, scenes: Sequence[Scene]) -> list[Ground]:
+    """Read where scenes lie, and group those within 10 km of each other to sites.
 
     Args:
-        truth: (n,) targets.
-        prediction: (n,) predictions.
-        block: (n,) spatial blocks, from 0, none left out.
-        weight: (samples, blocks) weight of each block.
+        pairs: Folder of the scenes' folders.
+        scenes: The scenes.
 
-    Returns:
-        (samples,) R2, NaN where the truth does not vary.
+    Raises:
+        TrainingError: A scene in degrees.
     """
-    centred = truth - truth.mean()  # sums of squares of large numbers would cancel
-    columns = (np.square(truth - prediction), np.ones_like(truth), centred, np.square(centred))
-    square, count, first, second = (weight @ np.bincount(block, column) for column in columns)
-    return r2_from_sums(square, count, first, second)
+    import rasterio
+    from rasterio.warp import transform
+
+    lattices, to_m, lonlat = [], [], []
+    for scene in scenes:
+        path = pairs / scene.name / "rgb.tif"
+        with rasterio.open(path) as opened:
+            # from cells of the heights, which are two pixels of the image wide
+            placed, crs = opened.transform @ Affine.scale(2), opened.crs
+        if crs is None:  # a ground of its own
+            lattices.append(scene.name)
+            to_m.append(Affine.scale(scene.cell_m))
+            lonlat.append((np.nan, np.nan))
+            continue
+        if not crs.is_projected:
+            raise TrainingError(
+                f"{path}: a CRS in degrees; a projected one, whose blocks have sides in metres, expected"
+            )
+        middle = placed @ (scene.height_m.shape[1] / 2, scene.height_m.shape[0] / 2)
+        lons, lats = transform(crs, "OGC:CRS84", [middle[0]], [middle[1]])
+        lattices.append(crs.to_string())
+        to_m.append(Affine.scale(crs.linear_units_factor[1]) @ placed)
+        lonlat.append((lons[0], lats[0]))
+    sites = group_sites([scene.name for scene in scenes], np.array(lonlat))
+    return [Ground(*values) for values in zip(lattices, to_m, sites, strict=True)]
 
 
-def _score(samples: Array, blocks: int) -> Score:
-    """Summarise (1 + replicates,) samples of R2, the first of which is the score."""
-    r2 = float(samples[0])
-    return Score(r2 if np.isfinite(r2) else None, percentile_interval(samples[1:], blocks))
+def group_sites(names: Sequence[str], lonlat: Array) -> list[str]:
+    """Return the site of every scene: scenes within 10 km of each other, of one name, the first of theirs.
+
+    Args:
+        names: Names of the scenes.
+        lonlat: (n, 2) longitude and latitude of each; NaN for a scene without a CRS, a site of its own.
+    """
+    lon, lat = np.radians(lonlat).T
+    # haversine formula, on a sphere
+    chord = np.sin((lat[:, None] - lat) / 2) ** 2
+    chord = chord + np.cos(lat[:, None]) * np.cos(lat) * np.sin((lon[:, None] - lon) / 2) ** 2
+    distance_m = 2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(chord.clip(0, 1)))
+    _, group = connected_components(csr_array(distance_m <= SITE_M), directed=False)
+    # backwards, so that the first name of a group stays
+    first = dict(sorted(zip(group.tolist(), names, strict=True), reverse=True))
+    return [first[number] for number in group.tolist()]
 
 
 def picture_scene(encoder: Path, picture: Path, image: Path | None, pairs: Path | None) -> None:
@@ -225,14 +212,30 @@ def record_probe(encoder: Path, result: ProbeResult) -> None:
 
 
 def format_table(result: ProbeResult) -> str:
-    """Return a result as a Markdown table."""
+    """Return a result as Markdown tables: all ground, and each site left out."""
     lines = ["| features | target | probe | R2 | 95 % interval |", "|---|---|---|---|---|"]
-    for c in result.comparisons:
+    for c in result.ground.comparisons:
         for name, score in {**c.scores, **{f"encoder - {name}": gain for name, gain in c.gains.items()}}.items():
-            r2 = "" if score.r2 is None else f"{score.r2:.3f}"
             interval = "" if score.interval is None else "{:.3f} to {:.3f}".format(*score.interval)
-            lines.append(f"| {name} | {c.target} | {c.method} | {r2} | {interval} |")
+            lines.append(f"| {name} | {c.target} | {c.method} | {_number(score.r2)} | {interval} |")
+    if not result.sites:
+        return "\n".join(lines)
+    features = list(result.ground.comparisons[0].scores)
+    lines += [
+        "",
+        f"| site left out | cells | target | probe | R2 {' | R2 '.join(features)} |",
+        "|---" * (4 + len(features)) + "|",
+    ]
+    for site, ground in result.sites.items():
+        for c in ground.comparisons:
+            scores = " | ".join(_number(c.scores[name].r2) for name in features)
+            lines.append(f"| {site} | {ground.cells} | {c.target} | {c.method} | {scores} |")
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    """Format R2, or nothing where it is undefined."""
+    return "" if value is None else f"{value:.3f}"
 
 
 def _middle(shape: tuple[int, ...]) -> tuple[slice, slice]:

@@ -1,13 +1,17 @@
 """Cells: features and heights of the same ground."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from affine import Affine
 
 from canopy.dataset.scene import Scene
 from canopy.errors import TrainingError
-from pretrain.cells import BLOCK_M, CELL_PX, colour_statistics, encode, measure
+from pretrain.cells import BLOCK_M, CELL_PX, FAR, Ground, colour_statistics, edge_statistics, encode, measure
 from pretrain.encoder import Encoder
+from pretrain.statistics import STATISTICS, patch_statistics
 
 RNG = np.random.default_rng(0)
 
@@ -25,26 +29,59 @@ def indices(image: np.ndarray) -> np.ndarray:
     return np.indices((rows, cols)).transpose(1, 2, 0).astype(float)
 
 
-def test_cells_have_the_heights_and_the_block_of_their_ground() -> None:
-    height_m = np.zeros((300, 32), np.float32)
+def ground(x_m: float = 0.0, y_m: float = 0.0, lattice: str = "utm", site: str = "s", unit_m: float = 1.0) -> Ground:
+    """A scene of cells of 1 m with its upper left corner at x and y."""
+    return Ground(lattice, Affine.scale(unit_m) @ Affine(1, 0, x_m / unit_m, 0, -1, y_m / unit_m), site)
+
+
+def flat(rows: int = 32, cols: int = 32, name: str = "s") -> Scene:
+    """A scene of bare ground."""
+    return Scene(name, name, np.zeros((3, 2 * rows, 2 * cols), np.uint8), np.zeros((rows, cols), np.float32), 1.0)
+
+
+def test_cells_have_the_heights_and_the_position_of_their_ground() -> None:
+    height_m = np.zeros((48, 32), np.float32)
     height_m[:16, :16], height_m[16:32, :12], height_m[:16, 24:] = 8, np.nan, 3
-    cells = measure([Scene("s", "s", np.zeros((3, 600, 64), np.uint8), height_m, 1.0)], indices)
-    assert len(cells.height_m) == 18 * 2 - 1, "a cell that is three quarters unknown is left out"
+    scene = Scene("s", "s", np.zeros((3, 96, 64), np.uint8), height_m, 1.0)
+    cells = measure([scene], [ground(1000, 2000, site="a")], indices)
+    assert len(cells.height_m) == 3 * 2 - 1, "a cell that is three quarters unknown is left out"
     assert cells.height_m[:2].tolist() == [8, 1.5]
     assert cells.cover[:2].tolist() == [1, 0.5]
-    assert (cells.block == cells.features[:, 0] * CELL_PX * 0.5 // BLOCK_M).all()
+    assert cells.position[0].tolist() == [1008, 1992, 0]
+    assert cells.position[-1].tolist() == [1024, 1960, 0]
+    assert set(cells.site) == {"a"}
 
 
-def test_blocks_of_scenes_are_numbered_without_gaps() -> None:
-    scenes = [Scene(n, n, np.zeros((3, 64, 64), np.uint8), np.zeros((32, 32), np.float32), 1.0) for n in ("b", "a")]
-    cells = measure(scenes, indices)
-    assert cells.block.tolist() == [1] * 4 + [0] * 4
+def test_blocks_lie_on_the_lattice_of_the_crs_and_ignore_scenes() -> None:
+    scenes = [flat(name="a"), flat(name="b"), flat(name="c")]
+    # the second scene lies within the first's block, the third across the edge of the lattice at 256 m
+    cells = measure(scenes, [ground(130, 100), ground(200, 60), ground(240, 100)], indices)
+    expected = [(math.floor(x / BLOCK_M), math.floor(y / BLOCK_M)) for x, y in cells.position[:, :2]]
+    names = {name: number for number, name in enumerate(sorted(set(expected)))}
+    assert cells.block.tolist() == [names[name] for name in expected]
+    assert set(cells.block[:8]) == {0}
+    assert set(cells.block[8:]) == {0, 1}
+
+
+def test_scenes_of_two_crs_share_no_block_and_lie_far_apart() -> None:
+    cells = measure([flat(), flat()], [ground(lattice="a"), ground(lattice="b")], indices)
+    assert set(cells.block[:4]).isdisjoint(cells.block[4:])
+    assert abs(cells.position[0] - cells.position[4]).max() == FAR
 
 
 def test_scenes_without_a_whole_cell_are_a_clear_error() -> None:
-    small = Scene("s", "s", np.zeros((3, 30, 64), np.uint8), np.zeros((15, 32), np.float32), 1.0)
     with pytest.raises(TrainingError, match="no scene contains a whole cell of 32 px"):
-        measure([small], indices)
+        measure([flat(15, 32)], [ground()], indices)
+
+
+def test_edge_statistics_are_the_targets_of_the_patches() -> None:
+    image = RNG.integers(0, 255, (3, 320, 64)).astype(np.uint8)
+    features = edge_statistics(image)
+    whole = patch_statistics(torch.from_numpy(image)[None] / 255, CELL_PX)[0].view(10, 2, STATISTICS).numpy()
+    np.testing.assert_allclose(features[:7], whole[:7], atol=1e-5)
+    assert features.shape == (10, 2, STATISTICS)
+    # a strip of 256 px ends there: the gradient of its last row sees no further
+    np.testing.assert_allclose(features[7:9], whole[7:9], atol=5e-3)
 
 
 def test_colour_statistics_are_those_of_the_cell() -> None:

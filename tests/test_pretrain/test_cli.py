@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from canopy.cli import app as cli
 from canopy.errors import ConfigError, TrainingError
 from canopy.models.bundle import Architecture, Card, read_card
 from pretrain import cli as commands
+from pretrain import probe as probes
 from pretrain.encoder import from_card, save_encoder
 
 
@@ -72,7 +74,10 @@ def test_probing_nothing_says_what_to_give(options: dict[str, Path], message: st
         commands.probe(Path("canopy-tiny"), **options)
 
 
-def test_probe_prints_a_table_or_json_and_records(application: typer.Typer, tmp_path: Path) -> None:
+def test_probe_prints_a_table_or_json_and_records(
+    application: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "probe", partial(probes.probe, untrained=1))
     args = {"depth": 1, "embed_dim": 32, "num_heads": 2}
     card = Card(
         name="small", family="encoder", architecture=Architecture(encoder_args=args), gsd_m=0.5, chip_px=32,
@@ -80,8 +85,8 @@ def test_probe_prints_a_table_or_json_and_records(application: typer.Typer, tmp_
     )  # fmt: skip
     bundle = tmp_path / "small.safetensors"
     save_encoder(bundle, card, from_card(card).vit.state_dict())
-    make_raster(tmp_path / "pairs" / "a" / "rgb.tif", shape=(64, 1344), pattern="noise")
-    make_raster(tmp_path / "pairs" / "a" / "chm_cm.tif", shape=(32, 672), bands=1, dtype="uint16", resolution=1.0)
+    make_raster(tmp_path / "pairs" / "a" / "rgb.tif", shape=(64, 3328), pattern="noise")
+    make_raster(tmp_path / "pairs" / "a" / "chm_cm.tif", shape=(32, 1664), bands=1, dtype="uint16", resolution=1.0)
     arguments = ["probe", str(bundle), "--pairs", str(tmp_path / "pairs")]
     table = CliRunner().invoke(application, arguments)
     assert table.exit_code == 0, table.output
@@ -89,5 +94,5 @@ def test_probe_prints_a_table_or_json_and_records(application: typer.Typer, tmp_
     assert "probe" not in read_card(bundle).metrics
     as_json = CliRunner().invoke(application, [*arguments, "--json", "--record"])
     tree = json.loads(as_json.stdout)
-    assert tree["cells"] == 84
+    assert tree["cells"] == 208
     assert read_card(bundle).metrics["probe"]["height_m"] == tree["height_m"]

@@ -1,7 +1,9 @@
 """The probe: scores with intervals, its table, its record, its picture."""
 
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,21 +11,21 @@ import torch
 from PIL import Image
 from rasters import make_raster
 
+from canopy.dataset.scene_folders import read_scenes
 from canopy.errors import ConfigError, TrainingError
-from canopy.evaluation.bootstrap import draw_blocks
 from canopy.models.bundle import Architecture, Card, read_card
+from pretrain import probe as probes
 from pretrain.encoder import from_card, load_encoder, save_encoder
 from pretrain.probe import (
-    Comparison,
     ProbeResult,
-    Score,
-    compare,
     format_table,
+    group_sites,
+    locate_scenes,
     picture_scene,
     probe,
     record_probe,
-    weighted_r2,
 )
+from pretrain.scores import Comparison, GroundResult, Score
 
 RNG = np.random.default_rng(0)
 
@@ -42,80 +44,103 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def write_scene(folder: Path, level: np.ndarray, **georeference: Any) -> None:
+    """Write a scene whose height is a tenth of its brightness."""
+    make_raster(folder / "rgb.tif", values=np.broadcast_to(level, (3, *level.shape)), **georeference)
+    low = level[None, ::2, ::2] * 10
+    make_raster(folder / "chm_cm.tif", values=low, bands=1, dtype="uint16", resolution=1.0, **georeference)
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes whose height is a tenth of their brightness, in squares of 16 m."""
+    """Scenes of 256 m by 128 m in squares of 16 m: four at one site, and two at another, 40 km to the east."""
     root = tmp_path_factory.mktemp("pairs")
     for number in range(6):
-        level = np.repeat(np.repeat(RNG.integers(0, 240, (4, 9)) * RNG.integers(0, 2, (4, 9)), 32, axis=0), 32, axis=1)
-        make_raster(root / f"scene_{number}" / "rgb.tif", values=np.broadcast_to(level, (3, *level.shape)))
-        low = level[None, ::2, ::2]
-        make_raster(root / f"scene_{number}" / "chm_cm.tif", values=low * 10, bands=1, dtype="uint16", resolution=1.0)
+        level = RNG.integers(0, 240, (8, 16)) * RNG.integers(0, 2, (8, 16))
+        level = np.repeat(np.repeat(level, 32, axis=0), 32, axis=1)
+        east_m = 39_936 if number > 3 else 0
+        write_scene(root / f"scene_{number}", level, origin=(499_968.0 + east_m, 4_999_936.0 + 128 * number))
     return root
 
 
 @pytest.fixture(scope="module")
 def result(bundle: Path, pairs: Path) -> ProbeResult:
-    return probe(bundle, pairs)
+    return probe(bundle, pairs, untrained=2)
 
 
-def test_weighted_r2_is_the_r2_of_cells_repeated() -> None:
-    truth, prediction, block = RNG.normal(8, 3, 60), RNG.normal(8, 3, 60), RNG.permutation(np.arange(60) % 7)
-    weight = draw_blocks(7, 20)
-    for counts, r2 in zip(weight, weighted_r2(truth, prediction, block, weight), strict=True):
-        cells = np.repeat(np.arange(60), counts[block].astype(int))
-        residual = np.square(truth[cells] - prediction[cells]).sum()
-        expected = 1 - residual / np.square(truth[cells] - truth[cells].mean()).sum()
-        assert r2 == pytest.approx(expected, rel=1e-9)
-
-
-def test_scores_and_gains_have_intervals_over_blocks() -> None:
-    truth = RNG.normal(size=2000)
-    good, block = truth + RNG.normal(size=2000), np.arange(2000) // 100
-    scores, gains = compare(truth, {"good": good * 0.5, "none": np.full(2000, truth.mean())}, block, 0)
-    assert scores["good"].r2 == pytest.approx(0.5, abs=0.05)
-    assert scores["none"].r2 == pytest.approx(0)
-    low, high = scores["good"].interval or (0, 0)
-    assert low < 0.5 < high < low + 0.15
-    assert gains["none"].r2 == pytest.approx(scores["good"].r2)
-    assert list(gains) == ["none"]
-
-
-def test_a_truth_that_does_not_vary_has_no_score() -> None:
-    scores, _ = compare(np.ones(40), {"a": RNG.normal(size=40)}, np.arange(40) // 2, 0)
-    assert scores["a"] == Score(None, None)
-
-
-def test_the_probe_scores_encoder_random_and_colour(result: ProbeResult) -> None:
-    assert (result.name, result.cells, result.blocks) == ("small", 6 * 36, 12)
-    comparison = result.comparison("height_m", "linear")
-    assert list(comparison.scores) == ["encoder", "random", "colour"]
-    assert list(comparison.gains) == ["random", "colour"]
+def test_the_probe_scores_encoder_random_statistics_and_colour(result: ProbeResult) -> None:
+    assert (result.name, result.ground.cells, result.ground.blocks) == ("small", 6 * 128, 12)
+    comparison = result.ground.comparison("height_m", "linear")
+    assert list(comparison.scores) == ["encoder", "random", "statistics", "colour"]
+    assert list(comparison.gains) == ["random", "statistics", "colour"]
     scores = {name: score.r2 or 0 for name, score in comparison.scores.items()}
     assert scores["colour"] > 0.99 > scores["encoder"]
     assert comparison.gains["colour"].r2 == pytest.approx(scores["encoder"] - scores["colour"])
-    assert scores["random"] != scores["encoder"]
+    networks = comparison.scores["random"].networks
+    assert len(set(networks)) == 2
+    assert scores["random"] == pytest.approx(np.mean(networks))
+
+
+def test_at_least_five_untrained_encoders_are_the_default() -> None:
+    assert inspect.signature(probe).parameters["untrained"].default >= 5
+
+
+def test_each_site_is_predicted_without_it(result: ProbeResult) -> None:
+    assert {name: ground.cells for name, ground in result.sites.items()} == {"scene_0": 4 * 128, "scene_4": 2 * 128}
+    colour = result.sites["scene_4"].comparison("height_m", "linear").scores["colour"]
+    assert colour.r2 is not None and colour.r2 > 0.99
 
 
 def test_the_result_keeps_its_keys_in_json(result: ProbeResult) -> None:
     tree = json.loads(json.dumps(result.to_json()))
-    assert tree.keys() == {"name", "cells", "blocks", "height_m", "cover"}
+    assert tree.keys() == {"name", "cells", "blocks", "height_m", "cover", "sites"}
     assert tree["cover"].keys() == {"linear", "knn"}
-    assert tree["height_m"]["knn"].keys() == {"encoder", "random", "colour", "gain"}
-    assert tree["height_m"]["knn"]["gain"].keys() == {"random", "colour"}
+    assert tree["height_m"]["knn"].keys() == {"encoder", "random", "statistics", "colour", "gain"}
+    assert tree["height_m"]["knn"]["gain"].keys() == {"random", "statistics", "colour"}
     assert tree["height_m"]["knn"]["encoder"].keys() == {"r2", "interval"}
     assert len(tree["height_m"]["knn"]["encoder"]["interval"]) == 2
+    assert tree["sites"]["scene_4"].keys() == {"cells", "blocks", "height_m", "cover"}
 
 
-def test_the_table_has_a_row_for_every_score_and_gain() -> None:
-    comparison = Comparison(
-        "cover", "knn", {"encoder": Score(0.5, (0.4, 0.6)), "colour": Score(0.25, None)}, {"colour": Score(0.25, None)}
-    )
-    assert format_table(ProbeResult("a", 3, 2, (comparison,))).splitlines()[2:] == [
+def test_the_tables_have_a_row_for_every_score_gain_and_site() -> None:
+    scores = {"encoder": Score(0.5, (0.4, 0.6)), "colour": Score(0.25, None)}
+    ground = GroundResult(3, 2, (Comparison("cover", "knn", scores, {"colour": Score(0.25, None)}),))
+    lines = format_table(ProbeResult("a", ground, {"b": ground})).splitlines()
+    assert lines[2:] == [
         "| encoder | cover | knn | 0.500 | 0.400 to 0.600 |",
         "| colour | cover | knn | 0.250 |  |",
         "| encoder - colour | cover | knn | 0.250 |  |",
+        "",
+        "| site left out | cells | target | probe | R2 encoder | R2 colour |",
+        "|---|---|---|---|---|---|",
+        "| b | 3 | cover | knn | 0.500 | 0.250 |",
     ]
+    assert format_table(ProbeResult("a", ground, {})).splitlines() == lines[:5]
+
+
+def test_scenes_are_located_in_metres_of_their_crs(tmp_path: Path) -> None:
+    level = np.zeros((64, 64))
+    write_scene(tmp_path / "feet", level, crs="EPSG:2277", origin=(3_000_000.0, 10_000_000.0))
+    write_scene(tmp_path / "metres", level, origin=(500_000.0, 5_000_000.0))
+    write_scene(tmp_path / "nowhere", level, crs=None)
+    feet, metres, nowhere = locate_scenes(tmp_path, read_scenes(tmp_path))
+    foot_m = 1200 / 3937
+    assert feet.cell_to_m @ (0, 0) == pytest.approx((3_000_000 * foot_m, 10_000_000 * foot_m))
+    assert feet.cell_to_m @ (10, 0) == pytest.approx((3_000_010 * foot_m, 10_000_000 * foot_m))
+    assert metres.cell_to_m @ (10, 20) == pytest.approx((500_010, 4_999_980))
+    assert nowhere.cell_to_m @ (10, 20) == (10, 20)
+    assert len({feet.lattice, metres.lattice, nowhere.lattice}) == 3
+    assert [ground.site for ground in (feet, metres, nowhere)] == ["feet", "metres", "nowhere"]
+    write_scene(tmp_path / "zz", level, crs="EPSG:4326", origin=(3.0, 45.0))
+    with pytest.raises(TrainingError, match="a projected one"):
+        locate_scenes(tmp_path, read_scenes(tmp_path))
+
+
+def test_sites_chain_scenes_within_ten_kilometres() -> None:
+    # a degree of latitude is 111.2 km; of longitude at 60 degrees north, half of that
+    lonlat = np.array([[10.0, 60.0], [10.0, 60.08], [10.0, 60.16], [10.17, 60.0], [10.0, 61.0], [np.nan, np.nan]])
+    assert group_sites(list("abcdef"), lonlat) == ["a", "a", "a", "a", "e", "f"]
+    assert group_sites(list("ab"), np.array([[10.0, 60.0], [10.19, 60.0]])) == ["a", "b"]
 
 
 def test_a_result_is_recorded_in_the_card(bundle: Path, result: ProbeResult, tmp_path: Path) -> None:
@@ -136,14 +161,17 @@ def test_folders_without_scenes_and_odd_factors_are_clear_errors(bundle: Path, p
 
 
 def test_the_picture_shows_the_middle_of_any_image_or_of_the_largest_scene(
-    bundle: Path, pairs: Path, tmp_path: Path
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = make_raster(tmp_path / "a.tif", shape=(30, 400), pattern="noise")
+    monkeypatch.setattr(probes, "PICTURE_PX", 64)
+    path = make_raster(tmp_path / "a.tif", shape=(30, 80), pattern="noise")
     picture_scene(bundle, tmp_path / "a.png", path, None)
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (2 * (2 * 384 - 3), 2 * 30 - 3)
-    picture_scene(bundle, tmp_path / "b.png", None, pairs)
+        assert picture.size == (2 * (2 * 64 - 3), 2 * 30 - 3)
+    for name, side in (("small", 64), ("large", 80)):
+        write_scene(tmp_path / "pairs" / name, np.zeros((side, side)))
+    picture_scene(bundle, tmp_path / "b.png", None, tmp_path / "pairs")
     with Image.open(tmp_path / "b.png") as picture:
-        assert picture.size == (2 * (2 * 288 - 3), 2 * 128 - 3)
+        assert picture.size == (2 * (2 * 64 - 3), 2 * 64 - 3)
     with pytest.raises(ConfigError, match="--scene IMAGE or --pairs"):
         picture_scene(bundle, tmp_path / "c.png", None, None)

@@ -50,8 +50,10 @@ def tensors(state: Any) -> list[torch.Tensor]:
 
 def test_five_steps_and_five_more_equal_ten_to_the_bit(imagery: Path, tmp_path: Path, monkeypatch: Any) -> None:
     tiles = {"sources": [{"path": str(imagery)}], "tile_px": 64}
-    settings = config(imagery, tiles=tiles, drop_path=0.3, target={"kind": "centre"}, terms={"gram": 1.0, "statistics": 5.0},
-                      gram={"start": 0.3}, high_resolution={"start": 0.7, "global_px": 64, "local_px": 24})  # fmt: skip
+    settings = config(
+        imagery, tiles=tiles, drop_path=0.3, target={"kind": "centre"}, terms={"gram": 1.0, "statistics": 5.0},
+        gram={"start": 0.3}, high_resolution={"start": 0.7, "global_px": 64, "local_px": 24},
+    )  # fmt: skip
     pretrain(settings, tmp_path / "whole")
 
     def interrupt(entry: dict[str, Any], steps: int, report: object) -> None:
