@@ -1,59 +1,113 @@
 """Areas of interest: read from any vector file, made valid, and placed in any CRS."""
 
 import math
-import warnings
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
-import pyogrio.raw
-import pyproj
 import shapely
 from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
-from pyproj.exceptions import CRSError, ProjError
 from shapely import affinity
-from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
-from tiles.errors import AOIError, one_line
+from tiles.errors import AOIError
 from tiles.ground import unit_m
+from tiles.vectors import Polygons, parse_crs, read_geojson, read_vector
 
 _SEGMENT_M, _SEGMENT_DEG = 1000.0, 0.01  # longest edge that is projected; its chord is off by centimetres
 _TEAR_M = 1e6  # a projected edge longer than this ran across a cut in the projection
 _CUT_DEG = 1e-9  # distance kept from a projection's cut, 0.1 mm
 _LIMIT_DEG, _LIMIT_M = (360.0, 90.0), (1e8, 1e8)
 _UTM_REACH_DEG, _UTM_NORTH_DEG, _UTM_SOUTH_DEG = 9.0, 84.0, -80.0
+_BOUNDS = re.compile(r"\s*,\s*".join([r"\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*"] * 4))
 
-Polygons = NDArray[np.object_]
 
+def read_aoi(aoi: Any, layer: str | None = None, crs: Any = None) -> Geometry:
+    """Read the polygons of a vector file, of bounds, or of an object of another library as one valid area.
 
-def read_aoi(path: str | Path, layer: str | None = None) -> Geometry:
-    """Read the polygons of a vector file as one valid area.
-
-    Z is dropped, rings are repaired, features are united, and points and lines beside polygons are left out.
+    Z is dropped, rings are repaired, features are united, and points and lines next to polygons are left out.
     In a geographic CRS longitudes become continuous and may pass 180: an edge longer than 180 and shorter
     than 360 degrees is taken to cross the antimeridian.
 
     Args:
-        path: any vector file GDAL reads: GeoJSON, GeoPackage, shapefile, KML, KMZ.
-        layer: name of the layer; may be left out where the file has one.
+        aoi: Vector file that GDAL reads (GeoJSON, GeoPackage, shapefile, KML, KMZ), GeoParquet, a folder or zip
+            archive with one; ``west,south,east,north`` in degrees, as text or as four numbers; a GeoDataFrame or
+            GeoSeries; a shapely geometry with `crs`; a GeoJSON document.
+        layer: Name of the layer of a file; may be left out where one layer has areas.
+        crs: CRS of a shapely geometry, or of a GeoDataFrame without one.
 
     Raises:
-        AOIError: the file cannot be read, or holds no usable area.
+        AOIError: The area cannot be read, or has no area.
     """
-    geometries, crs = _read_vector(path := Path(path), layer)
+    if isinstance(aoi, Geometry):
+        return aoi
+    geometries, area_crs, origin = _open(aoi, layer, crs)
     parts = flatten(geometries)
     polygons = keep_polygons(parts)
     if polygons.size == 0:
-        raise AOIError(f"{path}: {_absence(parts)}")
-    _check_coordinates(polygons, crs, path)
-    area = _assemble(polygons, crs)
+        raise AOIError(f"{origin}: {_absence(parts)}")
+    _check_coordinates(polygons, area_crs, origin)
+    area = _assemble(polygons, area_crs)
     if area.area == 0:
-        raise AOIError(f"{path}: polygons have no area; expected an area, draw three corners or more")
-    return Geometry(area, crs)
+        raise AOIError(f"{origin}: polygons have no area; expected an area, draw three corners or more")
+    return Geometry(area, area_crs)
+
+
+def aoi_stem(aoi: Any) -> str:
+    """Return the name of an area for the outputs that are named after it: the stem of its file."""
+    is_file = isinstance(aoi, str | Path) and _parse_bounds(aoi) is None
+    return Path(aoi).stem if is_file else "aoi"
+
+
+def _open(aoi: Any, layer: str | None, crs: Any) -> tuple[Any, CRS, str]:
+    """Return the geometries of an area, their CRS, and what messages call it."""
+    bounds = _parse_bounds(aoi)
+    if bounds is not None:
+        return _box(bounds), CRS("EPSG:4326"), f"bounds {','.join(f'{value:g}' for value in bounds)}"
+    if isinstance(aoi, str | Path):
+        return *read_vector(Path(aoi), layer), str(aoi)
+    if isinstance(aoi, BaseGeometry):
+        if crs is None:
+            raise AOIError(f"{aoi.geom_type} without a CRS; expected one, pass it with the geometry (aoi_crs=)")
+        return shapely.force_2d(aoi), parse_crs(_crs_text(crs), "area"), "area"
+    if hasattr(aoi, "geometry") and hasattr(aoi, "crs"):  # geopandas, which the tiler does not import
+        text = _crs_text(aoi.crs if aoi.crs is not None else crs)
+        return shapely.force_2d(np.asarray(aoi.geometry)), parse_crs(text, "area"), "area"
+    if isinstance(document := getattr(aoi, "__geo_interface__", aoi), Mapping):
+        return *read_geojson(document), "GeoJSON"
+    raise AOIError(
+        f"area of type {type(aoi).__name__}; expected a vector file, bounds, a GeoDataFrame, a geometry or GeoJSON"
+    )
+
+
+def _crs_text(crs: Any) -> str | None:
+    """Return a CRS of any library as text."""
+    if crs is None or isinstance(crs, str):
+        return crs
+    return f"EPSG:{crs}" if isinstance(crs, int) else str(crs.to_wkt())
+
+
+def _parse_bounds(aoi: Any) -> tuple[float, ...] | None:
+    """Parse ``west,south,east,north``; None where the area is given in another way."""
+    if isinstance(aoi, str) and (match := _BOUNDS.fullmatch(aoi)):
+        return tuple(float(text) for text in match.groups())
+    if isinstance(aoi, tuple | list) and len(aoi) == 4 and all(isinstance(value, int | float) for value in aoi):
+        return tuple(float(value) for value in aoi)
+    return None
+
+
+def _box(bounds: tuple[float, ...]) -> Polygons:
+    """Return the box of bounds in degrees; where west is greater than east it crosses the antimeridian."""
+    west, south, east, north = bounds
+    if not (-90.0 <= south < north <= 90.0 and west != east and abs(east - west) <= 360):
+        raise AOIError(
+            f"bounds {west:g},{south:g},{east:g},{north:g}; expected degrees, in the order west,south,east,north"
+        )
+    return np.array([shapely.box(west, south, east + 360 * (east < west), north)])
 
 
 def utm_crs(aoi: Geometry) -> CRS:
@@ -211,68 +265,22 @@ def _project_split(aoi: Geometry, crs: CRS) -> BaseGeometry:
     return _project(shapely.MultiPolygon(list(keep_polygons(flatten(pieces)))), geodetic, crs)
 
 
-def _read_vector(path: Path, layer: str | None) -> tuple[Polygons, CRS]:
-    """Read one layer's geometries in 2D, and their CRS."""
-    if not path.exists():
-        raise AOIError(f"{path}: no such file; expected a vector file, check the path")
-    if path.is_file() and path.stat().st_size == 0:
-        raise AOIError(f"{path}: file is empty (0 bytes); expected a vector file, write it again")
-    try:
-        with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-            warnings.simplefilter("ignore")  # GDAL's remarks on rings that are repaired here
-            name = _choose_layer(path, pyogrio.list_layers(path), layer)
-            meta, _, wkb, _ = pyogrio.raw.read(path, layer=name, columns=[], force_2d=True)
-            geometries = shapely.from_wkb(wkb, on_invalid="fix")
-    except (RuntimeError, ValueError, OSError, ShapelyError) as error:
-        reason = one_line(str(error).split(";")[0])
-        raise AOIError(f"{path}: cannot be read ({reason}); expected vectors, such as GeoJSON") from error
-    return geometries, _parse_crs(meta["crs"], path)
-
-
-def _choose_layer(path: Path, layers: NDArray[np.object_], wanted: str | None) -> str:
-    """Choose the layer to read from (N, 2) names and geometry types (None without geometry)."""
-    names = [str(name) for name, kind in layers if kind is not None]
-    if not names:
-        raise AOIError(f"{path}: holds no geometry; expected polygons, give a vector file")
-    if wanted is None and len(names) == 1:
-        return names[0]
-    if wanted not in names:
-        found = "several layers" if wanted is None else f"no layer {wanted!r}"
-        raise AOIError(f"{path}: holds {found}; expected one of {', '.join(names)}, name it")
-    return wanted
-
-
-def _parse_crs(text: str | None, path: Path) -> CRS:
-    """Parse a layer's CRS, less its vertical part."""
-    if not text:
-        raise AOIError(f"{path}: has no CRS; expected one, assign it: ogr2ogr -a_srs EPSG:<code> NEW OLD")
-    try:
-        flat = pyproj.CRS(text).to_2d()
-        code = flat.to_epsg(min_confidence=100)
-        crs = CRS(f"EPSG:{code}" if code else flat)
-    except (CRSError, ProjError) as error:
-        raise AOIError(f"{path}: has an unknown CRS; expected an EPSG code, assign one") from error
-    if not (crs.geographic or crs.projected):
-        raise AOIError(f"{path}: has the CRS {flat.name!r}; expected a place on earth, reproject it")
-    return crs
-
-
 def _absence(parts: Polygons) -> str:
     """Say why there are no polygons."""
     if parts.size == 0:
-        return "holds no geometry; expected polygons, draw the area first"
+        return "has no geometry; expected polygons, draw the area first"
     kinds = ", ".join(sorted({part.geom_type for part in parts}))
-    return f"holds only {kinds}; expected polygons, buffer points and lines by the distance to map"
+    return f"has only {kinds}; expected polygons, buffer points and lines by the distance to map"
 
 
-def _check_coordinates(polygons: Polygons, crs: CRS, path: Path) -> None:
-    """Refuse coordinates that are no place on earth."""
+def _check_coordinates(polygons: Polygons, crs: CRS, origin: str) -> None:
+    """Refuse coordinates that lie nowhere on earth."""
     vertices = shapely.get_coordinates(polygons)
     limit = np.array(_LIMIT_DEG if crs.geographic else _LIMIT_M) / (1.0 if crs.geographic else unit_m(crs.proj))
     wrong = ~(np.abs(vertices) <= limit).all(axis=1)
     if not wrong.any() and crs.projected:
-        place = crs.transformer_to_crs(CRS("EPSG:4326"))
-        wrong = ~np.isfinite(np.column_stack(place(*vertices.T))).all(axis=1)
+        to_degrees = crs.transformer_to_crs(CRS("EPSG:4326"))
+        wrong = ~np.isfinite(np.column_stack(to_degrees(*vertices.T))).all(axis=1)
     if wrong.any():
         x, y = vertices[wrong][0]
-        raise AOIError(f"{path}: has a vertex ({x:g}, {y:g}), no place in {crs.proj.name}; check its CRS")
+        raise AOIError(f"{origin}: has a vertex ({x:g}, {y:g}), nowhere in {crs.proj.name}; check its CRS")
