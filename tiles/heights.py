@@ -78,6 +78,7 @@ class HeightRaster:
         unit: str | float | None = None,
         nodata: float | None = None,
         remedy: str = "",
+        needs_crs: bool = True,
     ) -> Self:
         """Decide band, unit and unknown values of an open raster.
 
@@ -87,11 +88,12 @@ class HeightRaster:
             unit: Unit in place of the file's own: a name of `UNITS_M`, or the metres in a file value.
             nodata: Value that means unknown, in place of the file's own declaration.
             remedy: Option of the caller that overrides the unit, for messages.
+            needs_crs: Whether a raster without CRS is refused.
 
         Raises:
             RasterError: No CRS, several bands of which none is named as heights, or a unit that no file says.
         """
-        if dataset.crs is None:
+        if needs_crs and dataset.crs is None:
             raise RasterError(
                 f"{path} has no CRS: a georeferenced raster expected (rio edit-info --crs EPSG:n {path.name} sets one)"
             )
@@ -168,7 +170,12 @@ class HeightRaster:
 
 @contextmanager
 def open_heights(
-    path: Path, *, unit: str | float | None = None, nodata: float | None = None, remedy: str = ""
+    path: Path,
+    *,
+    unit: str | float | None = None,
+    nodata: float | None = None,
+    remedy: str = "",
+    needs_crs: bool = True,
 ) -> Iterator[HeightRaster]:
     """Open a raster of heights.
 
@@ -177,12 +184,13 @@ def open_heights(
         unit: Unit in place of the file's own: a name of `UNITS_M`, or the metres in a file value.
         nodata: Value that means unknown, in place of the file's own declaration.
         remedy: Option of the caller that overrides the unit, for messages.
+        needs_crs: Whether a raster without CRS is refused.
 
     Raises:
         RasterError: The file is missing, damaged, or no raster of heights.
     """
     with open_raster(path) as dataset:
-        yield HeightRaster.of(path, dataset, unit=unit, nodata=nodata, remedy=remedy)
+        yield HeightRaster.of(path, dataset, unit=unit, nodata=nodata, remedy=remedy, needs_crs=needs_crs)
 
 
 @contextmanager
@@ -280,7 +288,7 @@ def _unit_tag(dataset: DatasetReader, band: int) -> str:
 
 def _vertical_unit_m(dataset: DatasetReader) -> float:
     """Return the metres in the unit of a compound CRS's heights; 1 where the CRS says nothing of heights."""
-    parts = CRS.from_wkt(dataset.crs.to_wkt()).sub_crs_list
+    parts = CRS.from_wkt(dataset.crs.to_wkt()).sub_crs_list if dataset.crs is not None else []
     return next((float(part.axis_info[0].unit_conversion_factor) for part in parts if part.is_vertical), 1.0)
 
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import rasterio
+from rasterio.errors import RasterioError
 
 from canopy.dataset.scene import BUILDING, UNTRUSTED, Scene
-from canopy.dataset.store import UNKNOWN_CM
-from canopy.errors import TrainingError, one_line
+from canopy.errors import RasterError, TrainingError, one_line
+from tiles.heights import open_heights, open_raster
 
 
 def read_scenes(root: Path) -> tuple[Scene, ...]:
@@ -28,16 +28,16 @@ def read_scenes(root: Path) -> tuple[Scene, ...]:
 
 def _read_scene(folder: Path) -> Scene:
     try:
-        with rasterio.open(folder / "rgb.tif") as opened:
+        with open_raster(folder / "rgb.tif") as opened:
             image = opened.read((1, 2, 3))
-        with rasterio.open(folder / "chm_cm.tif") as opened:
-            centimetres, cell_m = opened.read(1), float(opened.res[0])
-        height_m = np.where(centimetres == UNKNOWN_CM, np.nan, centimetres / 100).astype(np.float32)
+        # The name says the unit, and 65535 means unknown whether the file declares it or not.
+        with open_heights(folder / "chm_cm.tif", unit="cm", needs_crs=False) as heights:
+            height_m, cell_m = heights.read(), float(heights.dataset.res[0])
         if (folder / "exclude_mask.tif").is_file():
-            with rasterio.open(folder / "exclude_mask.tif") as opened:
+            with open_raster(folder / "exclude_mask.tif") as opened:
                 mask = opened.read(1)
             height_m = np.where(mask == BUILDING, 0, np.where(mask == UNTRUSTED, np.nan, height_m)).astype(np.float32)
-    except (rasterio.RasterioIOError, IndexError) as error:
+    except (RasterError, RasterioError, IndexError, ValueError) as error:
         raise TrainingError(f"scene {folder}: {one_line(error)}") from error
     if image.dtype != np.uint8 or image.shape[1:] != (2 * height_m.shape[0], 2 * height_m.shape[1]):
         raise TrainingError(

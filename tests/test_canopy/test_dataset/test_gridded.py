@@ -1,5 +1,6 @@
 """A scene on one grid: its heights, its mask, its image, read in any windows."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import rasterio
 from chip_stores import forest, one_scene, picture, save_picture
 from forest import write_pair
+from numpy.typing import NDArray
 from rasters import make_raster
 
 from canopy.dataset import gridded
@@ -166,9 +168,76 @@ def test_a_georeferenced_image_keeps_its_own_grid(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scene.image.read(PixelWindow(0, 128, 256, 128)).image, image[:, :, 128:])
 
 
-def chip_heights(config: DatasetConfig, out: Path) -> np.ndarray:
+def stored(
+    height_m: NDArray[np.floating], unit_m: float, dtype: str, *, unknown: float, offset_m: float = 0.0, **tags: Any
+) -> dict[str, Any]:
+    """Arguments of `make_raster` that store heights in a unit, with a value for unknown cells."""
+    values = np.where(np.isnan(height_m), unknown, (height_m - offset_m) / unit_m)[None]
+    return {"values": values, "dtype": dtype, "nodata": None, **tags}
+
+
+CM, FEET, US_FEET = 0.01, 0.3048, 1200 / 3937
+
+STORAGES: dict[str, Callable[[NDArray[np.floating]], dict[str, Any]]] = {
+    "metres": lambda h: stored(h, 1, "float32", unknown=-9999, nodata=-9999),
+    "centimetres by tag": lambda h: stored(h, CM, "uint16", unknown=65535, nodata=65535, units=["cm"]),
+    "centimetres by nodata": lambda h: stored(h, CM, "uint16", unknown=65535, nodata=65535),
+    "feet by tag": lambda h: stored(h, FEET, "float32", unknown=-9999, nodata=-9999, units=["ft"]),
+    "US feet by tag": lambda h: stored(h, US_FEET, "float32", unknown=np.nan, units=["us-ft"]),
+    "scaled integers": lambda h: stored(h, 0.02, "uint16", unknown=60000, nodata=60000, scales=[0.02]),
+    "scaled with an offset": lambda h: stored(h, CM, "int16", unknown=-32768, nodata=-32768, scales=[CM],
+                                              offsets=[-20.0], offset_m=-20.0),
+    "a vertical CRS in feet": lambda h: stored(h, US_FEET, "float32", unknown=-9999, nodata=-9999,
+                                               crs="EPSG:32611+6360"),
+    "a vertical CRS in metres": lambda h: stored(h, 1, "float32", unknown=-9999, nodata=-9999, crs="EPSG:32611+5703"),
+    "undeclared -9999": lambda h: stored(h, 1, "float32", unknown=-9999),
+    "undeclared 65535": lambda h: stored(h, CM, "uint16", unknown=65535, units=["cm"]),
+    "undeclared -32768": lambda h: stored(h, CM, "int16", unknown=-32768, units=["cm"]),
+    "undeclared largest float": lambda h: stored(h, 1, "float32", unknown=np.finfo(np.float32).min),
+    "NaN": lambda h: stored(h, 1, "float64", unknown=np.nan),
+}  # fmt: skip
+
+
+def chip_heights(config: DatasetConfig, out: Path) -> NDArray[np.float32]:
     build(config, out)
     return ChipStore.open(out).heights_m([0])[0]
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_one_height_raster_makes_the_same_chips_however_it_is_stored(tmp_path: Path, name: str) -> None:
+    truth = forest(32, 7, ORIGIN).chm_m.copy()
+    truth[:6, :8] = np.nan
+    arguments = STORAGES[name](truth)
+    bands = {key: arguments.pop(key) for key in ("units", "scales", "offsets") if key in arguments}
+    config = one_scene(tmp_path, **arguments)
+    write_pair(forest(32, 7, ORIGIN), tmp_path / "pairs" / "a_1")
+    with rasterio.open(tmp_path / "pairs/a_1/chm.tif", "r+") as raster:
+        for key, value in bands.items():
+            setattr(raster, key, value)
+    heights = chip_heights(config, tmp_path / "store")[:32, :32]
+    np.testing.assert_array_equal(np.isnan(heights), np.isnan(truth))
+    # Centimetres in the store, and at most 2 cm of rounding in the file.
+    np.testing.assert_allclose(heights, truth, atol=0.0151)
+
+
+def test_two_bands_are_told_by_their_names(tmp_path: Path) -> None:
+    """Heights in the second band, with something else first."""
+    values = np.stack([np.full((64, 64), 3.0), np.full((64, 64), 12.0)])
+    config = one_scene(tmp_path / "named", values=values, descriptions=["quality", "canopy_height"])
+    heights = chip_heights(config, tmp_path / "store")
+    np.testing.assert_array_equal(np.unique(heights[np.isfinite(heights)]), np.float32(12))
+    with pytest.raises(DatasetError, match=r"none of 1 candidates.*chm\.tif has 2 bands"):
+        build(one_scene(tmp_path / "unnamed", values=values), tmp_path / "none")
+
+
+def test_integers_of_unknown_unit_are_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
+    """Shrubs of 1.2 m in centimetres are no trees of 120 m."""
+    config = one_scene(tmp_path, values=np.full((1, 64, 64), 120.0), dtype="int16", nodata=-9999)
+    with pytest.raises(DatasetError, match=r"its unit is unknown.*height_unit_m"):
+        build(config, tmp_path / "none")
+    source = config.sources["a"].model_copy(update={"height_unit_m": 0.01})
+    heights = chip_heights(config.model_copy(update={"sources": {"a": source}}), tmp_path / "store")
+    np.testing.assert_allclose(heights[np.isfinite(heights)], 1.2, atol=1e-4)
 
 
 def test_a_unit_in_the_configuration_overrides_that_of_the_file(tmp_path: Path) -> None:

@@ -34,11 +34,12 @@ def test_a_scene_is_its_image_and_its_heights_less_what_the_mask_excludes(tmp_pa
     np.testing.assert_array_equal(masked.height_m[20:], plain.height_m[20:])
 
 
-def test_unknown_heights_are_nan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodata", [65535, None])
+def test_unknown_heights_are_nan(tmp_path: Path, nodata: int | None) -> None:
     folder = write_pair(forest(*GROUND), tmp_path / "a")
     values = np.full((1, 40, 40), 65535)
     values[0, 0, 0] = 1234
-    make_raster(folder / "chm_cm.tif", values=values, dtype="uint16", nodata=65535, origin=GROUND[2], resolution=1.0)
+    make_raster(folder / "chm_cm.tif", values=values, dtype="uint16", nodata=nodata, origin=GROUND[2], resolution=1.0)
     height_m = read_scenes(tmp_path)[0].height_m
     assert height_m[0, 0] == pytest.approx(12.34)
     assert np.isnan(height_m).sum() == 40 * 40 - 1
@@ -50,9 +51,18 @@ def test_a_folder_without_scenes_is_an_error(tmp_path: Path, root: str) -> None:
         read_scenes(tmp_path / root)
 
 
-def test_a_damaged_scene_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["chm_cm.tif", "rgb.tif"])
+@pytest.mark.parametrize("length", [3, 300])
+def test_a_damaged_scene_is_one_line(tmp_path: Path, name: str, length: int) -> None:
     folder = write_pair(forest(*GROUND), tmp_path / "a")
-    (folder / "chm_cm.tif").write_bytes(b"II*")
+    (folder / name).write_bytes((folder / name).read_bytes()[:length])
+    with pytest.raises(TrainingError, match=r"scene .*a: ") as caught:
+        read_scenes(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_another_shape_is_one_line(tmp_path: Path) -> None:
+    write_mask(write_pair(forest(*GROUND), tmp_path / "a"), np.zeros((30, 40)))
     with pytest.raises(TrainingError, match=r"scene .*a: "):
         read_scenes(tmp_path)
 
