@@ -2,7 +2,6 @@
 
 import json
 import logging
-import signal
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from canopy.cli.gedi import gedi
 from canopy.cli.models import models
 from canopy.cli.options import ConfigFile, Json, Resume, RunFolder, Settings
+from canopy.cli.signals import InterruptedWorkError, interrupt_on_signal
 from canopy.cli.terminal import LogHandler, say, show_progress, table_console
 from canopy.errors import CanopyError, one_line
 from canopy.version import __version__
@@ -115,7 +115,7 @@ def chm(
 @app.command()
 def validate(paths: Annotated[list[Path], typer.Argument(help="Height maps.")]) -> None:
     """Read every block of height maps and check layout, tags and checksum."""
-    from tiles.cog import validate as check
+    from tiles.validation import validate as check
 
     problems = {path: check(path) for path in paths}
     for path, lines in problems.items():
@@ -178,10 +178,15 @@ def calibrate(
     block_m: Annotated[
         float | None, typer.Option(min=1, help="Side of the blocks that are held out together, metres.")
     ] = None,
+    dem: Annotated[Path | None, typer.Option(help="Terrain model, from which the slope under shots is judged.")] = None,
+    max_slope: Annotated[
+        float, typer.Option(min=0, max=90, help="Steepest ground of which shots are used, degrees (with --dem).")
+    ] = 20.0,
     imagery: Annotated[
         list[str] | None, typer.Option(help="Imagery whose features may predict a gain, which is then tried as well.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model of the map, for --imagery.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Accept shots that do not represent the map.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -195,13 +200,15 @@ def calibrate(
             typer.echo(calibrate_map(pred, read_calibration(apply), out, overwrite=overwrite, report=report))
             return
         from canopy.calibration import command
+        from canopy.calibration.table import print_table
 
         assert shots is not None
         fitted = command.calibrate(
-            pred, shots, out, block_m=block_m, imagery=imagery, model=model, overwrite=overwrite, report=report
-        )
+            pred, shots, out, block_m=block_m, dem=dem, max_slope_deg=max_slope, imagery=imagery, model=model,
+            force=force, overwrite=overwrite, report=report,
+        )  # fmt: skip
     if not as_json:
-        command.print_table(fitted)
+        print_table(fitted, table_console(width=140, stderr=True))
     typer.echo(fitted.calibration.model_dump_json() if as_json else str(fitted.path))
 
 
@@ -270,25 +277,16 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", handlers=[LogHandler()], force=True)
     for package in ("canopy", "pretrain"):
         logging.getLogger(package).setLevel(logging.INFO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    interrupt_on_signal()
     try:
         mount(app)
         app()
     except CanopyError as error:
         say(f"canopy: {one_line(error)}")
         sys.exit(1)
-    except _InterruptedError:
+    except InterruptedWorkError:
         say("canopy: interrupted; the same command continues where it stopped")
         sys.exit(130)
-
-
-class _InterruptedError(BaseException):
-    """Ctrl-C or SIGTERM; not a KeyboardInterrupt, which the command parser would turn into exit status 1."""
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise _InterruptedError
 
 
 def _numbers(flag: str, text: str | None, kind: type[Number]) -> tuple[Number, ...] | None:
