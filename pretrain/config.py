@@ -39,6 +39,8 @@ class TilesConfig(Config):
     shares: dict[str, Share] = Field(default_factory=dict)
     """Prefix of a store's sources -> share of the tiles drawn; sources without a prefix are left out. Empty: every tile
     is drawn equally often."""
+    max_bad: int = Field(default=10, ge=0)
+    """Files of the sources that may be unreadable, or not RGB uint8 with a known GSD: they are skipped and listed."""
     index: Path | None = None
     """Parquet file of `canopy curate`: the tiles to draw, repeated as often as they come."""
     licences: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """Unlabelled tiles: in memory, in a chip store, or chosen from a pool."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiles.windows import window_starts
 
 IN_MEMORY_BYTES = 2**30
 """Stores with fewer pixels are read once."""
+_LOG = logging.getLogger(__name__)
 
 
 class Tiles(Protocol):
@@ -148,7 +150,7 @@ def read_tiles(config: TilesConfig) -> Tiles:
         config: Sources or store, side of the tiles, and which of the tiles to draw how often.
 
     Raises:
-        TrainingError: No imagery, imagery that is not RGB uint8, or an index of another pool.
+        TrainingError: No imagery, too many files that cannot be used, or an index of another pool.
         DatasetError: No chip store.
     """
     pool: Tiles
@@ -165,18 +167,33 @@ def read_tiles(config: TilesConfig) -> Tiles:
 def _cut_files(config: TilesConfig) -> ArrayTiles:
     """Read the tiles of GeoTIFFs into memory."""
     try:  # a machine that reads a chip store needs no GDAL
-        from pretrain.geotiff import cut_files
+        from pretrain.geotiff import Cut, cut_files
     except ImportError as error:
         raise TrainingError(
             f"tiles.sources are GeoTIFFs, and {error.name} is missing: install it, or give a chip store as tiles.store"
         ) from error
 
-    pairs = [pair for source in config.sources for pair in cut_files(source, config)]
-    if not pairs:
+    cuts, bad = list[Cut](), list[str]()
+    for source in config.sources:
+        for item in cut_files(source, config):
+            if isinstance(item, Cut):
+                cuts.append(item)
+                continue
+            bad.append(f"{item.path}: {item.reason}")
+            _LOG.warning("skipped %s", bad[-1])
+            if len(bad) > config.max_bad:
+                raise TrainingError(
+                    f"{len(bad)} files cannot be used, the last {bad[-1]}; up to tiles.max_bad, {config.max_bad}, are "
+                    "skipped: fix or remove them, or raise it"
+                )
+    if not cuts:
         names = ", ".join(str(source.path) for source in config.sources)
-        raise TrainingError(f"every tile of {names} is more than {config.empty:.0%} empty")
-    images = np.stack([tile for tile, _ in pairs])
-    return ArrayTiles(images, np.array([gsd_m for _, gsd_m in pairs]), hashlib.sha256(images.tobytes()).hexdigest())
+        skipped = f"; of the files skipped the first is {bad[0]}" if bad else ""
+        raise TrainingError(f"no tile of {names} is less than {config.empty:.0%} empty{skipped}")
+    if bad:
+        _LOG.warning("%d files skipped of up to %d (tiles.max_bad)", len(bad), config.max_bad)
+    images = np.stack([cut.image for cut in cuts])
+    return ArrayTiles(images, np.array([cut.gsd_m for cut in cuts]), hashlib.sha256(images.tobytes()).hexdigest())
 
 
 def open_stored(folder: Path, tile_px: int) -> StoredTiles:

@@ -1,12 +1,15 @@
 """Tiles cut from plain GeoTIFFs; the only module of the stage's data path that needs GDAL and PROJ."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from pyproj import CRS
+from pyproj.exceptions import ProjError
+from rasterio.errors import CRSError, RasterioError
 
 from canopy.errors import TrainingError, one_line
 from pretrain.config import TilesConfig, TileSourceConfig
@@ -14,24 +17,45 @@ from pretrain.tiling import mirror_to_side, tile_windows
 from tiles.ground import true_gsd_m
 
 
-def cut_files(source: TileSourceConfig, config: TilesConfig) -> Iterator[tuple[NDArray[np.uint8], float]]:
-    """Yield the tiles of a source, file by file in the order of names.
+@dataclass(frozen=True)
+class Cut:
+    """A tile cut from a file."""
+
+    image: NDArray[np.uint8]
+    """(3, tile_px, tile_px) RGB."""
+    gsd_m: float
+    """GSD in true ground metres."""
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that is left out."""
+
+    path: Path
+    """The file."""
+    reason: str
+    """Why it cannot be used, in one line."""
+
+
+def cut_files(source: TileSourceConfig, config: TilesConfig) -> Iterator[Cut | BadFile]:
+    """Yield the tiles of a source, file by file in the order of names, and the files that cannot be used.
 
     Args:
         source: Files, and perhaps their GSD.
         config: Side of the tiles, and the share of unknown pixels that a tile may have.
 
-    Yields:
-        (3, tile_px, tile_px) uint8 RGB of a tile, and its GSD in true ground metres.
-
     Raises:
-        TrainingError: No files, a damaged file, or one that is not RGB uint8 on a known GSD.
+        TrainingError: No files.
     """
     for path in _files(source):
-        image, valid, gsd_m = _read(path, source.gsd_m)
+        try:
+            image, valid, gsd_m = _read(path, source.gsd_m)
+        except (TrainingError, RasterioError, CRSError, ProjError) as error:
+            yield BadFile(path, one_line(error))
+            continue
         for rows, cols in tile_windows(image.shape[1:], config.tile_px):
             if valid[rows, cols].mean() >= 1 - config.empty:
-                yield mirror_to_side(image[:, rows, cols], config.tile_px), gsd_m
+                yield Cut(mirror_to_side(image[:, rows, cols], config.tile_px), gsd_m)
 
 
 def _files(source: TileSourceConfig) -> list[Path]:
@@ -44,17 +68,17 @@ def _files(source: TileSourceConfig) -> list[Path]:
 
 def _read(path: Path, gsd_m: float | None) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:
     """Read the image (3, H, W) of a file, the mask (H, W) of its valid pixels, and its GSD."""
-    try:
-        with rasterio.open(path) as opened:
-            if opened.count < 3 or opened.dtypes[0] != "uint8":
-                raise TrainingError(f"{path}: {opened.count} bands of {opened.dtypes[0]}; RGB uint8 expected")
-            return opened.read((1, 2, 3)), opened.dataset_mask() > 0, gsd_m or _gsd_m(opened)
-    except rasterio.RasterioIOError as error:
-        raise TrainingError(f"{path}: {one_line(error)}") from error
+    with rasterio.open(path) as opened:
+        if opened.count < 3 or opened.dtypes[0] != "uint8":
+            raise TrainingError(f"{opened.count} bands of {opened.dtypes[0]}; RGB uint8 expected")
+        return opened.read((1, 2, 3)), opened.dataset_mask() > 0, gsd_m or _gsd_m(opened)
 
 
 def _gsd_m(opened: rasterio.DatasetReader) -> float:
     """Measure the GSD at the centre of an image; a CRS's own unit is no true metre."""
     if opened.crs is None:
-        raise TrainingError(f"{opened.name}: no CRS to read the GSD from; give gsd_m of its source")
-    return true_gsd_m(opened.transform, opened.shape, CRS.from_wkt(opened.crs.to_wkt()))
+        raise TrainingError("no CRS to read the GSD from; give gsd_m of its source")
+    gsd_m = true_gsd_m(opened.transform, opened.shape, CRS.from_wkt(opened.crs.to_wkt()))
+    if not np.isfinite(gsd_m) or gsd_m <= 0:
+        raise TrainingError("its CRS and its georeference name no place on the ground; give gsd_m of its source")
+    return gsd_m

@@ -10,7 +10,7 @@ from rasters import make_raster
 from canopy.errors import TrainingError
 from pretrain.config import TilesConfig, TileSourceConfig
 from pretrain.data import read_tiles
-from pretrain.geotiff import cut_files
+from pretrain.geotiff import BadFile, Cut, cut_files
 
 NORTH = (10.0, 60.0)
 """Longitude and latitude at which Mercator doubles distances."""
@@ -35,8 +35,10 @@ def test_images_are_cut_mirrored_and_filtered(tmp_path: Path) -> None:
 
 
 def gsd_m(path: Path) -> float:
-    """GSD of the first tile of an image."""
-    return next(cut_files(TileSourceConfig(path=path), tiles_config(sources=[{"path": path}])))[1]
+    """Return the GSD of the first tile of an image."""
+    first = next(cut_files(TileSourceConfig(path=path), tiles_config(sources=[{"path": path}])))
+    assert isinstance(first, Cut)
+    return first.gsd_m
 
 
 @pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:3395", "ESRI:54004"])
@@ -68,23 +70,59 @@ def test_files_are_chosen_by_pattern_and_read_in_the_order_of_names(tmp_path: Pa
     for name, level in (("b/rgb.tif", 20), ("a/rgb.tif", 10), ("a/chm.tif", 30)):
         make_raster(tmp_path / name, values=np.full((3, 32, 32), level))
     source = TileSourceConfig(path=tmp_path, pattern="**/rgb.tif")
-    assert [int(tile[0, 0, 0]) for tile, _ in cut_files(source, tiles_config(sources=[source]))] == [10, 20]
+    cuts = list(cut_files(source, tiles_config(sources=[source])))
+    assert [int(cut.image[0, 0, 0]) for cut in cuts if isinstance(cut, Cut)] == [10, 20]
 
 
-def test_imagery_that_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
-    def read(path: Path) -> None:
+def test_a_source_without_files_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no imagery at"):
+        read_tiles(tiles_config(sources=[{"path": tmp_path}]))
+
+
+def write_bad_files(folder: Path) -> None:
+    """Write a file of each kind that cannot be used."""
+    make_raster(folder / "deep.tif", dtype="uint16")
+    make_raster(folder / "two.tif", bands=2)
+    make_raster(folder / "unplaced.tif", crs=None)
+    make_raster(folder / "beyond.tif", crs="EPSG:3857", origin=(0.0, 1e12))
+    whole = make_raster(folder / "torn.tif", shape=(300, 300), pattern="noise").read_bytes()
+    (folder / "torn.tif").write_bytes(whole[: len(whole) // 2])
+    (folder / "page.tif").write_text("<html>not found</html>")
+    (folder / "empty.tif").write_bytes(b"")
+
+
+def test_files_that_cannot_be_used_are_skipped_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_bad_files(tmp_path)
+    make_raster(tmp_path / "good.tif", shape=(32, 64), pattern="noise")
+    source = TileSourceConfig(path=tmp_path)
+    bad = {c.path.name: c.reason for c in cut_files(source, tiles_config(sources=[source])) if isinstance(c, BadFile)}
+    assert bad.keys() == {"beyond.tif", "deep.tif", "empty.tif", "page.tif", "torn.tif", "two.tif", "unplaced.tif"}
+    assert bad["deep.tif"] == "3 bands of uint16; RGB uint8 expected"
+    assert bad["two.tif"] == "2 bands of uint8; RGB uint8 expected"
+    assert "give gsd_m" in bad["unplaced.tif"]
+    assert "give gsd_m" in bad["beyond.tif"]
+    assert not any("\n" in reason for reason in bad.values())
+    tiles = read_tiles(tiles_config(sources=[source]))
+    assert len(tiles) == 2
+    assert sum(message.startswith("skipped ") for message in caplog.messages) == 7
+    assert any(str(tmp_path / "page.tif") in message for message in caplog.messages)
+    assert caplog.messages[-1] == "7 files skipped of up to 10 (tiles.max_bad)"
+
+
+def test_more_bad_files_than_allowed_are_an_error(tmp_path: Path) -> None:
+    write_bad_files(tmp_path)
+    make_raster(tmp_path / "a_good.tif", pattern="noise")
+    with pytest.raises(TrainingError, match=r"3 files cannot be used, the last .*empty\.tif.*up to tiles\.max_bad, 2"):
+        read_tiles(tiles_config(sources=[{"path": tmp_path}], max_bad=2))
+
+
+def test_nothing_but_bad_files_names_the_first(tmp_path: Path) -> None:
+    path = make_raster(tmp_path / "deep.tif", dtype="uint16")
+    with pytest.raises(TrainingError, match=r"no tile of .* the first is .*deep\.tif: 3 bands of uint16"):
         read_tiles(tiles_config(sources=[{"path": path}]))
 
-    with pytest.raises(TrainingError, match="no imagery at"):
-        read(tmp_path)
-    with pytest.raises(TrainingError, match="uint16; RGB uint8 expected"):
-        read(make_raster(tmp_path / "deep.tif", dtype="uint16"))
-    with pytest.raises(TrainingError, match="2 bands of uint8; RGB uint8 expected"):
-        read(make_raster(tmp_path / "two.tif", bands=2))
-    with pytest.raises(TrainingError, match="give gsd_m"):
-        read(make_raster(tmp_path / "nowhere.tif", crs=None))
-    with pytest.raises(TrainingError, match="more than 20% empty"):
-        read(make_raster(tmp_path / "empty.tif", mask=np.zeros((96, 128), bool)))
-    (tmp_path / "torn.tif").write_bytes((tmp_path / "empty.tif").read_bytes()[:300])
-    with pytest.raises(TrainingError, match=r"torn\.tif"):
-        read(tmp_path / "torn.tif")
+
+def test_imagery_without_a_valid_tile_is_an_error(tmp_path: Path) -> None:
+    path = make_raster(tmp_path / "blank.tif", mask=np.zeros((96, 128), bool))
+    with pytest.raises(TrainingError, match="is less than 20% empty"):
+        read_tiles(tiles_config(sources=[{"path": path}]))

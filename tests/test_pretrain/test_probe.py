@@ -163,15 +163,15 @@ def test_folders_without_scenes_and_odd_factors_are_clear_errors(bundle: Path, p
 def test_the_picture_shows_the_middle_of_any_image_or_of_the_largest_scene(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "PICTURE_PX", 64)
+    monkeypatch.setattr(probes, "PICTURE_PX", 32)
     path = make_raster(tmp_path / "a.tif", shape=(30, 80), pattern="noise")
     picture_scene(bundle, tmp_path / "a.png", path, None)
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (2 * (2 * 64 - 3), 2 * 30 - 3)
+        assert picture.size == (2 * (2 * 32 - 3), 2 * 30 - 3)
     for name, side in (("small", 64), ("large", 80)):
         write_scene(tmp_path / "pairs" / name, np.zeros((side, side)))
     picture_scene(bundle, tmp_path / "b.png", None, tmp_path / "pairs")
     with Image.open(tmp_path / "b.png") as picture:
-        assert picture.size == (2 * (2 * 64 - 3), 2 * 64 - 3)
+        assert picture.size == (2 * (2 * 32 - 3), 2 * 32 - 3)
     with pytest.raises(ConfigError, match="--scene IMAGE or --pairs"):
         picture_scene(bundle, tmp_path / "c.png", None, None)
