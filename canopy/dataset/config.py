@@ -2,10 +2,11 @@
 
 import math
 import re
+from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from canopy.config import Config
 
@@ -17,6 +18,14 @@ def _require_plain_name(name: str) -> str:
     return name
 
 
+def _date_text(value: Any) -> Any:
+    """Return a date or year as text: YAML reads a bare 2020 as a number and a bare 2020-07-01 as a date."""
+    if isinstance(value, date):
+        return value.isoformat()
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+DateText = Annotated[str, BeforeValidator(_date_text), Field(pattern=r"^(\{year\}|\d{4}(-\d\d(-\d\d(T.*)?)?)?)$")]
 SourceName = Annotated[str, AfterValidator(_require_plain_name)]
 
 
@@ -43,9 +52,9 @@ class SourceConfig(Config):
     """Licence of the data."""
     credit: str = ""
     """Credit that every use of the data must show."""
-    image_date: str | None = None
+    image_date: DateText | None = None
     """Acquisition of the images: ISO date or year. `{year}` takes the first _YYYY_ of the file's name."""
-    height_date: str | None = None
+    height_date: DateText | None = None
     """Acquisition of the heights: ISO date or year; {year} as above."""
     reject: dict[str, str] = Field(default_factory=dict)
     """Scenes that a person rejects: name -> reason."""

@@ -46,6 +46,22 @@ def test_every_source_names_its_licence(tmp_path: Path) -> None:
         load_config(tmp_path / "c.yaml", DatasetConfig)
 
 
+@pytest.mark.parametrize(
+    ("text", "date"),
+    [("2020", "2020"), ("2020-07-01", "2020-07-01"), ("'2020-07'", "2020-07"), ("'{year}'", "{year}"), ("null", None),
+     ("2020-07-01T10:30:00Z", "2020-07-01T10:30:00+00:00"), ("'2020-07-01T10:30Z'", "2020-07-01T10:30Z")],
+)  # fmt: skip
+def test_a_date_needs_no_quotes(text: str, date: str | None) -> None:
+    config = load_config(CONFIG, DatasetConfig, (f"sources.naip.image_date={text}",))
+    assert config.sources["naip"].image_date == date
+
+
+@pytest.mark.parametrize("text", ["summer", "20", "2020/07/01", "true", "{YEAR}", "2020-07-01x", "20200701"])
+def test_a_date_that_none_can_compare_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"sources\.naip\.height_date"):
+        load_config(CONFIG, DatasetConfig, (f"sources.naip.height_date={text}",))
+
+
 @pytest.mark.parametrize(("gsd_m", "cell_m", "cell_px"), [(0.5, 1, 2), (1, 1, 1), (0.1, 0.3, 3), (0.25, 1, 4)])
 def test_a_cell_is_a_whole_number_of_pixels(gsd_m: float, cell_m: float, cell_px: int) -> None:
     override = (f"gsd_m={gsd_m}", f"height_cell_m={cell_m}", "chip_px=240", "stride_px=240")
