@@ -77,6 +77,8 @@ def make_raster(
     descriptions: Sequence[str] | None = None,
     colormap: dict[int, tuple[int, int, int, int]] | None = None,
     gcps: bool = False,
+    scales: Sequence[float] | None = None,
+    offsets: Sequence[float] | None = None,
     tags: dict[str, str] | None = None,
     **options: Any,
 ) -> Path:
@@ -101,6 +103,8 @@ def make_raster(
         descriptions: Band names.
         colormap: Colour table of band 1.
         gcps: Place the raster by five ground control points and no transform.
+        scales: Scale tag of each colour band.
+        offsets: Offset tag of each colour band.
         tags: Dataset tags.
         options: Creation options.
     """
@@ -131,6 +135,10 @@ def make_raster(
             dataset.write_mask(mask)
         if gcps:
             dataset.gcps = (_corner_gcps(placed, values.shape[1:]), rasterio.CRS.from_user_input(crs))
+        if scales is not None:
+            dataset.scales = scales
+        if offsets is not None:
+            dataset.offsets = offsets
         dataset.update_tags(**(tags or {}))
     return path
 

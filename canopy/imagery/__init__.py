@@ -6,7 +6,9 @@
 A pixel's value depends on the files and on its place on the pixel grid, never on the window it is read through.
 """
 
+from canopy.imagery.opening import open_imagery
 from canopy.imagery.rescale import Rescale
-from canopy.imagery.source import ImagerySource, open_imagery
+from canopy.imagery.selection import Skipped
+from canopy.imagery.source import ImagerySource
 
-__all__ = ["ImagerySource", "Rescale", "open_imagery"]
+__all__ = ["ImagerySource", "Rescale", "Skipped", "open_imagery"]

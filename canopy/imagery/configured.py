@@ -8,7 +8,8 @@ from odc.geo.geom import Geometry
 
 from canopy.config import Config, load_config
 from canopy.errors import CoverageError
-from canopy.imagery.source import ImagerySource, open_imagery
+from canopy.imagery.opening import open_imagery
+from canopy.imagery.source import ImagerySource
 from tiles.aoi import to_crs
 
 SAMPLE_SCENE = Path(__file__).parents[1] / "data" / "yellowstone.tif"

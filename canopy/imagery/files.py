@@ -1,74 +1,94 @@
-"""Which files an imagery URI means, and whether they are still the same files."""
+"""Which rasters an imagery URI means: a file, a folder, a glob, an address, or a list of those."""
 
 import glob
+import os
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from canopy.errors import ImageryError
 
 SUFFIXES = frozenset({".tif", ".tiff", ".vrt", ".jp2", ".j2k", ".img", ".png", ".jpg", ".jpeg", ".ntf", ".nitf"})
-REMOTE = ("http://", "https://", "s3://", "gs://", "az://", "/vsi")
+REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "/vsi")
+_ARCHIVES = ("/vsizip/", "/vsitar/", "/vsigzip/", "/vsi7z/")
+# At least two letters, so that a drive of Windows is no scheme.
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
-_VRT_MEMBER_TAGS = ("SourceFilename", "SourceDataset")
+_ADDRESS = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/@\s?#'"]*@)?([^\s?#'"]*)[^\s'"()]*""")
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """Identity of a local file at one moment; a remote file has only its path."""
+class Listing:
+    """Rasters that one URI of the user means."""
 
-    path: str
-    size: int = -1
-    mtime_ns: int = -1
-
-    @classmethod
-    def of(cls, path: str) -> "Stamp":
-        """Read the stamp of a path; a missing file has the stamp of a remote one."""
-        try:
-            status = Path(path).stat()
-        except OSError:
-            return cls(path)
-        return cls(path, status.st_size, status.st_mtime_ns)
+    uri: str
+    kind: Literal["file", "folder", "glob"]
+    paths: tuple[str, ...]
+    """Files; those of a folder and a glob are sorted by name."""
+    root: Path | None = None
+    """Folder that the user named, or that a glob searches."""
 
 
-def expand(uri: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+def expand(uri: str | Path | Sequence[str | Path]) -> tuple[Listing, ...]:
     """List the rasters that a URI means.
 
     Args:
-        uri: A file, a folder (all rasters below it), a glob or a list of those.
+        uri: A file, a folder (all rasters below it), a glob, an address, or a list of those.
 
     Returns:
-        The paths; a folder and a glob are sorted by name, a list keeps its order. Earlier files lie on top.
+        One listing for each URI. Earlier files lie on top of later ones.
 
     Raises:
-        ImageryError: A path is missing, a folder holds no raster, or the scheme is not supported.
+        ImageryError: A path is missing, a folder contains no raster, or the scheme is not supported.
     """
-    if isinstance(uri, str | Path):
-        return _expand_one(str(uri))
-    paths = tuple(dict.fromkeys(path for one in uri for path in _expand_one(str(one))))
-    if not paths:
+    uris = [uri] if isinstance(uri, str | Path) else list(uri)
+    if not uris:
         raise ImageryError("imagery: an empty list, expected a raster; name a file or a folder")
-    return paths
+    return tuple(_expand_one(str(one)) for one in uris)
 
 
-def _expand_one(uri: str) -> tuple[str, ...]:
+def _expand_one(uri: str) -> Listing:
     if uri.startswith(REMOTE):
-        return (uri,)
-    if Path(uri).is_dir():
-        return _folder(uri)
-    if Path(uri).exists():
-        return (uri,)
+        return Listing(uri, "file", (uri,))
+    if _is_dir(uri):
+        return Listing(uri, "folder", _folder(uri), Path(uri))
+    if _exists(uri):
+        return Listing(uri, "file", (uri,))
     if scheme := _SCHEME.match(uri):
         raise ImageryError(
             f"imagery: scheme '{scheme[1]}:' is not supported yet; name a file, a folder, a glob, or an "
-            "http(s):// or s3:// address"
+            "http(s):// or s3:// address (copy a subdataset into a GeoTIFF with gdal_translate first)"
         )
-    matched = sorted(path for path in glob.glob(uri, recursive=True) if _is_raster(Path(path)))  # noqa: PTH207
-    if matched:
-        return tuple(matched)
-    raise ImageryError(f"{uri}: no such file, expected a raster, a folder or a glob; check the path")
+    root, pattern = _split_glob(uri)
+    matches = sorted(glob.glob(pattern, root_dir=root, recursive=True)) if len(uri) < 4096 else []  # noqa: PTH207
+    paths = tuple(path for name in matches if _is_raster(Path(path := os.path.join(root or "", name))))  # noqa: PTH118
+    if paths:
+        return Listing(uri, "glob", paths, Path(root or "."))
+    raise ImageryError(f"{uri[:300]}: no such file, expected a raster, a folder or a glob; check the path")
+
+
+def _split_glob(pattern: str) -> tuple[str | None, str]:
+    """Split a glob into the folders that exist under their literal name, ``site[1]`` too, and the rest."""
+    parts = Path(pattern).parts
+    for count in range(len(parts) - 1, 0, -1):
+        if _is_dir(folder := str(Path(*parts[:count]))):
+            return folder, str(Path(*parts[count:]))
+    return None, pattern
+
+
+def _is_dir(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return False
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _folder(folder: str) -> tuple[str, ...]:
@@ -80,57 +100,29 @@ def _folder(folder: str) -> tuple[str, ...]:
 
 
 def _is_raster(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    """Return whether a file found by searching may be imagery; tiles of an unfinished map are not."""
+    unfinished = any(part.endswith(".partial") for part in path.parts[:-1])
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not unfinished and path.is_file()
 
 
-def stamp(path: str) -> tuple[Stamp, ...]:
-    """Return the stamps of a raster, its side files and, for a VRT, its members.
+def is_remote(path: str) -> bool:
+    """Return whether GDAL reaches a path over a network."""
+    return path.startswith(REMOTE) and local_part(path) is None and not path.startswith("/vsimem/")
 
-    Raises:
-        ImageryError: The file is empty, or a member of a VRT is missing (GDAL would read it as nodata).
-    """
+
+def local_part(path: str) -> Path | None:
+    """Return the local file behind a path: itself, or the archive of a /vsizip/ path; None for an address."""
+    if not path.startswith(REMOTE):
+        return Path(path)
+    while path.startswith(_ARCHIVES):
+        path = path.split("/", 2)[2]
     if path.startswith(REMOTE):
-        return (Stamp(path),)
-    if Path(path).stat().st_size == 0:
-        raise ImageryError(f"{path}: 0 bytes, expected a raster; copy or download the file again")
-    members = _vrt_members(path, frozenset()) if path.lower().endswith(".vrt") else ()
-    sidecars = tuple(side for side in (f"{path}.msk", f"{path}.ovr") if Path(side).exists())
-    return tuple(map(Stamp.of, dict.fromkeys((path, *sidecars, *members))))
-
-
-def _vrt_members(vrt: str, parents: frozenset[str]) -> tuple[str, ...]:
-    """List the local files that a VRT reads, nested VRTs included."""
-    try:
-        tree = ElementTree.parse(vrt)
-    except (ElementTree.ParseError, OSError) as error:
-        raise ImageryError(f"{vrt}: not a readable VRT ({error}); build it again with gdalbuildvrt") from error
-    members: list[str] = []
-    for element in (node for tag in _VRT_MEMBER_TAGS for node in tree.iter(tag)):
-        member = _member_path(vrt, element)
-        if member is None or member in members or member in parents:
-            continue
-        if not Path(member).exists():
-            raise ImageryError(f"{vrt}: its member {member} is missing; restore it or build the VRT again")
-        members.append(member)
-        if member.lower().endswith(".vrt"):
-            members.extend(_vrt_members(member, parents | {vrt, member}))
-    return tuple(members)
-
-
-def _member_path(vrt: str, element: ElementTree.Element) -> str | None:
-    """Return a member's local path; None for a remote file or a GDAL connection string, which GDAL itself checks."""
-    name = (element.text or "").strip()
-    if not name or name.startswith(REMOTE) or (_SCHEME.match(name) and not Path(name).exists()):
         return None
-    relative = element.get("relativeToVRT") == "1"
-    return str(Path(vrt).parent / name) if relative else name
+    # A path such as archive.zip/folder/scene.tif, or {archive.zip}/scene.tif.
+    candidate = Path(path.removeprefix("{").partition("}")[0])
+    return next((parent for parent in (candidate, *candidate.parents) if parent.is_file()), None)
 
 
-def check_unchanged(stamps: Sequence[Stamp]) -> None:
-    """Raise an ImageryError where a file is not the one that was opened."""
-    for old in stamps:
-        if old.size >= 0 and Stamp.of(old.path) != old:
-            raise ImageryError(
-                f"{old.path}: replaced or removed since it was opened, expected the same size and "
-                "modification time; start the run again"
-            )
+def shown(text: str) -> str:
+    """Return a text with every address in it stripped of user, password, query and fragment."""
+    return _ADDRESS.sub(r"\1\2", text)

@@ -6,7 +6,7 @@ is always computed by the same arithmetic, whatever GDAL does inside a block.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -25,8 +25,11 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from canopy.errors import ImageryError
+from canopy.imagery.collar import Collar
+from canopy.imagery.colours import Mask, Values
+from canopy.imagery.files import shown
 from canopy.imagery.placement import Points, transformer
-from canopy.imagery.scene import Collar, Mask, RasterScene, Values, read_window
+from canopy.imagery.scene import RasterScene, read_window
 from tiles.windows import PixelWindow
 
 Rgb = NDArray[np.float32]
@@ -37,6 +40,8 @@ _PHASE_OFFSET = 1 / math.pi
 _ALIGNED_PX = 1e-3
 _BLOCK_PX = 256
 _SOURCE_PX = 2048
+_MOST_SOURCE_PX = 2**26
+"""Pixels of a file read at once; a block needs about `_SOURCE_PX` squared unless the CRS is torn there."""
 _AVERAGE_FROM = 2.0
 _HALF = 0.499
 _TOLERANCE_PX = 0.01
@@ -159,13 +164,13 @@ def same_crs(one: str, other: str) -> bool:
 
 
 def read_aligned(
-    dataset: DatasetReader, resampler: Resampler, region: PixelWindow, collar: Collar | None
+    dataset: DatasetReader, resampler: Resampler, region: PixelWindow, collars: Sequence[Collar]
 ) -> tuple[PixelWindow, Values, Mask | None] | None:
     """Read the part of a region that a file on the grid covers; None where they do not meet.
 
     Returns:
         region: The part, on the grid.
-        values: (3, height, width) stored values.
+        values: (3, height, width), after scale and offset.
         valid: (height, width) bool; None where all pixels are.
     """
     (col, row), (height, width) = resampler.offset or (0, 0), dataset.shape
@@ -173,22 +178,26 @@ def read_aligned(
     if part is None:
         return None
     source = PixelWindow(part.row0 - row, part.col0 - col, *part.shape)
-    values, valid = _read(dataset, resampler.scene, source, collar)
+    values, valid = _read(dataset, resampler.scene, source, collars)
     return part, values, valid
 
 
 def _read(
-    dataset: DatasetReader, scene: RasterScene, source: PixelWindow, collar: Collar | None
+    dataset: DatasetReader, scene: RasterScene, source: PixelWindow, collars: Sequence[Collar]
 ) -> tuple[Values, Mask | None]:
+    """Read the values of source pixels, after scale and offset, and which of them are valid."""
     window = Window(source.col0, source.row0, source.width, source.height)
     values, valid = read_window(dataset, scene, window)
-    covered = collar.covers(values, source.row0, source.col0) if collar else None
-    if covered is None:
-        return values, valid
-    return values, ~covered if valid is None else valid & ~covered
+    for collar in collars:
+        covered = collar.covers(values, source.row0, source.col0)
+        if covered is not None:
+            valid = ~covered if valid is None else valid & ~covered
+    return scene.physical(values), valid
 
 
-def warp_block(dataset: DatasetReader, resampler: Resampler, block: PixelWindow, collar: Collar | None) -> Rgb | None:
+def warp_block(
+    dataset: DatasetReader, resampler: Resampler, block: PixelWindow, collars: Sequence[Collar]
+) -> Rgb | None:
     """Resample a file to one block of the grid.
 
     Downsampling by 2 or more averages the source pixels under a pixel; else cubic convolution, widened to the
@@ -196,13 +205,21 @@ def warp_block(dataset: DatasetReader, resampler: Resampler, block: PixelWindow,
     bilinear kernel. An output pixel is valid if at least half of its weight is on valid source pixels.
 
     Returns:
-        (3, side, side) stored values, NaN where invalid; None where the file does not reach.
+        (3, side, side) values, NaN where invalid; None where the file does not reach.
+
+    Raises:
+        ImageryError: The block needs more pixels of the file than memory should take.
     """
     source = resampler.source_region(block)
     inside = source and source.intersect(PixelWindow(0, 0, *dataset.shape))
     if source is None or inside is None:
         return None
-    values, valid = _read(dataset, resampler.scene, inside, collar)
+    if source.height * source.width > _MOST_SOURCE_PX:
+        raise ImageryError(
+            f"{shown(resampler.scene.path)}: {source.height} x {source.width} of its pixels decide {block.height} x "
+            f"{block.width} of the map, {_MOST_SOURCE_PX:.0e} at most expected; reproject it with gdalwarp"
+        )
+    values, valid = _read(dataset, resampler.scene, inside, collars)
     if valid is None and inside == source:
         return _warp(resampler, block, source, values.astype(np.float32), _kernel(resampler))
     padded = np.full((3, source.height, source.width), np.nan, np.float32)

@@ -1,43 +1,50 @@
 """One raster file: its facts, read once when it is opened, and its stored values with their validity."""
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from odc.geo.geom import Geometry
 from rasterio.enums import Compression, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
-from scipy import ndimage
 
-from canopy.errors import ImageryError, one_line
+from canopy.errors import ImageryError
 from canopy.imagery.acquisition import acquisition
-from canopy.imagery.bands import Bands
-from canopy.imagery.files import Stamp
+from canopy.imagery.bands import Bands, ColourModel, choose_bands, declared_alpha, is_opacity, with_infrared
+from canopy.imagery.colours import Mask, Values, check_type, colour_table, to_rgb
+from canopy.imagery.datasets import OpenFile, opened, quiet
+from canopy.imagery.identity import Stamp
 from canopy.imagery.placement import Placement, gsd_m, outline, read_placement
+from canopy.imagery.references import Reach, drivers
+from canopy.imagery.selection import is_height_map
 
-Values = NDArray[Any]
-Mask = NDArray[np.bool_]
-
-_GDAL = {"GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1", "GDAL_HTTP_TIMEOUT": "60"}
+_LOSSY = (Compression.jpeg, Compression.webp)
 _LOSSY_DRIVERS = ("JPEG", "WEBP", "JP2OpenJPEG")
-_LOSSY_BLACK = 2
-_LOSSY_FRINGE = 8
-_COLLAR_GRID_PX = 1024
-_COLLAR_MIN_SHARE = 0.0005
-_COLLAR_GROW_CELLS = 2
 _SAMPLE_WINDOWS = 5
+_ALPHA_WINDOWS = 3
 _SAMPLE_PX = 96
+_HUGE = 1e30
+_FILLS = (-9999, -32_768, -32_767, -99_999)
+"""Values that programs write where nothing was measured."""
 
-logging.getLogger("rasterio").addHandler(logging.NullHandler())
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user says of files, in place of what they declare."""
+
+    bands: Sequence[int] | None = None
+    """1-based bands of red, green and blue."""
+    nodata: float | Literal["none"] | None = None
+    """Value that means unknown; "none" for no such value."""
+    alpha: bool | Literal["auto"] = "auto"
+    """Whether a band declared as alpha is opacity; by its values if "auto"."""
+    crs: str | None = None
+    """CRS of the files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,74 +57,185 @@ class RasterScene:
     bands: Bands
     dtype: str
     """Type of the values read; uint8 for an expanded palette."""
-    nodata: float | None
+    nodata: tuple[float | None, ...]
+    """Nodata value of each colour band."""
     has_mask: bool
-    colours: NDArray[np.uint8] | None
+    """Whether a per-dataset mask marks unknown pixels."""
+    marked: bool
+    """Whether nodata, a mask or an alpha band that is not opaque throughout marks unknown pixels."""
+    table: NDArray[np.uint8] | None
     """(n, 4) colour table of a palette image."""
+    gains: tuple[tuple[float, float], ...] | None
+    """Scale and offset of red, green and blue; None where stored values are the values."""
+    negative: bool
+    """Whether 0 is white (TIFF's MinIsWhite)."""
+    lossy: bool
+    """Whether compression changes values."""
+    vrt: bool
+    """Whether the file is made of others."""
     outline: Geometry
     gsd_m: float
     acquired: tuple[str, str] | None
     """First and last acquisition time, ISO 8601."""
+    remarks: tuple[str, ...]
+    """What the user should know of the file."""
+    fills: tuple[float, ...] = ()
+    """Stored values far outside the light of the source: undeclared nodata."""
+
+    @property
+    def value_type(self) -> str:
+        """Type of the values after scale and offset."""
+        return self.dtype if self.gains is None else "float64"
+
+    @property
+    def lossy_nodata(self) -> float | None:
+        """Nodata of 8-bit lossy data, which no exact test finds; None for exact data."""
+        blurred = self.lossy and self.dtype == "uint8" and self.table is None and len(set(self.nodata)) == 1
+        return self.nodata[0] if blurred else None
+
+    @property
+    def facts(self) -> tuple[object, ...]:
+        """All that decides this scene's pixels, in a form whose repr is the same in every process."""
+        table = None if self.table is None else self.table.tobytes()
+        placement = self.placement
+        gcps = tuple((p.row, p.col, p.x, p.y) for p in placement.gcps)
+        return (
+            self.stamps, placement.crs, placement.shape, placement.transform and tuple(placement.transform), gcps,
+            self.bands.colours, self.bands.model.name, self.bands.alpha, self.dtype, self.nodata, self.has_mask, table,
+            self.gains, self.negative, self.lossy, self.fills,
+        )  # fmt: skip
+
+    def physical(self, values: Values) -> Values:
+        """Apply scale and offset to stored values (3, ...)."""
+        if self.gains is None:
+            return values
+        shape = (3, *[1] * (values.ndim - 1))
+        scales, offsets = (np.reshape(numbers, shape) for numbers in np.asarray(self.gains, np.float32).T)
+        return np.asarray(values * scales + offsets, np.float32)
 
 
-@contextmanager
-def gdal(path: str) -> Iterator[None]:
-    """Run GDAL calls on a file; failures become one-line ImageryErrors that name the file."""
-    try:
-        with rasterio.Env(**_GDAL):
-            yield
-    except RasterioError as error:
-        reason = one_line(error)
-        raise ImageryError(
-            f"{path}: cannot be read ({reason}), expected an undamaged raster; copy or download it again"
-        ) from error
+def inspect(path: str, reach: Reach, overrides: Overrides) -> RasterScene:
+    """Read the facts of a file that the user named.
+
+    Raises:
+        ImageryError: The file cannot be read, has no place on Earth, is a height map, or its values are not
+            intensities.
+    """
+    with opened(path, reach) as file:
+        if file.dataset.count == 0:
+            raise ImageryError(
+                f"{path}: no bands of its own, expected a raster; copy one of its subdatasets with gdal_translate"
+            )
+        if is_height_map(file.dataset):
+            raise ImageryError(f"{path}: a canopy height map, expected imagery; name the image that it was made from")
+        return facts(file, overrides)
 
 
-def open_dataset(path: str) -> DatasetReader:
-    """Open a file on its own GDAL handle."""
-    with gdal(path):
-        return rasterio.open(path, sharing=False)
-
-
-def inspect(dataset: DatasetReader, bands: Bands, stamps: tuple[Stamp, ...]) -> RasterScene:
+def facts(file: OpenFile, overrides: Overrides) -> RasterScene:
     """Read the facts of an open file.
 
     Raises:
         ImageryError: The file has no place on Earth, or its values are not intensities.
     """
-    path, dtype = dataset.name, str(dataset.dtypes[bands.rgb[0] - 1])
-    if np.dtype(dtype).kind not in "uif":
-        raise ImageryError(f"{path}: {dtype} values, expected integers or floats; give RGB imagery")
-    placement = read_placement(dataset)
-    flags = dataset.mask_flag_enums[bands.rgb[0] - 1]
+    dataset = file.dataset
+    path = dataset.name
+    bands, opaque = _choose_bands(dataset, overrides)
+    dtype = _type(dataset, bands)
+    gains, remarks = _gains(dataset, bands)
+    lossy, negative = _origin(dataset, file.members)
+    if negative and bands.model is ColourModel.PALETTE and dtype != "uint8":
+        # GDAL gives a VRT of such a file a palette of 8 bits, which 16-bit values overflow.
+        bands = replace(bands, model=ColourModel.GRAY)
+    negative = negative and bands.model in (ColourModel.GRAY, ColourModel.RGB)
+    if negative:
+        bands = replace(bands, note=f"{bands.note}, 0 is white")
+    nodata = tuple(dataset.nodatavals[band - 1] for band in bands.colours)
+    if overrides.nodata is not None:
+        nodata = (None if overrides.nodata == "none" else float(overrides.nodata),) * len(bands.colours)
+    flags = dataset.mask_flag_enums[bands.colours[0] - 1]
+    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    placement = read_placement(dataset, overrides.crs)
     return RasterScene(
         path=path,
-        stamps=stamps,
+        stamps=file.stamps,
         placement=placement,
         bands=bands,
-        dtype="uint8" if bands.palette else dtype,
-        nodata=dataset.nodatavals[bands.rgb[0] - 1],
-        has_mask=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
-        colours=_colour_table(dataset, bands.rgb[0]) if bands.palette else None,
+        dtype="uint8" if bands.model is ColourModel.PALETTE else dtype,
+        nodata=nodata,
+        has_mask=has_mask,
+        marked=has_mask or any(value is not None for value in nodata) or (bands.alpha is not None and not opaque),
+        table=colour_table(dataset, bands),
+        gains=gains,
+        negative=negative,
+        lossy=lossy,
+        vrt=dataset.driver == "VRT",
         outline=outline(path, placement),
         gsd_m=gsd_m(placement),
         acquired=acquisition(dataset),
+        remarks=tuple(remark for remark in (bands.warning, *remarks) if remark),
     )
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence rasterio's warning on files without georeference: `read_placement` makes it an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
+def _type(dataset: DatasetReader, bands: Bands) -> str:
+    """Return the type of the colour bands' values; refuse those that are no intensities."""
+    dtypes = sorted({str(dataset.dtypes[band - 1]) for band in bands.colours})
+    if len(dtypes) > 1:
+        raise ImageryError(f"{dataset.name}: colour bands of types {', '.join(dtypes)}, expected one type; convert it")
+    if np.dtype(dtypes[0]).kind not in "uif":
+        raise ImageryError(f"{dataset.name}: {dtypes[0]} values, expected integers or floats; give RGB imagery")
+    check_type(dataset.name, bands, dtypes[0])
+    return dtypes[0]
 
 
-def _colour_table(dataset: DatasetReader, band: int) -> NDArray[np.uint8]:
-    table = dataset.colormap(band)
-    colours = np.zeros((max(256, *(index + 1 for index in table)), 4), np.uint8)
-    colours[list(table)] = list(table.values())
-    return colours
+def _choose_bands(dataset: DatasetReader, overrides: Overrides) -> tuple[Bands, bool]:
+    """Choose the colours, and look at the values of a declared alpha before it is believed.
+
+    Returns:
+        bands: The colours and the opacity.
+        opaque: Whether all of the alpha that was looked at is opaque.
+    """
+    alpha = declared_alpha(dataset)
+    if alpha is None or overrides.alpha is True:
+        return choose_bands(dataset, overrides.bands, alpha), False
+    values = _sampled(dataset, [alpha], _ALPHA_WINDOWS)[0]
+    if is_opacity(values):
+        bands = choose_bands(dataset, overrides.bands, alpha)
+        return (bands if overrides.alpha else replace(bands, alpha=None)), bool((values > 0).all())
+    bands = choose_bands(dataset, overrides.bands)
+    if overrides.bands is None and bands.model is ColourModel.RGB:
+        colours = _sampled(dataset, list(bands.colours), _SAMPLE_WINDOWS)
+        bands = with_infrared(bands, alpha, colours[:, colours.any(axis=0)])
+    return bands, False
+
+
+def _gains(dataset: DatasetReader, bands: Bands) -> tuple[tuple[tuple[float, float], ...] | None, tuple[str, ...]]:
+    """Return scale and offset of red, green and blue, None where there are none, and remarks."""
+    declared = [(float(dataset.scales[band - 1]), float(dataset.offsets[band - 1])) for band in bands.colours]
+    if bands.model not in (ColourModel.GRAY, ColourModel.RGB) or all(pair == (1, 0) for pair in declared):
+        return None, ()
+    if not all(math.isfinite(scale) and math.isfinite(offset) and scale for scale, offset in declared):
+        return None, ("its scale and offset tags are no numbers other than 0, and are ignored",)
+    return tuple(declared * (3 // len(declared))), ()
+
+
+def _origin(dataset: DatasetReader, parts: Sequence[str]) -> tuple[bool, bool]:
+    """Return whether the pixels were compressed with loss, and whether 0 is white, of a VRT as its members say."""
+    lossy, negative = _structure(dataset)
+    for part in parts[:1] if dataset.driver == "VRT" else ():
+        try:
+            with quiet(), DatasetReader(part, driver=list(drivers(part)), sharing=False) as member:
+                below = _structure(member)
+        except RasterioError:
+            continue
+        lossy, negative = lossy or below[0], negative or below[1]
+    return lossy, negative
+
+
+def _structure(dataset: DatasetReader) -> tuple[bool, bool]:
+    tags = dataset.tags(ns="IMAGE_STRUCTURE")
+    lossless = tags.get("COMPRESSION_REVERSIBILITY", "").startswith("LOSSLESS")
+    lossy = (dataset.compression in _LOSSY or dataset.driver in _LOSSY_DRIVERS) and not lossless
+    return lossy, tags.get("MINISWHITE") == "YES"
 
 
 def read_window(
@@ -125,8 +243,9 @@ def read_window(
 ) -> tuple[Values, Mask | None]:
     """Read stored values.
 
-    A pixel is invalid where the mask or alpha band is 0, a value is not finite, or the values are nodata: all
-    three where nodata is 0 or the largest integer (one such band is a dark or saturated colour), else any.
+    A pixel is invalid where the mask or alpha band is 0, a value is not finite or is a fill, or the values are
+    nodata, each band's its own: all three where nodata is 0 or the largest integer (one such band is a dark or
+    saturated colour), else any.
 
     Args:
         dataset: The scene's open file.
@@ -135,135 +254,94 @@ def read_window(
         shape: Rows and columns to decimate to.
 
     Returns:
-        values: (3, height, width), red, green, blue.
+        values: (3, height, width), red, green, blue, before scale and offset.
         valid: (height, width); None where all pixels are.
     """
-    rgb = list(dict.fromkeys(scene.bands.rgb)) if len(set(scene.bands.rgb)) == 1 else list(scene.bands.rgb)
     options: dict[str, Any] = {"window": window}
     if shape is not None:
-        options["out_shape"] = (len(rgb), *shape)
-    stored = dataset.read(rgb, **options)
-    tests = [_not_nodata(stored, scene.nodata), _finite(stored), _unmasked(dataset, scene, window, shape)]
-    if scene.colours is not None:
-        stored, opaque = _expand(stored[0], scene.colours)
-        tests.append(opaque)
+        options["out_shape"] = (len(scene.bands.colours), *shape)
+    stored = dataset.read(list(scene.bands.colours), **options)
+    exact = None if scene.lossy_nodata is not None else _not_nodata(stored, scene.nodata)
+    rgb, opaque = to_rgb(stored, scene.bands, scene.table)
+    tests = [exact, _measured(stored, scene.fills), _unmasked(dataset, scene, window, shape), opaque]
     masks = [test for test in tests if test is not None]
     valid = np.logical_and.reduce(masks) if masks else None
-    return np.broadcast_to(stored, (3, *stored.shape[1:])), None if valid is None or valid.all() else valid
+    return rgb, None if valid is None or valid.all() else valid
 
 
-def _not_nodata(stored: Values, nodata: float | None) -> Mask | None:
-    if nodata is None or math.isnan(nodata):
+def _not_nodata(stored: Values, nodata: Sequence[float | None]) -> Mask | None:
+    """Return where stored colours (b, h, w) differ from each band's nodata, (h, w); None where there is none."""
+    declared = [value for value in nodata if value is not None and not math.isnan(value)]
+    if not declared:
         return None
-    extreme = stored.dtype.kind in "ui" and nodata in (0, np.iinfo(stored.dtype).max)
-    differs = stored != np.asarray(nodata).astype(np.float32 if stored.dtype == np.float32 else np.float64)
-    return np.asarray(differs.any(axis=0) if extreme or nodata == 0 else differs.all(axis=0))
+    precise = np.float32 if stored.dtype == np.float32 else np.float64
+    top = np.iinfo(stored.dtype).max if stored.dtype.kind in "ui" else 0
+    # An extreme is also a colour: a band without its own counts as if it had the others', and all must agree.
+    extreme = all(value in (0, top) for value in declared)
+    equal = [
+        stored[band] == np.asarray(declared[0] if value is None else value).astype(precise)
+        for band, value in enumerate(nodata)
+        if extreme or (value is not None and value not in (0, top))
+    ]
+    return np.asarray(~(np.logical_and if extreme else np.logical_or).reduce(equal))
 
 
-def _finite(stored: Values) -> Mask | None:
-    if stored.dtype.kind != "f":
-        return None
-    return np.asarray(np.isfinite(stored).all(axis=0))
+def _measured(stored: Values, fills: Sequence[float]) -> Mask | None:
+    """Return where stored colours (b, h, w) are finite and no fills, (h, w); None where all are."""
+    tests = [np.isfinite(stored) & (np.abs(stored) < _HUGE)] if stored.dtype.kind == "f" else []
+    tests += [stored != np.asarray(fill, stored.dtype) for fill in fills]
+    return np.asarray(np.logical_and.reduce(tests).all(axis=0)) if tests else None
 
 
 def _unmasked(dataset: DatasetReader, scene: RasterScene, window: Window, shape: tuple[int, int] | None) -> Mask | None:
     if scene.bands.alpha is not None:
         return np.asarray(dataset.read(scene.bands.alpha, window=window, out_shape=shape) > 0)
     if scene.has_mask:
-        return np.asarray(dataset.read_masks(scene.bands.rgb[0], window=window, out_shape=shape) > 0)
+        return np.asarray(dataset.read_masks(scene.bands.colours[0], window=window, out_shape=shape) > 0)
     return None
 
 
-def _expand(index: Values, colours: NDArray[np.uint8]) -> tuple[Values, Mask]:
-    """Return values (3, h, w) and opacity (h, w) of palette indices (h, w)."""
-    rgba = np.moveaxis(colours[np.clip(index.astype(np.int64), 0, len(colours) - 1)], -1, 0)
-    return np.ascontiguousarray(rgba[:3]), rgba[3] > 0
+def fill_candidates(dtype: str) -> tuple[int, ...]:
+    """Return the values of a type that programs write where nothing was measured; none of bytes."""
+    kind = np.dtype(dtype)
+    if kind.itemsize == 1:
+        return ()
+    if kind.kind == "f":
+        return (*_FILLS, 32_767, 65_535)
+    limits = np.iinfo(kind)
+    usual = {*_FILLS, 32_767, 65_535, int(limits.max)} if limits.max > 65_535 else {*_FILLS, int(limits.max)}
+    return tuple(value for value in sorted(usual) if limits.min <= value <= limits.max)
 
 
 def sample(dataset: DatasetReader, scene: RasterScene) -> Values:
-    """Sample valid values of all three bands in windows spread evenly over a file; pure black pixels are left out.
+    """Sample valid pixels in windows spread evenly over a file; pure black ones are left out.
 
     Returns:
-        (n,) stored values.
+        (3, n) stored red, green and blue.
     """
-    height, width = dataset.shape
     parts = []
-    for i, j in np.ndindex(_SAMPLE_WINDOWS, _SAMPLE_WINDOWS):
-        row, rows = _part(height, i)
-        col, cols = _part(width, j)
-        values, valid = read_window(dataset, scene, Window(col, row, cols, rows))
+    for window in _windows(dataset, _SAMPLE_WINDOWS):
+        values, valid = read_window(dataset, scene, window)
         lit = values.any(axis=0) if valid is None else values.any(axis=0) & valid
-        parts.append(values[:, lit].ravel())
-    return np.concatenate(parts)
+        parts.append(values[:, lit])
+    return np.concatenate(parts, axis=1)
 
 
-def _part(size: int, index: int) -> tuple[int, int]:
+def _sampled(dataset: DatasetReader, bands: list[int], count: int) -> Values:
+    """Read (b, n) stored values of bands in windows spread evenly over a file."""
+    windows = [dataset.read(bands, window=window) for window in _windows(dataset, count)]
+    return np.concatenate([window.reshape(len(bands), -1) for window in windows], axis=1)
+
+
+def _windows(dataset: DatasetReader, count: int) -> Iterator[Window]:
+    """Yield windows, `count` along each axis, spread evenly over a file."""
+    for i, j in np.ndindex(count, count):
+        row, rows = _part(dataset.height, i, count)
+        col, cols = _part(dataset.width, j, count)
+        yield Window(col, row, cols, rows)
+
+
+def _part(size: int, index: int, count: int) -> tuple[int, int]:
     """Return start and length of one of the evenly spread windows along an axis."""
-    length = min(_SAMPLE_PX, max(1, size // _SAMPLE_WINDOWS))
-    return round((size - length) * index / (_SAMPLE_WINDOWS - 1)), length
-
-
-@dataclass(frozen=True, eq=False)
-class Collar:
-    """The black frame that mosaicking tools leave around an image when no nodata value is declared."""
-
-    cells: Mask
-    """(rows, columns) coarse grid over the file; True on the frame and next to it."""
-    shape: tuple[int, int]
-    """The file's rows and columns."""
-    black: int
-    """Largest value that counts as black there; above 0 after lossy compression."""
-
-    def covers(self, values: Values, row0: int, col0: int) -> Mask | None:
-        """Return the pixels (h, w) of a window (3, h, w) that belong to the collar; None for none."""
-        rows = (row0 + np.arange(values.shape[1])) * self.cells.shape[0] // self.shape[0]
-        cols = (col0 + np.arange(values.shape[2])) * self.cells.shape[1] // self.shape[1]
-        near = self.cells[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-        if not near.any():
-            return None
-        return np.asarray(_is_black(values, self.black) & self.cells[rows[:, None], cols[None, :]])
-
-
-def find_collar(dataset: DatasetReader, scene: RasterScene) -> Collar | None:
-    """Find a black collar: black in all bands, connected to the file's border.
-
-    Decided once on a coarse grid over the whole file, so it does not depend on the window read. Black pixels
-    away from the border (shadow, water) stay valid. A file with nodata, a mask or alpha has no collar.
-    """
-    if scene.nodata is not None or scene.has_mask or scene.bands.alpha is not None:
-        return None
-    lossy = dataset.compression in (Compression.jpeg, Compression.webp) or dataset.driver in _LOSSY_DRIVERS
-    black = _LOSSY_BLACK if lossy and scene.dtype == "uint8" else 0
-    height, width = dataset.shape
-    rows, cols = (min(size, _COLLAR_GRID_PX) for size in (height, width))
-    seeds = _black_border(dataset, scene, black, (rows, cols))
-    if not seeds.any():
-        return None
-    coarse, _ = read_window(dataset, scene, Window(0, 0, width, height), (rows, cols))
-    labels, _ = ndimage.label(_is_black(coarse, black) | seeds)
-    touching = np.unique(labels[seeds])
-    areas = np.bincount(labels.ravel())[touching]
-    large = touching[areas >= max(4, _COLLAR_MIN_SHARE * rows * cols)]
-    if not large.size:
-        return None
-    cells = np.isin(labels, large)
-    grown = ndimage.binary_dilation(cells, iterations=_COLLAR_GROW_CELLS)
-    return Collar(grown, (height, width), _LOSSY_FRINGE if black else 0)
-
-
-def _black_border(dataset: DatasetReader, scene: RasterScene, black: int, grid: tuple[int, int]) -> Mask:
-    """Return the cells of the coarse grid with black pixels of the file's outermost rows and columns."""
-    height, width = dataset.shape
-    rows, cols = np.arange(height) * grid[0] // height, np.arange(width) * grid[1] // width
-    seeds = np.zeros(grid, bool)
-    for row in {0, height - 1}:
-        values, _ = read_window(dataset, scene, Window(0, row, width, 1))
-        seeds[rows[row], cols[_is_black(values, black)[0]]] = True
-    for col in {0, width - 1}:
-        values, _ = read_window(dataset, scene, Window(col, 0, 1, height))
-        seeds[rows[_is_black(values, black)[:, 0]], cols[col]] = True
-    return seeds
-
-
-def _is_black(values: Values, black: int) -> Mask:
-    return np.asarray(((values >= 0) & (values <= black)).all(axis=0))
+    length = min(_SAMPLE_PX, max(1, size // count))
+    return round((size - length) * index / (count - 1)), length

@@ -4,8 +4,8 @@ import hashlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,19 +16,21 @@ from odc.geo.geom import Geometry, unary_union
 from pyproj import CRS
 from rasterio.io import DatasetReader
 
-from canopy.errors import ImageryError
 from canopy.imagery.acquisition import span
-from canopy.imagery.bands import choose_bands
-from canopy.imagery.files import check_unchanged, expand, stamp
+from canopy.imagery.collar import Collar, find_collars
+from canopy.imagery.colours import Values
+from canopy.imagery.datasets import gdal, open_dataset
+from canopy.imagery.identity import check_unchanged
+from canopy.imagery.longitudes import wrapped
 from canopy.imagery.placement import transformer
 from canopy.imagery.resample import PixelGrid, Resampler, Rgb, locate, read_aligned, warp_block
-from canopy.imagery.rescale import Rescale, choose_rescale
-from canopy.imagery.scene import Collar, RasterScene, find_collar, gdal, inspect, open_dataset, quiet, sample
+from canopy.imagery.rescale import Rescale
+from canopy.imagery.scene import RasterScene, fill_candidates
+from canopy.imagery.selection import Skipped
 from tiles.windows import PixelWindow
 
 _BANDS = ("red", "green", "blue")
 _OPEN_FILES = 16
-_SAMPLED_FILES = 32
 _NEAR_MARGIN = 0.05
 
 
@@ -44,7 +46,9 @@ class ImagerySource(Protocol):
     datetime: str | None
     """Acquisition time or "start/end", ISO 8601; None where unknown."""
     rescale: Rescale
-    """How stored values become reflectance."""
+    """How values become reflectance; `rescale.scale_option` repeats it on other imagery."""
+    skipped: tuple[Skipped, ...]
+    """Rasters of the user's folders that are not read."""
 
     def describe(self) -> str:
         """Describe the imagery in one line: files, size, GSD, CRS, bands and rescale."""
@@ -64,56 +68,6 @@ class ImagerySource(Protocol):
             ImageryError: A file cannot be read, or is not the file that was opened.
         """
         ...
-
-
-def open_imagery(
-    uri: str | Path | Sequence[str | Path],
-    *,
-    bands: Sequence[int] | None = None,
-    scale: tuple[float, float] | None = None,
-    datetime: str | None = None,
-) -> ImagerySource:
-    """Open imagery.
-
-    Args:
-        uri: A raster, a folder (all rasters below it), a glob, an http(s):// or s3:// address, or a list.
-            Overlapping scenes: the first valid pixel wins, in order of name (of the list for a list).
-        bands: 1-based bands of red, green and blue; by colour interpretation, names or number by default.
-        scale: Stored values that become 0 and 1; decided by `Rescale`'s rules by default.
-        datetime: Acquisition time, ISO 8601; read from the files' acquisition tags by default.
-
-    Raises:
-        ImageryError: The imagery cannot be read or interpreted, or has no place on Earth.
-    """
-    scenes, samples = [], []
-    paths = expand(uri)
-    sampled = set(paths[:: -(-len(paths) // _SAMPLED_FILES)]) if scale is None else set()
-    for path in paths:
-        scene, values = _inspect(path, bands, path in sampled)
-        scenes.append(scene)
-        if values is not None:
-            samples.append(values)
-    if scale is None:
-        _require_one_dtype(scenes)
-    return RasterImagery(scenes, choose_rescale(samples, scenes[0].dtype, scale), datetime)
-
-
-def _inspect(path: str, bands: Sequence[int] | None, sampled: bool) -> tuple[RasterScene, NDArray[np.generic] | None]:
-    stamps = stamp(path)
-    with quiet(), gdal(path), open_dataset(path) as dataset:
-        if dataset.count == 0:
-            raise ImageryError(f"{path}: no bands of its own, expected a raster; name one of its subdatasets")
-        scene = inspect(dataset, choose_bands(dataset, bands), stamps)
-        return scene, sample(dataset, scene) if sampled and scene.dtype != "uint8" else None
-
-
-def _require_one_dtype(scenes: Sequence[RasterScene]) -> None:
-    dtypes = sorted({scene.dtype for scene in scenes})
-    if len(dtypes) > 1:
-        raise ImageryError(
-            f"imagery: files of types {', '.join(dtypes)}, expected one type to decide one value range; "
-            "say which values are black and white with --scale LOW,HIGH, or open them apart"
-        )
 
 
 class _Handles:
@@ -140,17 +94,24 @@ class _Handles:
 class RasterImagery:
     """Raster files read as one image."""
 
-    def __init__(self, scenes: Sequence[RasterScene], rescale: Rescale, datetime: str | None = None) -> None:
+    def __init__(
+        self,
+        scenes: Sequence[RasterScene],
+        rescale: Rescale,
+        datetime: str | None = None,
+        skipped: Sequence[Skipped] = (),
+    ) -> None:
         """Join scenes; earlier ones lie on top."""
         self.uris = tuple(scene.path for scene in scenes)
         self.footprint = unary_union(scene.outline for scene in scenes) or scenes[0].outline
         self.gsd_m = max(scene.gsd_m for scene in scenes)
         self.datetime = datetime or span([scene.acquired for scene in scenes])
         self.rescale = rescale
-        self._scenes = tuple(scenes)
+        self.skipped = tuple(skipped)
+        self._scenes = tuple(replace(scene, fills=fills_of(scene, rescale)) for scene in scenes)
         self._bounds = np.array([scene.outline.boundingbox.bbox for scene in scenes])
         self._handles = _Handles()
-        self._collars: dict[str, Collar | None] = {}
+        self._collars: dict[str, tuple[Collar, ...]] = {}
 
     def describe(self) -> str:
         """Describe the imagery in one line: files, size, GSD, CRS, bands and rescale."""
@@ -163,8 +124,8 @@ class RasterImagery:
         return f"{files}, {size}, GSD {self.gsd_m:.3g} m, {crs}, {bands}, values {self.rescale}"
 
     def fingerprint(self) -> str:
-        """Return a sha256 over each file's path, size and modification time, its bands, and the rescale."""
-        parts = [(scene.stamps, scene.bands.rgb, scene.bands.alpha) for scene in self._scenes]
+        """Return a sha256 over all that decides a pixel: each file and its members, how they are read, the rescale."""
+        parts = [scene.facts for scene in self._scenes]
         return hashlib.sha256(repr((parts, self.rescale)).encode()).hexdigest()
 
     def read(self, geobox: GeoBox) -> xr.DataArray:
@@ -173,7 +134,7 @@ class RasterImagery:
         out = np.full((3, region.height, region.width), np.nan, np.float32)
         for scene in self._near(geobox):
             check_unchanged(scene.stamps)
-            with gdal(scene.path):
+            with gdal(scene.path, network=not scene.vrt):
                 self._fill(out, _resampler(scene, grid), region)
             if not np.isnan(out[0]).any():
                 break
@@ -191,13 +152,13 @@ class RasterImagery:
         scene = resampler.scene
         dataset = self._handles.get(scene.path)
         if scene.path not in self._collars:
-            self._collars[scene.path] = find_collar(dataset, scene)
-        collar = self._collars[scene.path]
+            self._collars[scene.path] = find_collars(dataset, scene, white_of(scene, self.rescale))
+        collars = self._collars[scene.path]
         if resampler.offset is not None:
-            if aligned := read_aligned(dataset, resampler, region, collar):
+            if aligned := read_aligned(dataset, resampler, region, collars):
                 part, values, valid = aligned
                 rows, cols = part.slices_in(region)
-                _paste(out[:, rows, cols], self.rescale.apply(values), valid)
+                _paste(out[:, rows, cols], self._display(scene, values), valid)
             return
         for block in resampler.blocks(region):
             part = block.intersect(region) or block
@@ -205,10 +166,34 @@ class RasterImagery:
             target = out[:, rows, cols]
             if not np.isnan(target[0]).any():
                 continue
-            warped = warp_block(dataset, resampler, block, collar)
+            warped = warp_block(dataset, resampler, block, collars)
             if warped is not None:
                 rows, cols = part.slices_in(block)
-                _paste(target, self.rescale.apply(warped[:, rows, cols]), None)
+                _paste(target, self._display(scene, warped[:, rows, cols]), None)
+
+    def _display(self, scene: RasterScene, values: Values) -> Rgb:
+        """Return the reflectance of values; of a scene whose 0 is white, its negative."""
+        reflectance = self.rescale.apply(values)
+        return np.subtract(1, reflectance, out=reflectance) if scene.negative else reflectance
+
+
+def fills_of(scene: RasterScene, rescale: Rescale) -> tuple[float, ...]:
+    """Return the stored values of a scene that are no light: usual fills far outside the source's range."""
+    return tuple(
+        fill
+        for fill in fill_candidates(scene.dtype)
+        if rescale.is_far(scene.physical(np.full(3, fill, np.float64)).astype(np.float64)).all()
+    )
+
+
+def white_of(scene: RasterScene, rescale: Rescale) -> float | None:
+    """Return the stored value of white in a scene; None where its values have no known top."""
+    kind = np.dtype(scene.dtype)
+    if rescale.stretched:
+        return float(np.iinfo(kind).max) if kind.kind in "ui" else None
+    scale, offset = scene.gains[0] if scene.gains else (1.0, 0.0)
+    white = (rescale.high - offset) / scale
+    return float(round(white)) if kind.kind in "ui" else white
 
 
 def _paste(target: Rgb, image: Rgb, valid: NDArray[np.bool_] | None) -> None:
@@ -236,7 +221,7 @@ def _lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
     finite = np.isfinite(lon) & np.isfinite(lat)
     if not finite.any():
         return 0.0, 0.0, -1.0, -1.0
-    lon, lat = lon[finite], lat[finite]
+    lon, lat = wrapped(lon[finite]), lat[finite]
     if np.ptp(lon) > 180:
         return -180.0, lat.min() - 1, 180.0, lat.max() + 1
     x, y = _NEAR_MARGIN * np.ptp(lon) + 1e-6, _NEAR_MARGIN * np.ptp(lat) + 1e-6

@@ -6,6 +6,7 @@ import pytest
 import rasterio
 from imagery_reading import X, Y, grid, read, refused
 from rasterio import Affine
+from rasterio.shutil import copy
 from rasters import ORIGIN, UTM, make_raster, quiet
 
 from canopy.imagery import open_imagery
@@ -63,3 +64,84 @@ def test_rpcs_only(tmp_path: Path) -> None:
 
 def test_outside_the_area_of_the_crs(tmp_path: Path) -> None:
     refused(make_raster(tmp_path / "a.tif", crs="EPSG:4326", origin=(X, Y)), "outside the area of its CRS")
+
+
+# Ground control points.
+
+GOOD = [(0, 0), (0, 128), (96, 0), (96, 128), (48, 64)]
+
+
+def with_gcps(path: Path, points: list[tuple[float, float, float, float]], crs: str = UTM) -> Path:
+    """A raster with control points (row, column, x, y)."""
+    make_raster(path, transform=Affine.identity(), crs=None)
+    listed = "".join(
+        f'<GCP Id="{number}" Pixel="{col}" Line="{row}" X="{x}" Y="{y}"/>'
+        for number, (row, col, x, y) in enumerate(points)
+    )
+    text = f'<PAMDataset><GCPList Projection="{crs}">{listed}</GCPList></PAMDataset>'
+    path.with_name(f"{path.name}.aux.xml").write_text(text)
+    return path
+
+
+def located(points: list[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
+    return [(row, col, X + col / 2, Y - row / 2) for row, col in points]
+
+
+def test_control_points_place_an_image(tmp_path: Path) -> None:
+    path = with_gcps(tmp_path / "a.tif", located(GOOD))
+    np.testing.assert_allclose(read(path), read(make_raster(tmp_path / "b.tif")), atol=1e-3)
+    refused(with_gcps(tmp_path / "c.tif", located(GOOD), crs=""), "no CRS.*--imagery-crs")
+    assert np.isfinite(read(tmp_path / "c.tif", crs=UTM)).all()
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        located(GOOD)[:1],
+        located(GOOD)[:2],
+        located([(0, 0), (10, 10), (20, 20), (40, 40)]),
+        located([(5, 5)] * 6),
+        [(row, col, X, Y) for row, col in GOOD],
+        [*located(GOOD), (40, 30, X + 900, Y - 700)],
+        [*located(GOOD)[:4], (48, 64, float("nan"), Y)],
+        [*located(GOOD)[:4], (48, 64, float("inf"), Y)],
+        [*located(GOOD)[:4], (48, 64, 1e300, -1e300)],
+    ],
+    ids=["one", "two", "a line", "one point", "one place", "an error", "nan", "inf", "huge"],
+)
+def test_bad_control_points_are_one_line(tmp_path: Path, points: list[tuple[float, float, float, float]]) -> None:
+    refused(with_gcps(tmp_path / "a.tif", points), r"ground control points|no georeference|area of its CRS")
+
+
+# CRSs.
+
+
+@pytest.mark.parametrize("code", ["ESRI:104905", "IAU_2015:49900", "IAU_2015:30100", "ESRI:104903"])
+def test_imagery_of_another_planet_is_one_line(tmp_path: Path, code: str) -> None:
+    path = make_raster(tmp_path / "a.tif", crs=code, origin=(10, 10), resolution=1e-5, pattern="constant")
+    refused(path, "another planet")
+    assert open_imagery(path, crs="EPSG:4326").gsd_m == pytest.approx(1.1, rel=0.02)
+
+
+def test_a_crs_can_be_named(tmp_path: Path) -> None:
+    plain = make_raster(tmp_path / "a.tif")
+    without = make_raster(tmp_path / "b.tif", crs=None)
+    wrong = make_raster(tmp_path / "c.tif", crs="EPSG:32632")
+    for path in (without, wrong):
+        np.testing.assert_array_equal(read(path, crs=UTM), read(plain))
+    refused(without, "--imagery-crs 'nonsense' is not a CRS", crs="nonsense")
+    refused(without, "is local", crs='LOCAL_CS["site grid",UNIT["metre",1]]')
+
+
+@pytest.mark.parametrize("transform", [Affine(0.0, 0, X, 0, 0, Y), Affine(0.5, 0.5, X, 0.5, 0.5, Y)])
+def test_pixels_without_area(tmp_path: Path, transform: Affine) -> None:
+    refused(make_raster(tmp_path / "a.tif", transform=transform), "pixels have no area")
+
+
+def test_a_transform_that_is_not_finite(tmp_path: Path) -> None:
+    make_raster(tmp_path / "m.tif")
+    copy(tmp_path / "m.tif", tmp_path / "a.vrt", driver="VRT")
+    text = (tmp_path / "a.vrt").read_text()
+    start, end = text.index("<GeoTransform>"), text.index("</GeoTransform>")
+    (tmp_path / "a.vrt").write_text(f"{text[:start]}<GeoTransform>nan, 1, 0, inf, 0, -1{text[end:]}")
+    refused(tmp_path / "a.vrt", "pixels have no area|outside the area of its CRS")

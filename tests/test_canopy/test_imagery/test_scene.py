@@ -1,9 +1,11 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from imagery_reading import SHAPE, X, Y, grid, read, refused, truncated
+from imagery_reading import SHAPE, X, Y, grid, read, refused, stored, truncated
+from rasterio.shutil import copy
 from rasters import make_raster
 
 from canopy.errors import ImageryError
@@ -74,5 +76,123 @@ def test_a_truncated_file_fails_early_where_its_ends_are_needed(tmp_path: Path) 
 
 
 def test_a_dead_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("canopy.imagery.scene._GDAL", {"GDAL_HTTP_MAX_RETRY": "0"})
+    monkeypatch.setattr("canopy.imagery.datasets._GDAL", {"GDAL_HTTP_MAX_RETRY": "0"})
     refused("http://127.0.0.1:9/a.tif", "cannot be read")
+
+
+# Scale and offset, and each band's own nodata.
+
+
+def test_a_percent_image_is_the_same_picture(tmp_path: Path) -> None:
+    percent = np.random.default_rng(0).integers(1, 101, (3, *SHAPE))
+    for dtype in ("uint8", "uint16", "int16"):
+        path = make_raster(tmp_path / f"{dtype}.tif", dtype=dtype, values=percent, scales=[0.01] * 3)
+        np.testing.assert_allclose(read(path), percent / 100, atol=1e-6)
+
+
+def test_gains_may_differ_by_band(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(40, 240, (3, *SHAPE)) / 255
+    scales, offsets = np.array([0.001, 0.0005, 0.002]), np.array([-0.1, 0.0, 0.05])
+    stored_values = np.round((picture - offsets[:, None, None]) / scales[:, None, None])
+    path = make_raster(
+        tmp_path / "a.tif", dtype="uint16", values=stored_values, scales=scales, offsets=offsets, photometric="RGB"
+    )
+    np.testing.assert_allclose(read(path), picture, atol=0.0011)
+    shifted = grid((40, 40), origin=(X + 5.2, Y - 5.2))
+    plain = make_raster(tmp_path / "b.tif", dtype="float32", values=picture)
+    np.testing.assert_allclose(read(path, shifted), read(plain, shifted), atol=0.0011)
+
+
+def test_one_gain_serves_a_panchromatic_image(tmp_path: Path) -> None:
+    percent = np.random.default_rng(0).integers(1, 101, (1, *SHAPE))
+    path = make_raster(tmp_path / "a.tif", values=percent, scales=[0.01])
+    np.testing.assert_allclose(read(path), np.broadcast_to(percent / 100, (3, *SHAPE)), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
+def test_a_gain_that_is_no_number_is_ignored_and_said(
+    tmp_path: Path, scale: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_raster(tmp_path / "a.tif", scales=[scale] * 3)
+    np.testing.assert_allclose(read(path), stored(path) / 255, atol=1e-6)
+    assert "scale and offset tags" in caplog.text
+
+
+def test_an_unscaled_type_and_a_scaled_one_need_a_scale(tmp_path: Path) -> None:
+    make_raster(tmp_path / "d" / "a.tif", dtype="uint16")
+    make_raster(tmp_path / "d" / "b.tif", dtype="uint16", scales=[0.01] * 3)
+    refused(tmp_path / "d", r"types float64, uint16.*--scale")
+
+
+def banded(path: Path, nodata: Sequence[float | None]) -> Path:
+    """Write a VRT of a raster with a nodata value of its own in each band."""
+    vrt = path.with_suffix(".vrt")
+    copy(path, vrt, driver="VRT")
+    text = vrt.read_text()
+    for number, value in enumerate(nodata, 1):
+        start = text.index(">", text.index(f'band="{number}"')) + 1
+        text = f"{text[:start]}{'' if value is None else f'<NoDataValue>{value}</NoDataValue>'}{text[start:]}"
+    vrt.write_text(text)
+    return vrt
+
+
+@pytest.mark.parametrize(
+    ("nodata", "hole"),
+    [
+        ((7, 8, 9), (7, 50, 50)),
+        ((7, 8, 9), (50, 50, 9)),
+        ((None, None, 9), (50, 50, 9)),
+        ((0, 255, 0), (0, 255, 0)),
+        ((0, None, None), (0, 0, 0)),
+        ((0, 0, 9), (50, 50, 9)),
+    ],
+)
+def test_each_band_has_its_own_nodata(
+    tmp_path: Path, nodata: tuple[float | None, ...], hole: tuple[int, int, int]
+) -> None:
+    values = np.random.default_rng(0).integers(100, 200, (3, *SHAPE))
+    values[:, 20:30, 40:60] = np.array(hole)[:, None, None]
+    unknown = np.isnan(read(banded(make_raster(tmp_path / "a.tif", values=values), nodata)))
+    assert unknown[:, 20:30, 40:60].all() and unknown.sum() == 3 * 10 * 20
+
+
+@pytest.mark.parametrize("colour", [(0, 50, 50), (0, 0, 50), (0, 255, 1)])
+def test_a_colour_with_an_extreme_is_no_nodata(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+    values = np.random.default_rng(0).integers(100, 200, (3, *SHAPE))
+    values[:, 20:30, 40:60] = np.array(colour)[:, None, None]
+    vrt = banded(make_raster(tmp_path / "a.tif", values=values), (0, 255, 0) if 255 in colour else (0, 0, 0))
+    assert np.isfinite(read(vrt)).all()
+
+
+# What the user says in place of the file.
+
+
+def test_nodata_can_be_named_and_denied(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(100, 200, (3, *SHAPE))
+    values[:, 20:30, 40:60] = 13
+    plain = make_raster(tmp_path / "a.tif", values=values)
+    declared = make_raster(tmp_path / "b.tif", values=values, nodata=13)
+    assert np.isnan(read(plain, nodata=13)).sum() == 3 * 200
+    assert np.isfinite(read(declared, nodata="none")).all()
+    assert np.isfinite(read(declared, nodata=14)).all()
+
+
+def test_bands_of_two_types_are_refused(tmp_path: Path) -> None:
+    vrt = tmp_path / "a.vrt"
+    copy(make_raster(tmp_path / "a.tif"), vrt, driver="VRT")
+    text = vrt.read_text()
+    vrt.write_text(text.replace('dataType="Byte" band="2"', 'dataType="UInt16" band="2"'))
+    refused(vrt, "colour bands of types uint16, uint8, expected one type")
+
+
+def test_a_height_map_is_no_imagery(tmp_path: Path) -> None:
+    refused(
+        make_raster(tmp_path / "a.tif", dtype="float32", bands=1, tags={"CANOPY_MODEL": "x"}), "a canopy height map"
+    )
+
+
+def test_a_long_float_is_not_light(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(0.1, 0.9, (3, *SHAPE)).astype("float32")
+    values[:, 5:9, 5:9] = np.finfo("float32").min
+    image = read(make_raster(tmp_path / "a.tif", dtype="float32", values=values))
+    assert np.isnan(image[:, 5:9, 5:9]).all() and np.isnan(image).sum() == 48

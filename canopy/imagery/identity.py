@@ -1,0 +1,59 @@
+"""The identity of files: whether they are still the ones that were opened."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from canopy.errors import ImageryError
+from canopy.imagery.files import local_part
+
+_PIXEL_SIDE_FILES = (".msk", ".ovr", ".msk.ovr")
+"""Files beside a raster with pixels of it; what world files and .aux.xml say is part of a scene's facts."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Identity of a local file at one moment; a remote file has only its path."""
+
+    path: str
+    size: int = -1
+    mtime_ns: int = -1
+
+    @classmethod
+    def of(cls, path: str) -> "Stamp":
+        """Read the stamp of a path; a missing file has the stamp of a remote one."""
+        try:
+            status = Path(path).stat()
+        except OSError:
+            return cls(path)
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+
+def stamp(path: str, members: Iterable[str] = ()) -> tuple[Stamp, ...]:
+    """Return the stamps of all files that hold a raster's pixels.
+
+    Args:
+        path: The raster.
+        members: Files of which it is made.
+
+    Raises:
+        ImageryError: The file is empty.
+    """
+    local = local_part(path)
+    if local is None:
+        return (Stamp(path),)
+    if (status := Stamp.of(str(local))).size == 0:
+        raise ImageryError(f"{path}: 0 bytes, expected a raster; copy or download the file again")
+    rasters = [str(local), *members]
+    sides = [side for raster in rasters for end in _PIXEL_SIDE_FILES if Path(side := f"{raster}{end}").exists()]
+    return (status, *map(Stamp.of, dict.fromkeys((*rasters[1:], *sides))))
+
+
+def check_unchanged(stamps: Sequence[Stamp]) -> None:
+    """Raise an ImageryError where a file is not the one that was opened."""
+    for old in stamps:
+        if old.size >= 0 and Stamp.of(old.path) != old:
+            raise ImageryError(
+                f"{old.path}: replaced or removed since it was opened, expected the same size and "
+                "modification time; start the run again"
+            )
