@@ -27,7 +27,7 @@ from canopy.dataset.scene_files import SceneFiles
 from canopy.dataset.tile_trees import MapTile
 from canopy.errors import DatasetError, one_line
 from canopy.imagery import open_imagery
-from canopy.imagery.scene import quiet
+from canopy.imagery.datasets import quiet
 from tiles.ground import is_metric, true_gsd_m
 from tiles.heights import HeightRaster, open_heights, open_raster, rasterio_window, readable
 from tiles.windows import PixelWindow
