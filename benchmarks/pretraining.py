@@ -22,12 +22,13 @@ import torch
 
 from canopy.config import load_config
 from canopy.training.loop import computes_bf16
-from pretrain.batch import draw_batch
+from pretrain.batch import draw_batch, draw_rows
 from pretrain.config import PretrainConfig
 from pretrain.data import ArrayTiles, Tiles
 from pretrain.dinov2 import SelfDistillation
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pretrain-ssl.yaml"
+WORLD = 64
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -42,14 +43,23 @@ def main() -> None:
     whole = median_s(lambda n: step(learner, tiles, n), options.steps)
     bare = median_s(bare_networks(learner, tiles), options.steps)
     drawing = median_s(lambda n: draw_batch(n, tiles, config, learner.student.encoder.patch_px), options.steps)
+    share_s = median_s(rank_share(config, tiles, learner.student.encoder.patch_px), options.steps)
     print(f"| part of a step of {config.batch} tiles, {config.encoder} | seconds | of the step |\n|---|---|---|")
     print(f"| whole step | {whole:.3f} | 1 |")
     print(f"| student and teacher, forward and backward | {bare:.3f} | {bare / whole:.2f} |")
     print(f"| drawing the batch (in a thread of its own) | {drawing:.3f} | {drawing / whole:.2f} |")
+    print(f"| the same rows as one of {WORLD} ranks | {share_s:.3f} | {share_s / whole:.2f} |")
     with contextlib.suppress(ImportError):
         lightly_s = median_s(lightly_step(config, tiles), options.steps)
         print(f"| the step assembled from lightly | {lightly_s:.3f} | {lightly_s / whole:.2f} |")
     print(f"\n{config.batch / whole:.1f} tiles per second; peak memory {peak_gib():.2f} GiB")
+
+
+def rank_share(config: PretrainConfig, tiles: Tiles, patch_px: int) -> Callable[[int], None]:
+    """Return the drawing of a rank's rows, as many as a batch has, of a batch that is `WORLD` times as large."""
+    large = config.model_copy(update={"batch": WORLD * config.batch})
+    rows = range(config.batch * (WORLD - 1), config.batch * WORLD)
+    return lambda number: draw_rows(number, rows, tiles, large, patch_px)
 
 
 def noise(config: PretrainConfig) -> ArrayTiles:

@@ -1,10 +1,10 @@
 """Augmentation of nadir imagery in batches on the training device, with parameters of its own for every sample.
 
-Parameters are drawn on the CPU for the whole batch of all ranks, so they do not depend on how many ranks share it.
+Parameters are functions of random numbers that belong to the sample, so they do not depend on the samples next to it.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from pretrain.config import ColourConfig, CropConfig
 YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 HAZE = torch.tensor([0.78, 0.84, 0.92])
 BLUR_REACH_PX = 4
+NUMBERS = 18
+"""Random numbers of a crop."""
 
 
 @dataclass(frozen=True)
@@ -41,46 +43,41 @@ class Draws:
     blur_px: Tensor
     """(C, B) sigma of the blur, pixels of the crop; 0 for none."""
 
-    def take(self, rows: slice) -> "Draws":
-        """Return the parameters of some of the samples."""
-        return replace(self, **{f.name: getattr(self, f.name)[:, rows] for f in fields(self)})
 
-
-def draw(crops: CropConfig, colour: ColourConfig, count: int, generator: torch.Generator) -> Draws:
-    """Draw the parameters of `crops.count` crops of `count` tiles.
+def draw(crops: CropConfig, colour: ColourConfig, uniform: Tensor) -> Draws:
+    """Turn random numbers into the parameters of crops.
 
     Args:
-        crops: Number, side and GSD range of the crops.
+        crops: GSD range of the crops.
         colour: Strengths and chances of the colour augmentations.
-        count: Number of tiles, B.
-        generator: Generator of all randomness, on the CPU.
+        uniform: (C, B, NUMBERS) float32, uniform in [0, 1).
     """
-    shape = (crops.count, count)
+    # The order in which columns are used is part of the result: a new one goes to the end.
+    columns = iter(uniform.unbind(dim=-1))
 
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=generator)
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * next(columns)
 
     def chance(share: float) -> Tensor:
-        return torch.rand(shape, generator=generator) < share
+        return next(columns) < share
 
-    # The order of the draws is part of the result: a new one goes to the end.
-    angle, flip = uniform(0, 2 * math.pi), torch.where(chance(0.5), 1.0, -1.0)
-    turn = torch.stack([angle.cos(), -flip * angle.sin(), angle.sin(), flip * angle.cos()], -1).view(*shape, 2, 2)
+    angle, flip = between(0, 2 * math.pi), torch.where(chance(0.5), 1.0, -1.0)
+    turn = torch.stack([angle.cos(), -flip * angle.sin(), angle.sin(), flip * angle.cos()], dim=-1)
     log_low, log_high = (math.log(factor) for factor in crops.gsd)
     return Draws(
-        turn=turn,
-        centre=torch.stack([uniform(0, 1), uniform(0, 1)], dim=-1),
-        gsd=uniform(log_low, log_high).exp(),
+        turn=turn.view(*angle.shape, 2, 2),
+        centre=torch.stack([between(0, 1), between(0, 1)], dim=-1),
+        gsd=between(log_low, log_high).exp(),
         colour=_colour_matrix(
-            hue=uniform(-colour.hue, colour.hue) * 2 * math.pi,
-            saturation=uniform(1 - colour.saturation, 1 + colour.saturation) * ~chance(colour.grey),
-            tint=1 + colour.tint * (2 * torch.rand(*shape, 3, generator=generator) - 1),
+            hue=between(-colour.hue, colour.hue) * 2 * math.pi,
+            saturation=between(1 - colour.saturation, 1 + colour.saturation) * ~chance(colour.grey),
+            tint=1 + colour.tint * torch.stack([between(-1, 1) for _ in range(3)], dim=-1),
         ),
-        gain=uniform(1 - colour.contrast, 1 + colour.contrast),
-        light=uniform(1 - colour.brightness, 1 + colour.brightness),
-        gamma=(uniform(-1, 1) * colour.gamma).exp(),
-        haze=uniform(0, colour.haze) * chance(colour.haze_share),
-        blur_px=uniform(0.2, max(0.2, colour.blur_px)) * chance(colour.blur_share),
+        gain=between(1 - colour.contrast, 1 + colour.contrast),
+        light=between(1 - colour.brightness, 1 + colour.brightness),
+        gamma=(between(-1, 1) * colour.gamma).exp(),
+        haze=between(0, colour.haze) * chance(colour.haze_share),
+        blur_px=between(0.2, max(0.2, colour.blur_px)) * chance(colour.blur_share),
     )
 
 

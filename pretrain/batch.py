@@ -4,18 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from canopy.errors import TrainingError
 from canopy.training.ranks import rank, ranks
-from pretrain.augment import Draws, draw
+from pretrain.augment import NUMBERS, Draws, draw
 from pretrain.config import CropConfig, PretrainConfig
 from pretrain.data import Tiles
-from pretrain.masking import draw_masks
+from pretrain.masking import draw_mask, masked_patches
 
 GOLDEN, WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1
-SEED_STRIDE = 1_000_003
-"""Batches of two neighbouring seeds share no generator before this many steps."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +40,62 @@ class TileBatch:
 def draw_batch(number: int, tiles: Tiles, config: PretrainConfig, patch_px: int) -> TileBatch:
     """Draw this rank's share of a batch, as a function of the batch's number alone.
 
-    Every rank draws the parameters of the whole batch and takes its rows, so that the number of ranks changes nothing.
-
     Args:
         number: Number of the batch, from 0.
         tiles: All tiles.
         config: Batch size, crops, masks, seed.
         patch_px: Side of the encoder's patches.
     """
+    return draw_rows(number, rank_rows(config.batch), tiles, config, patch_px)
+
+
+def draw_rows(number: int, rows: range, tiles: Tiles, config: PretrainConfig, patch_px: int) -> TileBatch:
+    """Draw some rows of a batch.
+
+    Each row has a generator of its own, seeded by seed, batch and row. So a rank draws nothing for the others: its cost
+    does not grow with their number, and the number of ranks changes nothing.
+
+    Args:
+        number: Number of the batch, from 0.
+        rows: Rows of the batch.
+        tiles: All tiles.
+        config: Batch size, crops, masks, seed.
+        patch_px: Side of the encoder's patches.
+    """
     global_crops, local_crops = crops_at(number // config.loop.accumulate, config)
-    generator = torch.Generator().manual_seed(config.loop.seed * SEED_STRIDE + number)
-    rows = rank_rows(config.batch)
-    first = number * config.batch
-    chosen = [tile_number(first + row, len(tiles), config.loop.seed) for row in range(rows.start, rows.stop)]
-    # The order of the three draws is part of the result: they share one generator.
-    global_draws = draw(global_crops, config.colour, config.batch, generator)
-    local_draws = draw(local_crops, config.colour, config.batch, generator)
-    grid, count = (global_crops.px // patch_px,) * 2, global_crops.count
-    share = config.masks.share if config.terms.ibot else 0.0
-    masks = draw_masks(count * config.batch, grid, share, config.masks.ratio, generator).view(count, -1, *grid)
+    chosen = [tile_number(number * config.batch + row, len(tiles), config.loop.seed) for row in rows]
+    generators = [np.random.default_rng((config.loop.seed & WORD, number, row)) for row in rows]
+    # The order of the three draws is part of the result: global crops, local crops, masks share a row's generator.
+    global_numbers, local_numbers = (
+        torch.from_numpy(np.stack([g.random((crops.count, NUMBERS), np.float32) for g in generators], axis=1))
+        for crops in (global_crops, local_crops)
+    )
+    masks = [
+        _draw_masks(number, row, g, config, global_crops.px // patch_px)
+        for row, g in zip(rows, generators, strict=True)
+    ]
     return TileBatch(
         tiles=torch.from_numpy(np.stack([tiles[i] for i in chosen])),
         gsd_m=torch.tensor([tiles.gsd_m(i) for i in chosen]),
-        global_draws=global_draws.take(rows),
-        local_draws=local_draws.take(rows),
-        masks=masks[:, rows],
+        global_draws=draw(global_crops, config.colour, global_numbers),
+        local_draws=draw(local_crops, config.colour, local_numbers),
+        masks=torch.from_numpy(np.stack(masks, axis=1)),
         global_px=global_crops.px,
         local_px=local_crops.px,
     )
+
+
+def _draw_masks(
+    number: int, row: int, generator: np.random.Generator, config: PretrainConfig, side: int
+) -> NDArray[np.bool_]:
+    """Draw the masks (C, side, side) of a row's global crops."""
+    crops = config.global_crops.count * config.batch
+    masked = round(crops * config.masks.share) if config.terms.ibot else 0
+    # All crops of the batch are shuffled by a bijection, so that exactly a share of them is masked, on any ranks.
+    key = ~((config.loop.seed << 32) + number)
+    places = [permute(crop * config.batch + row, crops, key) for crop in range(config.global_crops.count)]
+    counts = [masked_patches(p, masked, config.masks.ratio, side * side, generator.random()) for p in places]
+    return np.stack([draw_mask((side, side), count, generator) for count in counts])
 
 
 def crops_at(step: int, config: PretrainConfig) -> tuple[CropConfig, CropConfig]:
@@ -82,7 +109,7 @@ def crops_at(step: int, config: PretrainConfig) -> tuple[CropConfig, CropConfig]
     )
 
 
-def rank_rows(batch: int) -> slice:
+def rank_rows(batch: int) -> range:
     """Return the rows of a batch that this rank works on.
 
     Raises:
@@ -91,14 +118,11 @@ def rank_rows(batch: int) -> slice:
     share, rest = divmod(batch, ranks())
     if rest:
         raise TrainingError(f"batch {batch} over {ranks()} ranks: a multiple of the ranks expected")
-    return slice(rank() * share, (rank() + 1) * share)
+    return range(rank() * share, (rank() + 1) * share)
 
 
 def tile_number(position: int, length: int, seed: int) -> int:
     """Return the number of the tile at a position of an endless stream that shuffles all tiles again in every epoch.
-
-    A keyed bijection (Black and Rogaway 2002, section 4: a Feistel network, walked until it falls inside) needs
-    neither memory nor the positions before, so half a billion tiles resume as five do.
 
     Args:
         position: Position in the stream, from 0.
@@ -106,10 +130,24 @@ def tile_number(position: int, length: int, seed: int) -> int:
         seed: Seed of the order.
     """
     epoch, number = divmod(position, length)
-    # Twice `half` bits are the smallest even number of bits that can count all tiles: at most 4 walks on average.
+    return permute(number, length, (seed << 32) + epoch)
+
+
+def permute(number: int, length: int, key: int) -> int:
+    """Return the image of a number under a permutation of the numbers below a length.
+
+    A keyed bijection (Black and Rogaway 2002, section 4: a Feistel network, walked until it falls inside) needs
+    neither memory nor the numbers before, so half a billion tiles resume as five do.
+
+    Args:
+        number: Number to permute.
+        length: Length, above the number.
+        key: Key that chooses the permutation.
+    """
+    # Twice `half` bits are the smallest even number of bits that can count all numbers: at most 4 walks on average.
     half = max(1, -(-(length - 1).bit_length() // 2))
     while True:
-        number = _feistel(number, half, (seed << 32) + epoch)
+        number = _feistel(number, half, key)
         if number < length:
             return number
 

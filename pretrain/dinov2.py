@@ -95,7 +95,7 @@ class SelfDistillation:
         self.student = build_distiller(config).to(device)
         if config.start is not None:
             start_from(self.student.encoder, config.start)
-        scale_encoder(self.student.encoder, config.scale, device)
+        scale_encoder(self.student.encoder, config.scale, device, config.batch)
         self.average = frozen_copy(self.student)
         self.teacher = self.average if teacher is None else frozen_copy(teacher).to(device)
         self.anchor = frozen_copy(self.student.encoder) if config.terms.gram else None

@@ -53,7 +53,7 @@ def collapse_signs(logits: Tensor, features: Tensor, temperature: float) -> Coll
     # Mutual information of image and prototype: entropy of the mean less mean of the entropies.
     own, shared = _entropy(p).mean(), _entropy(p.mean(dim=0))
     most = min(images, prototypes)
-    energy = torch.linalg.svdvals(unit - unit.mean(dim=0)).square()
+    energy = _energies(unit - unit.mean(dim=0))
     spectrum = energy / energy.sum().clamp(min=1e-12)
     return CollapseSigns(
         entropy=(own / math.log(prototypes)).item(),
@@ -62,6 +62,14 @@ def collapse_signs(logits: Tensor, features: Tensor, temperature: float) -> Coll
         feature_std=(unit.std(dim=0).mean() * math.sqrt(unit.shape[1])).item(),
         feature_rank=(_entropy(spectrum).exp() / min(images - 1, unit.shape[1])).item(),
     )
+
+
+def _energies(centred: Tensor) -> Tensor:
+    """Return the squared singular values; NaN where they cannot be computed, for a monitor must not end a run."""
+    try:
+        return torch.linalg.svdvals(centred).square()
+    except RuntimeError:
+        return centred.new_full((min(centred.shape),), torch.nan)
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -54,15 +54,13 @@ def pretrain(
         ConfigError: Crops that patches do not fill, or an encoder that timm does not know.
         TrainingError: Data or run are unusable.
     """
-    # Order: lock, networks, data; the folder is claimed when all of them are known to be good.
+    # Order: lock, networks, data, first step; only then is the folder claimed, for all of them are good.
     with together() as device, hold_run(run, config, resume=resume) if rank() == 0 else nullcontext():
         learner = SelfDistillation(config, device, teacher)
         patch_px = learner.student.encoder.patch_px
         check_crops(config, patch_px)
         tiles = read_tiles(config.tiles)
         check_tiles(config, tiles)
-        if rank() == 0:
-            claim_run(run, config)
         fit_learner(
             learner,
             partial(draw_batch, tiles=tiles, config=config, patch_px=patch_px),
@@ -71,6 +69,7 @@ def pretrain(
             resume=resume,
             evaluate=_Export(run / "last.safetensors", config, tiles),
             report=partial(report_entry, steps=config.loop.steps, report=report),
+            on_start=partial(claim_run, run, config),
         )
     return run / "last.safetensors"
 

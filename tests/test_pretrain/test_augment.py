@@ -1,7 +1,8 @@
 """Crops cover the right ground, colours change as configured, and nothing depends on how a batch is shared."""
 
 import math
-from dataclasses import replace
+from collections import Counter
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from pretrain.augment import Draws, blur, crop, draw, recolour
+from pretrain.augment import NUMBERS, Draws, blur, crop, draw, recolour
 from pretrain.config import ColourConfig, CropConfig
 
 PLAIN = ColourConfig(brightness=0, contrast=0, saturation=0, hue=0, tint=0, gamma=0, haze=0, blur_share=0)
 
 
 def random_draws(count: int = 2, tiles: int = 3, colour: ColourConfig = PLAIN, seed: int = 0, **crops: Any) -> Draws:
-    return draw(CropConfig(count=count, px=16, **crops), colour, tiles, torch.Generator().manual_seed(seed))
+    uniform = torch.rand(count, tiles, NUMBERS, generator=torch.Generator().manual_seed(seed))
+    return draw(CropConfig(count=count, px=16, **crops), colour, uniform)
+
+
+def take(draws: Draws, rows: slice) -> Draws:
+    """Return the parameters of some of the tiles."""
+    return replace(draws, **{field.name: getattr(draws, field.name)[:, rows] for field in fields(draws)})
 
 
 def with_geometry(draws: Draws, angle: float, flip: float, centre: tuple[float, float], gsd: float) -> Draws:
@@ -76,7 +83,7 @@ def test_samples_of_a_batch_are_augmented_differently_and_the_same_alone() -> No
     draws, tiles, gsd_m = random_draws(2, 4, colour), ramp().expand(4, -1, -1, -1), torch.full((4,), 0.5)
     together = crop(tiles, gsd_m, draws, 16, 0.5)
     assert len({together[c, b].sum().item() for c in range(2) for b in range(4)}) == 8
-    halves = [crop(tiles[part], gsd_m[part], draws.take(part), 16, 0.5) for part in (slice(2), slice(2, 4))]
+    halves = [crop(tiles[part], gsd_m[part], take(draws, part), 16, 0.5) for part in (slice(2), slice(2, 4))]
     torch.testing.assert_close(torch.cat(halves, dim=1), together)
 
 
@@ -106,6 +113,27 @@ def test_blur_equals_torchvision_and_spares_the_others() -> None:
     assert torch.equal(blurred[0], image[0])
     for i, sigma in ((1, 0.7), (2, 1.3)):
         torch.testing.assert_close(blurred[i], gaussian_blur(image[i], [9, 9], [sigma, sigma]), atol=1e-5, rtol=1e-4)
+
+
+def test_every_number_changes_one_parameter_of_its_own_crop() -> None:
+    # at 0.6 the crop has colour and haze, and is blurred; lower or higher numbers change that
+    crops, colour = CropConfig(count=1, px=16), ColourConfig(grey=0.5, haze_share=0.9, blur_share=0.9)
+    uniform = torch.full((1, 3, NUMBERS), 0.6)
+    base = draw(crops, colour, uniform)
+    changed = []
+    for column in range(NUMBERS):
+        names = set()
+        for value in (0.3, 0.95):
+            other = uniform.clone()
+            other[0, 1, column] = value
+            draws = draw(crops, colour, other)
+            differs = {f.name: getattr(draws, f.name) != getattr(base, f.name) for f in fields(Draws)}
+            assert not any(d[0, [0, 2]].any() for d in differs.values()), "the samples next to it stay"
+            names |= {name for name, d in differs.items() if d.any()}
+        assert len(names) == 1, column
+        changed += names
+    assert set(changed) == {f.name for f in fields(Draws)}
+    assert Counter(changed)["colour"] == 6, "hue, saturation, grey, three tints"
 
 
 def test_the_gsd_range_is_covered_and_not_left() -> None:

@@ -1,6 +1,8 @@
 """Batches by number: the order of tiles, the crops of a step, and what of a store is read."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from pretraining import tiny_config, tiny_tiles
 
 from canopy.errors import TrainingError
 from pretrain import batch as batches
-from pretrain.batch import crops_at, draw_batch, rank_rows, tile_number
+from pretrain.augment import Draws
+from pretrain.batch import crops_at, draw_batch, draw_rows, permute, rank_rows, tile_number
 from pretrain.data import StoredTiles
 
 
@@ -21,6 +24,11 @@ from pretrain.data import StoredTiles
 def test_every_epoch_has_every_tile_once(length: int, seed: int, epoch: int) -> None:
     numbers = [tile_number(epoch * length + i, length, seed) for i in range(length)]
     assert sorted(numbers) == list(range(length))
+
+
+@given(length=st.integers(1, 300), key=st.integers(-(2**40), 2**40))
+def test_a_permutation_takes_every_number_once(length: int, key: int) -> None:
+    assert sorted(permute(number, length, key) for number in range(length)) == list(range(length))
 
 
 def test_epochs_and_seeds_are_shuffled_differently() -> None:
@@ -90,23 +98,57 @@ def test_the_last_phase_begins_at_its_step_where_batches_accumulate() -> None:
 
 
 def test_ranks_share_a_batch_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rank_rows(6) == slice(0, 6)
+    assert rank_rows(6) == range(6)
     monkeypatch.setattr(batches, "ranks", lambda: 3)
     monkeypatch.setattr(batches, "rank", lambda: 2)
-    assert rank_rows(6) == slice(4, 6)
+    assert rank_rows(6) == range(4, 6)
     with pytest.raises(TrainingError, match="batch 7 over 3 ranks"):
         rank_rows(7)
 
 
-def test_the_shares_of_two_ranks_are_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_shares_of_ranks_are_the_whole_batch(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = draw_batch(2, tiny_tiles(), tiny_config(), 8)
-    monkeypatch.setattr(batches, "ranks", lambda: 2)
-    halves = []
-    for number in range(2):
+    monkeypatch.setattr(batches, "ranks", lambda: world)
+    shares = []
+    for number in range(world):
         monkeypatch.setattr(batches, "rank", lambda number=number: number)
-        halves.append(draw_batch(2, tiny_tiles(), tiny_config(), 8))
-    assert torch.equal(torch.cat([half.tiles for half in halves]), whole.tiles)
-    assert torch.equal(torch.cat([half.masks for half in halves], dim=1), whole.masks)
-    for name in ("turn", "colour", "blur_px"):
-        parts = [getattr(half.local_draws, name) for half in halves]
-        assert torch.equal(torch.cat(parts, dim=1), getattr(whole.local_draws, name))
+        shares.append(draw_batch(2, tiny_tiles(), tiny_config(), 8))
+    assert torch.equal(torch.cat([share.tiles for share in shares]), whole.tiles)
+    assert torch.equal(torch.cat([share.masks for share in shares], dim=1), whole.masks)
+    for field in fields(Draws):
+        for kind in ("global_draws", "local_draws"):
+            parts = [getattr(getattr(share, kind), field.name) for share in shares]
+            assert torch.equal(torch.cat(parts, dim=1), getattr(getattr(whole, kind), field.name))
+
+
+def test_a_rank_draws_nothing_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank of 64 does what a rank alone does for as many rows: one generator and two masks a row."""
+    calls = Counter[str]()
+    for name in ("draw_mask", "tile_number"):
+        function = getattr(batches, name)
+        monkeypatch.setattr(batches, name, lambda *a, n=name, f=function: calls.update([n]) or f(*a))
+    create = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda *a: calls.update(["generator"]) or create(*a))
+    by_batch = []
+    tiles = tiny_tiles()
+    for batch in (8, 512):
+        calls.clear()
+        draw_rows(1, range(8), tiles, tiny_config(batch=batch), 8)
+        by_batch.append(dict(calls))
+    assert by_batch[0] == by_batch[1] == {"draw_mask": 16, "tile_number": 8, "generator": 8}
+
+
+@pytest.mark.parametrize("batch", [4, 6, 31])
+def test_exactly_the_share_of_a_batch_is_masked_whatever_its_number(batch: int) -> None:
+    config = tiny_config(batch=batch, masks={"share": 0.3, "ratio": [0.2, 0.5]})
+    for number in range(3):
+        masks = draw_batch(number, tiny_tiles(), config, 8).masks.flatten(2)
+        counts = masks.sum(dim=2).flatten()
+        assert int((counts > 0).sum()) == round(2 * batch * 0.3)
+        assert counts[counts > 0].min() >= round(0.2 * 16)
+        assert counts.max() <= round(0.5 * 16)
+
+
+def test_a_seed_may_be_negative() -> None:
+    assert draw_batch(0, tiny_tiles(), tiny_config(loop={"seed": -1}), 8).tiles.shape == (4, 3, 32, 32)

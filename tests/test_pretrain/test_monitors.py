@@ -39,6 +39,15 @@ def test_leading_dimensions_are_flattened() -> None:
     assert collapse_signs(logits, features, 0.1) == collapse_signs(logits.flatten(0, 1), features.flatten(0, 1), 0.1)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tokens_that_are_not_finite_are_a_warning_and_never_an_error(value: float) -> None:
+    logits, features = torch.randn(2, 8, 5), torch.randn(2, 8, 6)
+    features[0, 0, 0] = value
+    assert "feature_std nan" in str(collapse_signs(logits, features, 0.1).warning())
+    logits[1, 2] = value
+    assert "information nan" in str(collapse_signs(logits, features, 0.1).warning())
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("information", 0.019), ("feature_std", 0.019), ("information", float("nan"))]
 )
