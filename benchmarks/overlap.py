@@ -16,7 +16,7 @@ from odc.geo.geom import box
 
 from canopy.imagery.configured import SAMPLE_SCENE
 from canopy.models.model import load_model
-from canopy.prediction import engine, run
+from canopy.prediction import engine, predict, run
 
 
 def steps(heights: NDArray[np.float32], origin_px: int, stride_px: int, axis: int) -> NDArray[np.float64]:
@@ -57,7 +57,7 @@ def main() -> None:
         for overlap in arguments.overlaps:
             run.OVERLAP_PX = engine.OVERLAP_PX = overlap
             out = Path(folder) / f"{overlap}.tif"
-            run.predict(area, arguments.imagery, model, out, crs=crs)
+            predict(area, arguments.imagery, model, out, crs=crs)
             cost = (chip / (chip - overlap)) ** 2
             print(f"| {overlap} | {visibility(out, chip, overlap):.2f} | {cost:.2f} |", flush=True)
 

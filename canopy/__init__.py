@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from canopy.errors import CanopyError
     from canopy.models.model import CanopyModel, load_model
     from canopy.prediction.array import predict_array
-    from canopy.prediction.run import Prediction, predict
+    from canopy.prediction.entry import predict
+    from canopy.prediction.request import Prediction
 
 _HOMES = {
     "CanopyError": "canopy.errors",
     "CanopyModel": "canopy.models.model",
-    "Prediction": "canopy.prediction.run",
+    "Prediction": "canopy.prediction.request",
     "load_model": "canopy.models.model",
-    "predict": "canopy.prediction.run",
+    "predict": "canopy.prediction.entry",
     "predict_array": "canopy.prediction.array",
 }
 

@@ -16,7 +16,8 @@ from odc.geo.geobox import GeoBox
 from odc.geo.geom import BoundingBox, Geometry
 from shapely.geometry.base import BaseGeometry
 
-from tiles.aoi import Polygons, flatten, keep_polygons, ring_vertices, to_crs
+from tiles.aoi import flatten, keep_polygons, ring_vertices, to_crs
+from tiles.vectors import Polygons
 from tiles.windows import PixelWindow
 
 _EDGE_PX = 1e-6  # an AOI that reaches less than this into a pixel only touches it

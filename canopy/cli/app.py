@@ -5,13 +5,13 @@ import logging
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from canopy.cli.gedi import gedi
 from canopy.cli.models import models
-from canopy.cli.options import ConfigFile, Json, Resume, RunFolder, Settings
+from canopy.cli.options import AreaLayer, ConfigFile, Json, Resume, RunFolder, Settings
 from canopy.cli.signals import InterruptedWorkError, interrupt_on_signal
 from canopy.cli.terminal import LogHandler, say, show_progress, table_console
 from canopy.errors import CanopyError, one_line
@@ -43,12 +43,15 @@ def _root(
 
 @app.command()
 def predict(
-    aoi: Annotated[Path, typer.Option(help="Area of interest: any vector file that GDAL reads.")],
+    aoi: Annotated[
+        str, typer.Option(help="Area of interest: vector file, or west,south,east,north in degrees.", metavar="AOI")
+    ],
     imagery: Annotated[
         list[str] | None,
         typer.Option(help="Raster, folder or glob; repeatable: the first valid pixel wins (default: sample, config)."),
     ] = None,
     model: Annotated[str, typer.Option(help="Name (canopy models list), bundle or checkpoint.")] = "canopy-small",
+    layer: AreaLayer = None,
     out: Annotated[Path | None, typer.Option(help="Output GeoTIFF (default: <aoi>_canopy_height.tif).")] = None,
     crs: Annotated[str, typer.Option(help="CRS of the output: auto (the AOI's UTM zone) or any other.")] = "auto",
     resolution: Annotated[
@@ -64,7 +67,19 @@ def predict(
     calibration: Annotated[Path | None, typer.Option(help="Calibration (JSON of canopy calibrate).")] = None,
     bands: Annotated[str | None, typer.Option(help="Numbers of the red, green and blue band, from 1: 3,2,1.")] = None,
     scale: Annotated[str | None, typer.Option(help="Pixel values that mean 0 and 1: 0,2047.")] = None,
+    nodata: Annotated[
+        str | None,
+        typer.Option(help="Pixel value that means unknown, instead of the files' own; none for no such value."),
+    ] = None,
+    alpha: Annotated[
+        bool | None,
+        typer.Option("--alpha/--no-alpha", help="Use of a band declared as alpha (default: as its values suggest)."),
+    ] = None,
+    imagery_crs: Annotated[str | None, typer.Option(help="CRS of the imagery, instead of its own.")] = None,
     imagery_datetime: Annotated[str | None, typer.Option(help="Acquisition date of the imagery, or start/end.")] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Let VRTs read files outside their folder and those of --imagery.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option(help="Replace an existing output, and drop the work of an interrupted run of another plan.")
     ] = False,
@@ -72,14 +87,15 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Map canopy height over an area."""
-    rgb, low_high = _numbers("--bands", bands, int), _numbers("--scale", scale, float)
     from canopy import prediction
 
     with show_progress() as report:
         result = prediction.predict(
-            aoi, imagery, model, out, crs=crs, resolution=resolution, device=device, backend=backend,
-            uncertainty=uncertainty, calibration=calibration, bands=rgb, scale=low_high,
-            imagery_datetime=imagery_datetime, overwrite=overwrite, force=force, report=report,
+            aoi, imagery, model, out, layer=layer, crs=crs, resolution=resolution, device=device, backend=backend,
+            uncertainty=uncertainty, calibration=calibration, bands=_numbers("--bands", bands, int),
+            scale=_numbers("--scale", scale, float), nodata=_nodata(nodata), alpha="auto" if alpha is None else alpha,
+            imagery_crs=imagery_crs, imagery_datetime=imagery_datetime, allow_outside=allow_outside,
+            overwrite=overwrite, force=force, report=report,
         )  # fmt: skip
     document = {name: getattr(result, name) for name in ("model", "imagery", "acquisition")}
     typer.echo(json.dumps({"path": str(result.path), **document}) if as_json else str(result.path))
@@ -284,6 +300,11 @@ def main() -> None:
     except CanopyError as error:
         say(f"canopy: {one_line(error)}")
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # not about a file that someone named
+            raise
+        say(f"canopy: {str(error.filename)[:200]}: {error.strerror}")
+        sys.exit(1)
     except InterruptedWorkError:
         say("canopy: interrupted; the same command continues where it stopped")
         sys.exit(130)
@@ -297,6 +318,18 @@ def _numbers(flag: str, text: str | None, kind: type[Number]) -> tuple[Number, .
         return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{flag} {text!r}: numbers with commas between them expected") from error
+
+
+def _nodata(text: str | None) -> float | Literal["none"] | None:
+    """Parse a pixel value, or ``none``."""
+    if text is None:
+        return None
+    if text == "none":
+        return "none"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--nodata {text!r}: a number or none expected") from error
 
 
 def _print_document(document: dict[str, Any], as_json: bool, width: int) -> None:

@@ -13,3 +13,6 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Setting that overrides the configuration: a.b=value; repeatable.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
+AreaLayer = Annotated[
+    str | None, typer.Option("--layer", help="Layer of the file of --aoi, where several layers have areas.")
+]

@@ -14,8 +14,8 @@ from canopy.models.bundle import DEFAULT_MODEL
 from canopy.models.model import HeightModel, load_model
 from canopy.prediction.engine import OVERLAP_PX, ChipEngine
 from canopy.prediction.grids import output_lattice, working_lattice
-from canopy.prediction.job import check_imagery
 from canopy.prediction.layers import Layers
+from canopy.prediction.request import check_gsd
 from tiles.blend import ChipLattice
 from tiles.regrid import Regridder
 from tiles.windows import PixelWindow
@@ -58,7 +58,7 @@ def predict_array(
         source = open_imagery(memory.name, scale=scale)
         crs = CRS(image.rio.crs.to_wkt())
         area = box(*image.rio.bounds(), crs)
-        check_imagery(source, area, network, force)
+        check_gsd(source, network.card, force)
         gsd_m = network.card.gsd_m
         work = working_lattice(area, output_lattice(area, "auto", None, gsd_m), gsd_m)
         regridder = Regridder(work, crs, image.rio.transform(recalc=True))

@@ -1,4 +1,4 @@
-"""From an area and imagery to a published height map: tiles read, mapped and written side by side; runs resume."""
+"""From a request to a published height map: tiles are read, mapped and written at the same time; runs resume."""
 
 import logging
 import shutil
@@ -6,28 +6,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from odc.geo.geom import Geometry
 
-from canopy.calibration import Calibration, apply_to_bands, read_calibration
-from canopy.errors import CalibrationError, CoverageError, OutputError
-from canopy.imagery import ImagerySource, open_imagery
-from canopy.imagery.configured import configured_imagery
-from canopy.models.bundle import DEFAULT_MODEL
+from canopy.calibration import apply_to_bands
+from canopy.errors import CoverageError, OutputError
 from canopy.models.domain import DomainCheck
 from canopy.models.model import HeightModel, load_model
 from canopy.prediction.engine import OVERLAP_PX, ChipEngine, Heights, Image, PendingTile
-from canopy.prediction.grids import output_lattice, working_lattice
-from canopy.prediction.job import Job, check_imagery, check_outputs, output_path
+from canopy.prediction.grids import choose_tile_px, output_lattice, working_lattice
+from canopy.prediction.job import Job
 from canopy.prediction.layers import Layers
 from canopy.prediction.publish import publish_tiles, tile_path
+from canopy.prediction.request import Prediction, Request, check_gsd, partial_folder
 from canopy.progress import Progress, Report, ignore
-from tiles.aoi import read_aoi, to_crs
+from tiles.aoi import to_crs
 from tiles.blend import ChipLattice
 from tiles.cog import tile_is_committed, valid_pixels, write_tile
 from tiles.files import make_folder
@@ -35,7 +31,6 @@ from tiles.grid import Tile, TileGrid, rasterize
 from tiles.locks import hold
 from tiles.publish import finish_publication, pending_publication
 from tiles.regrid import MARGIN_PX
-from tiles.stac import acquisition_times
 from tiles.windows import PixelWindow
 
 TILE_PX = 1024
@@ -45,28 +40,6 @@ OUTSIDE_SHARE = 0.05
 """More of the imagery outside the model's domain is worth a warning."""
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A published map, and what the run that made it says of it."""
-
-    path: Path
-    """The height map; its style (.qml) and its STAC item (.json) lie in the same folder."""
-    model: str
-    """Name of the model."""
-    imagery: tuple[str, ...]
-    """Files that were read."""
-    described: str
-    """The imagery in one line, with how its values became reflectance."""
-    acquisition: str | None
-    """Acquisition date or range of the imagery, None where unknown."""
-    coverage: float
-    """Share of the area that has a height."""
-    tiles_done: int
-    """Tiles computed in this run."""
-    tiles_resumed: int
-    """Tiles that an interrupted run had finished."""
 
 
 @dataclass(frozen=True)
@@ -82,70 +55,24 @@ class _TileImage:
     """(h, w) over `core`: pixels that the map needs."""
 
 
-def predict(
-    aoi: str | Path | Geometry,
-    imagery: str | Path | Sequence[str | Path] | ImagerySource | None = None,
-    model: str | Path | HeightModel = DEFAULT_MODEL,
-    out: str | Path | None = None,
-    *,
-    crs: str = "auto",
-    resolution: float | None = None,
-    device: str = "auto",
-    backend: str = "auto",
-    uncertainty: bool = False,
-    calibration: str | Path | Calibration | None = None,
-    bands: Sequence[int] | None = None,
-    scale: tuple[float, float] | None = None,
-    imagery_datetime: str | None = None,
-    overwrite: bool = False,
-    force: bool = False,
-    report: Report = ignore,
-) -> Prediction:
-    """Map canopy height over an area.
+def run_request(request: Request, report: Report = ignore) -> Prediction:
+    """Compute and publish the map that was requested.
 
     Interrupted runs go on where they stopped: finished tiles wait in ``<out>.partial/``.
 
     Args:
-        aoi: Vector file, or a geometry with its CRS.
-        imagery: File, folder, glob, a sequence of them (the first valid pixel wins), or an open source; if None,
-            the first of the bundled sample scene and the configured imagery that covers the AOI.
-        model: Name of a bundled model, path of a bundle, or a model.
-        out: Path of the map; ``<aoi stem>_canopy_height.tif`` in the working folder if None.
-        crs: ``auto`` for the AOI's UTM zone, or any CRS.
-        resolution: Cell size in units of the output's CRS; the model's GSD if None.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        backend: Backend of a model given by name or path: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``.
-        uncertainty: Whether to write the 5th and 95th percentile of height too.
-        calibration: File of `canopy calibrate`, or a calibration, applied to the heights.
-        bands: 1-based red, green, blue bands, where the colour interpretation is missing or wrong.
-        scale: Pixel values that mean 0 and 1, where the source's own choice is wrong.
-        imagery_datetime: Acquisition date or ``start/end``, where the imagery has none.
-        overwrite: Whether to replace an existing output and drop work of another plan.
-        force: Whether to accept imagery coarser than twice the model's GSD.
+        request: Map to compute.
         report: Called after each tile.
 
     Raises:
-        CanopyError: AOI, imagery, model or output are unusable; one line says why.
+        CanopyError: Imagery, model or output are unusable; one line says why.
     """
-    area = aoi if isinstance(aoi, Geometry) else read_aoi(aoi)
-    path = output_path(aoi, out)
+    path, model = request.path, request.model
+    network = load_model(model, request.device, request.backend) if isinstance(model, str | Path) else model
+    job = _plan(request, network)
     partial = partial_folder(path)
-    pending = pending_publication(partial)
-    files = [file for file in (aoi, model, calibration) if isinstance(file, str | Path)]
-    # Inputs and outputs are compared before any work, and again once the imagery's files are known.
-    check_outputs(path, files, overwrite=overwrite, pending=pending)
-    source = _open(imagery, area, bands, scale, imagery_datetime)
-    check_outputs(path, [*files, *source.uris], overwrite=overwrite, pending=pending)
-    network = load_model(model, device, backend) if isinstance(model, str | Path) else model
-    fitted = read_calibration(Path(calibration)) if isinstance(calibration, str | Path) else calibration
-    layers = _layers(network, uncertainty, fitted)
-    check_imagery(source, area, network, force)
-    acquisition_times(source.datetime, datetime.now(UTC))
-    lattice = output_lattice(area, crs, resolution, network.card.gsd_m)
-    work = working_lattice(area, lattice, network.card.gsd_m)
-    job = Job(to_crs(area, lattice.crs), TileGrid(lattice, TILE_PX), work, source, layers, fitted)
     _log_job(job)
-    with _hold_partial(partial, path, job.plan, overwrite):
+    with _hold_partial(partial, path, job.plan, request.overwrite):
         missing = [tile for tile in job.tiles if not tile_is_committed(tile_path(partial, tile), job.plan)]
         if not pending_publication(partial):
             with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):
@@ -156,10 +83,24 @@ def predict(
             missing, coverage = [], _coverage(job, partial)
             finish_publication(partial)
         shutil.rmtree(partial)
+    source = job.source
     return Prediction(
         path, network.card.name, source.uris, source.describe(), source.datetime, coverage, len(missing),
         len(job.tiles) - len(missing),
     )  # fmt: skip
+
+
+def _plan(request: Request, model: HeightModel) -> Job:
+    """Decide grids and layers of a map, and refuse one that is too large."""
+    check_gsd(request.source, model.card, request.force)
+    area, calibration = request.area, request.calibration
+    features = calibration.features if calibration is not None else None
+    lattice = output_lattice(area, request.crs, request.resolution, model.card.gsd_m)
+    work = working_lattice(area, lattice, model.card.gsd_m)
+    projected = to_crs(area, lattice.crs)
+    tile_px = choose_tile_px(projected, lattice, work, TILE_PX)
+    layers = Layers(model, request.uncertainty, features)
+    return Job(projected, TileGrid(lattice, tile_px), work, request.source, layers, calibration)
 
 
 def _map_tiles(job: Job, tiles: Sequence[Tile], folder: Path, report: Report) -> None:
@@ -286,12 +227,6 @@ def _coverage(job: Job, folder: Path) -> float:
     return share
 
 
-def _layers(model: HeightModel, uncertainty: bool, calibration: Calibration | None) -> Layers:
-    if calibration is not None and calibration.upper > 0 and not uncertainty:
-        raise CalibrationError("this calibration reads the upper end of the interval: map with --uncertainty")
-    return Layers(model, uncertainty, calibration.features if calibration is not None else None)
-
-
 def _log_job(job: Job) -> None:
     whole = job.grid.window(job.area)
     _LOG.info("imagery: %s", job.source.describe())
@@ -300,25 +235,6 @@ def _log_job(job: Job) -> None:
     _LOG.info("map: %d x %d px on %s, %d tile(s)", whole.width, whole.height, crs, len(job.tiles))
     if job.source.datetime is None:
         _LOG.warning("acquisition date of the imagery: unknown (give it with --imagery-datetime)")
-
-
-def _open(
-    imagery: str | Path | Sequence[str | Path] | ImagerySource | None,
-    area: Geometry,
-    bands: Sequence[int] | None,
-    scale: tuple[float, float] | None,
-    acquired: str | None,
-) -> ImagerySource:
-    if imagery is None:
-        return configured_imagery(area)
-    if isinstance(imagery, str | Path | Sequence):
-        return open_imagery(imagery, bands=bands, scale=scale, datetime=acquired)
-    return imagery
-
-
-def partial_folder(path: Path) -> Path:
-    """Return the folder of unfinished work for a map."""
-    return path.with_name(f"{path.name}.partial")
 
 
 @contextmanager
@@ -340,7 +256,8 @@ def _claim(folder: Path, plan: str, overwrite: bool) -> None:
     if record.is_file() and record.read_text(encoding="utf-8") != plan:
         if not overwrite:
             raise OutputError(
-                f"{folder} contains work of another AOI, model, backend, imagery or version: pass --overwrite to drop it"
+                f"{folder} contains work of another AOI, model, backend, imagery or version: "
+                "pass --overwrite to drop it"
             )
         for leftover in (path for path in folder.iterdir() if path.name not in ("lock", "plan")):
             leftover.unlink()

@@ -18,7 +18,7 @@ from canopy.calibration import Calibration, calibrate_map, read_calibration, wri
 from canopy.calibration.curves import IDENTITY, FeatureGain, GainGrid
 from canopy.calibration.fitting import Footprints, blocks, fit, predicted_m
 from canopy.errors import CalibrationError, OutputError, RasterError
-from canopy.prediction.run import predict
+from canopy.prediction.entry import predict
 
 UTM = CRS(32611)
 GRID = GainGrid(crs=UTM.to_wkt(), left=500_000, top=4_000_000, step=100, log_gain=((0.0, 0.2), (-0.1, 0.4)))

@@ -13,7 +13,7 @@ import rasterio
 import yaml
 from rasters import make_raster
 
-from tiles.cog import validate
+from tiles.validation import validate
 
 WEST, EAST, SOUTH, NORTH = 3.0005, 3.00175, 44.2539, 44.2548
 SQUARE = {

@@ -41,8 +41,22 @@ def test_a_height_map_is_described_by_grid_tags_and_problems(tmp_path: Path) -> 
     assert description["problems"]
 
 
-def test_what_is_neither_model_nor_imagery_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("heights")
-    for target in (tmp_path / "notes.txt", "canopy-huge"):
-        with pytest.raises(CanopyError):
-            describe(target)
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("notes.txt", "notes.txt"),
+        ("canopy-huge", "no model 'canopy-huge'"),
+        ("nothing.tif", "no such file|no raster|does not exist|nothing.tif"),
+        ("none/nothing", "none/nothing"),
+        ("none/*.tif", "none"),
+        ("nothing.safetensors", "nothing.safetensors"),
+    ],
+)
+def test_what_is_neither_model_nor_imagery_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("heights")
+    with pytest.raises(CanopyError, match=reason) as caught:
+        describe(target)
+    assert ("no model" in str(caught.value)) == (target in ("canopy-huge", "nothing.safetensors"))

@@ -15,7 +15,7 @@ from rasters import make_raster
 from canopy.imagery.configured import SAMPLE_SCENE
 from canopy.models.bundle import Card, Domain, find_bundle, read_card
 from canopy.models.domain import LEAST_VALID_SHARE, DomainCheck, chip_statistics, fit_domain
-from canopy.prediction.run import predict
+from canopy.prediction.entry import predict
 
 Image = NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from odc.geo.geom import box
 from rasters import make_raster
 
 from canopy.prediction.array import predict_array
-from canopy.prediction.run import predict
+from canopy.prediction.entry import predict
 
 
 @pytest.fixture

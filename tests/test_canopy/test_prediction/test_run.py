@@ -17,10 +17,10 @@ from rasters import make_raster
 import tiles.publish as publishing
 from canopy.errors import CoverageError, ImageryError, OutputBusyError, OutputError
 from canopy.prediction import run
-from canopy.prediction.run import predict
+from canopy.prediction.entry import predict
 from canopy.progress import Progress
 from tiles.aoi import to_crs
-from tiles.cog import validate
+from tiles.validation import validate
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from odc.geo.geom import box
 
 from canopy.errors import OutputError
-from canopy.prediction.job import check_outputs, output_files, output_path
+from canopy.prediction.request import check_outputs, output_files, output_path
 
 
 def test_a_run_writes_a_map_a_style_and_an_item(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""The function that maps an area. Torch is imported after the arguments were checked, so that a typo costs little."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from canopy.calibration import Calibration, read_calibration
+from canopy.errors import CalibrationError
+from canopy.imagery import ImagerySource, open_imagery
+from canopy.imagery.configured import configured_imagery
+from canopy.models.bundle import DEFAULT_MODEL
+from canopy.prediction.grids import check_grid_options
+from canopy.prediction.request import (
+    Prediction,
+    Request,
+    check_footprint,
+    check_gsd,
+    check_model_options,
+    check_outputs,
+    check_pixel_options,
+    output_path,
+    partial_folder,
+    read_model_card,
+)
+from canopy.progress import Report, ignore
+from tiles.aoi import read_aoi
+from tiles.publish import pending_publication
+from tiles.stac import acquisition_times
+
+if TYPE_CHECKING:
+    from canopy.models.model import HeightModel
+
+Imagery = str | Path | Sequence[str | Path] | ImagerySource
+
+
+def predict(
+    aoi: Any,
+    imagery: Imagery | None = None,
+    model: "str | Path | HeightModel" = DEFAULT_MODEL,
+    out: str | Path | None = None,
+    *,
+    layer: str | None = None,
+    aoi_crs: Any = None,
+    crs: str = "auto",
+    resolution: float | None = None,
+    device: str = "auto",
+    backend: str = "auto",
+    uncertainty: bool = False,
+    calibration: str | Path | Calibration | None = None,
+    bands: Sequence[int] | None = None,
+    scale: Sequence[float] | None = None,
+    nodata: float | Literal["none"] | None = None,
+    alpha: bool | Literal["auto"] = "auto",
+    imagery_crs: str | None = None,
+    imagery_datetime: str | None = None,
+    allow_outside: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+    report: Report = ignore,
+) -> Prediction:
+    """Map canopy height over an area.
+
+    Interrupted runs go on where they stopped: finished tiles wait in ``<out>.partial/``.
+
+    Args:
+        aoi: Vector file; ``west,south,east,north`` in degrees, as text or numbers; a GeoDataFrame; a geometry of
+            odc-geo, or of shapely with `aoi_crs`; a GeoJSON document.
+        imagery: File, folder, glob, a sequence of them (the first valid pixel wins), or an open source; if None,
+            the first of the bundled sample scene and the configured imagery that covers the area.
+        model: Name of a bundled model, path of a bundle, or a model.
+        out: Path of the map; ``<aoi stem>_canopy_height.tif`` in the working folder if None.
+        layer: Layer of the area's file, where several have areas.
+        aoi_crs: CRS of a shapely geometry.
+        crs: ``auto`` for the area's UTM zone, or any CRS.
+        resolution: Cell size in units of the output's CRS; the model's GSD if None.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        backend: Backend of a model given by name or path: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``.
+        uncertainty: Whether to write the 5th and 95th percentile of height too.
+        calibration: File of `canopy calibrate`, or a calibration, applied to the heights.
+        bands: 1-based red, green, blue bands, where the colour interpretation is missing or wrong.
+        scale: Pixel values that mean 0 and 1, where the source's own choice is wrong.
+        nodata: Pixel value that means unknown, in place of the files' own; "none" for no such value.
+        alpha: Whether a band declared as alpha is opacity; by default where its values say so.
+        imagery_crs: CRS of the imagery, in place of its own.
+        imagery_datetime: Acquisition date or ``start/end``, where the imagery has none.
+        allow_outside: Whether VRTs may read local files outside their folder and the imagery's folders.
+        overwrite: Whether to replace an existing output and drop work of another plan.
+        force: Whether to accept imagery coarser than twice the model's GSD.
+        report: Called after each tile.
+
+    Raises:
+        CanopyError: Area, imagery, model or output are unusable; one line says why.
+    """
+    # What costs nothing comes first, then the area, then the headers of the imagery, then torch and the model.
+    check_model_options(device, backend)
+    check_pixel_options(bands, scale)
+    check_grid_options(crs, resolution)
+    card = read_model_card(model) if isinstance(model, str | Path) else model.card
+    area = read_aoi(aoi, layer, aoi_crs)
+    path = output_path(aoi, out)
+    pending = pending_publication(partial_folder(path))
+    files = [file for file in (aoi, model, calibration) if isinstance(file, str | Path)]
+    # Inputs and outputs are compared before any work, and again once the imagery's files are known.
+    check_outputs(path, files, overwrite=overwrite, pending=pending)
+    fitted = _read_calibration(calibration, uncertainty)
+    if imagery is None:
+        source = configured_imagery(area)
+    elif isinstance(imagery, str | Path | Sequence):
+        limits = (scale[0], scale[1]) if scale is not None else None
+        source = open_imagery(
+            imagery, bands=bands, scale=limits, datetime=imagery_datetime, nodata=nodata, alpha=alpha, crs=imagery_crs,
+            allow_outside=allow_outside,
+        )  # fmt: skip
+    else:
+        source = imagery
+    check_outputs(path, [*files, *source.uris], overwrite=overwrite, pending=pending)
+    check_footprint(source, area)
+    if card is not None:
+        check_gsd(source, card, force)
+    acquisition_times(source.datetime, datetime.now(UTC))
+    from canopy.prediction.run import run_request
+
+    return run_request(
+        Request(area, source, path, model, crs, resolution, device, backend, uncertainty, fitted, overwrite, force),
+        report,
+    )
+
+
+def _read_calibration(calibration: str | Path | Calibration | None, uncertainty: bool) -> Calibration | None:
+    """Read a calibration that is given by its file.
+
+    Raises:
+        CalibrationError: It cannot be read, or needs the interval and the map has none.
+    """
+    fitted = read_calibration(Path(calibration)) if isinstance(calibration, str | Path) else calibration
+    if fitted is not None and fitted.upper > 0 and not uncertainty:
+        raise CalibrationError("this calibration reads the upper end of the interval: map with --uncertainty")
+    return fitted
