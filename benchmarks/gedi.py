@@ -23,7 +23,8 @@ from rasterio.windows import Window
 from canopy.gedi import simulation
 from canopy.gedi.filters import ShotFilter
 from canopy.gedi.footprints import footprint_statistics
-from canopy.gedi.shots import read_granules, write_shots
+from canopy.gedi.shots import read_granules
+from canopy.gedi.storage import write_shots
 
 BLOCK_PX = 2000
 

@@ -3,21 +3,27 @@
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canopy.cli.options import Json, Overwrite
+from canopy.cli.options import AreaLayer, Json, Overwrite
 from canopy.cli.terminal import say, show_progress
+
+if TYPE_CHECKING:
+    from canopy.gedi.shots import Reading
 
 gedi = typer.Typer(no_args_is_help=True, help="Read, simulate and compare with shots of spaceborne lidar (GEDI).")
 
 
 @gedi.command()
 def read(
-    granules: Annotated[list[Path], typer.Argument(help="L2A and L2B granules, HDF5.")],
-    out: Annotated[Path, typer.Option(help="Output GeoParquet.")],
-    aoi: Annotated[Path | None, typer.Option(help="Vector file of the area whose shots are read.")] = None,
+    granules: Annotated[list[Path], typer.Argument(help="L2A and L2B granules, HDF5, or patterns of their names.")],
+    out: Annotated[Path, typer.Option(help="Output: GeoParquet (.parquet) or GeoPackage (.gpkg).")],
+    aoi: Annotated[
+        str | None, typer.Option(help="Area whose shots are read: vector file, or west,south,east,north in degrees.")
+    ] = None,
+    layer: AreaLayer = None,
     start: Annotated[datetime | None, typer.Option(help="First moment whose shots are read, UTC.")] = None,
     end: Annotated[datetime | None, typer.Option(help="Moment before which shots are read, UTC.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of filter rules.")] = None,
@@ -28,33 +34,46 @@ def read(
     as_json: Json = False,
 ) -> None:
     """Read granules, filter their shots and list how many each rule drops."""
-    from dataclasses import asdict
-
     from canopy.config import load_config, parse_overrides
     from canopy.gedi.filters import ShotFilter
-    from canopy.gedi.shots import funnel_lines, read_granules, write_shots
+    from canopy.gedi.shots import read_granules
+    from canopy.gedi.storage import require_shots_format, write_shots
     from tiles.aoi import read_aoi
     from tiles.files import require_new
 
+    require_shots_format(out)
     require_new(out, overwrite)
     settings = tuple(set_ or ())
     rules = load_config(config, ShotFilter, settings) if config else parse_overrides(ShotFilter, settings)
     with show_progress() as report:
-        area = read_aoi(aoi) if aoi else None
+        area = read_aoi(aoi, layer) if aoi else None
         reading = read_granules(granules, rules, aoi=area, start=start, end=end, report=report)
-    write_shots(reading, out, rules)
+    if len(reading.shots):
+        write_shots(reading, out, rules)
+    _print_reading(reading, out, as_json)
+    if reading.failures or not len(reading.shots):
+        raise typer.Exit(1)
+
+
+def _print_reading(reading: "Reading", out: Path, as_json: bool) -> None:
+    """Print what was read, and the path of the shots if any are left."""
+    from dataclasses import asdict
+
+    from canopy.gedi.shots import funnel_lines
+
+    path = str(out) if len(reading.shots) else None
     for failure in reading.failures:
         say(f"canopy: {failure}")
     if as_json:
         funnel = [asdict(step) for step in reading.funnel]
-        result = {"path": str(out), "read": reading.read, "shots": len(reading.shots), "funnel": funnel}
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps({"path": path, "read": reading.read, "shots": len(reading.shots), "funnel": funnel}))
     else:
         for line in funnel_lines(reading):
             say(line)
-        typer.echo(out)
-    if reading.failures:
-        raise typer.Exit(1)
+    if path is None:
+        say(f"canopy: none of {reading.read:,} shots is left, so nothing was written: relax a rule or the area")
+    elif not as_json:
+        typer.echo(path)
 
 
 @gedi.command()
@@ -98,6 +117,7 @@ def simulate(
     across_m: Annotated[float, typer.Option(min=1, help="Distance between tracks, metres.")] = 600.0,
     along_m: Annotated[float, typer.Option(min=1, help="Distance between shots of a track, metres.")] = 60.0,
     error_m: Annotated[float, typer.Option(min=0, help="Geolocation error of a track, metres.")] = 10.0,
+    dem: Annotated[Path | None, typer.Option(help="Terrain on the grid of the CHM (default: flat ground).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Take shots over a canopy height model, for tests and to learn what calibration can do."""
@@ -106,5 +126,5 @@ def simulate(
 
     require_new(out, overwrite)
     orbit = simulation.Orbit(passes=passes, across_m=across_m, along_m=along_m, track_error_m=error_m)
-    say(f"{simulation.simulate(chm, out, orbit, seed):,} shots")
+    say(f"{simulation.simulate(chm, out, orbit, seed, dem):,} shots")
     typer.echo(out)

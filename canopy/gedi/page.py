@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from canopy.evaluation.report import STYLE, file_row, image_tag, save_page
 from canopy.gedi.filters import Step
-from canopy.gedi.shots import read_funnel
+from canopy.gedi.storage import read_funnel
 from canopy.gedi.table import METRICS, figures
 from canopy.gedi.validation import ClassScore, Validation
 from canopy.version import __version__

@@ -1,27 +1,27 @@
-"""Shots of many granules as one table of points: read, merged, clipped, filtered, and stored as GeoParquet."""
+"""Shots of many granules as one table of points: read, merged, clipped, filtered."""
 
-import json
+import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from canopy.errors import LidarError, OutputError, one_line
+from canopy.errors import LidarError
 from canopy.gedi.filters import ShotFilter, Step, apply_filter
-from canopy.gedi.granules import RH_PERCENTS, read_granule
+from canopy.gedi.granules import quality_names, read_granule
 from canopy.progress import Progress, Report, ignore
-from canopy.version import __version__
-from tiles.files import replacing
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from odc.geo.geom import Geometry
 
-META_KEY = b"canopy:gedi"
+_SAME_SHOT_S, _SAME_SHOT_DEG = 2e-3, 1e-3
+"""A beam fires every 8 ms and moves 60 m in that time; versions place a shot some 10 m apart."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Reading:
     read: int
     """Shots in the files."""
     duplicates: int
-    """Shots that came twice, in overlapping clips or as L2B and L2A, and count once."""
+    """Shots that came twice, in overlapping clips, as L2A and L2B, or in two versions, and count once."""
     unplaced: int
     """Shots without finite coordinates."""
     outside: int
@@ -41,7 +41,7 @@ class Reading:
     funnel: tuple[Step, ...]
     """Rules and what they dropped."""
     failures: tuple[str, ...]
-    """Files that could not be read, each with its reason in one line."""
+    """Files and parts of files that could not be read, each with its reason in one line."""
 
 
 def read_granules(
@@ -56,8 +56,10 @@ def read_granules(
     """Read and filter granules; a file that cannot be read is named and the others go on.
 
     Args:
-        files: L2A and L2B granules, HDF5. An L2B gives the shots of its L2A their cover.
-        rules: Rules of the filter; the default ones if None.
+        files: L2A and L2B granules, HDF5, or patterns of their names. An L2B gives the shots of its L2A their cover; of
+            a shot in several versions the newest is read.
+        rules: Rules of the filter; the default ones if None. With the rule `quality`, a file without any quality flag
+            counts as one that cannot be read.
         aoi: Area inside which shots are taken.
         start: First moment from which shots are taken (UTC).
         end: Moment before which shots are taken (UTC).
@@ -66,37 +68,87 @@ def read_granules(
     Raises:
         LidarError: None of the files could be read.
     """
-    tables, failures, read = [], [], 0
-    for number, path in enumerate(files, 1):
+    rules = rules or ShotFilter()
+    paths, failures = _expanded(files)
+    tables: list[pd.DataFrame] = []
+    for number, path in enumerate(paths, 1):
         try:
-            table = read_granule(path)
-            read += len(table)
-            tables.append(table)
+            granule = read_granule(path)
+            failures.extend(granule.faults)
+            tables.append(_with_quality(path, granule.shots) if rules.quality else granule.shots)
         except LidarError as error:
             failures.append(str(error))
-        report(Progress(number, len(files), "granules", f"granule {number}/{len(files)}"))
+        report(Progress(number, len(paths), "granules", f"granule {number}/{len(paths)}"))
     if not tables:
         raise LidarError("; ".join(failures) or "no files were named: GEDI L2A or L2B granules expected")
+    read = sum(map(len, tables))
     merged = _merged(tables)
-    placed = merged[np.isfinite(merged["lon"]) & (merged["lat"].abs() <= 90) & (merged["lon"].abs() <= 180)]
+    merged["lon"] = _wrapped(merged["lon"].to_numpy(np.float64))
+    placed = merged[np.isfinite(merged["lon"]) & (merged["lat"].abs() <= 90)]
     inside = _clipped(placed, aoi, start, end)
-    passed, funnel = apply_filter(inside, rules or ShotFilter())
+    passed, funnel = apply_filter(inside, rules)
     counts = (len(merged) - len(placed), len(placed) - len(inside))
     return Reading(_points(passed), read, read - len(merged), *counts, tuple(funnel), tuple(failures))
 
 
+def _expanded(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the files, patterns replaced by the files that match, and a line for each pattern without a match."""
+    paths: list[Path] = []
+    failures = []
+    for file in files:
+        if file.exists() or not glob.has_magic(str(file)):
+            paths.append(file)
+        elif matches := sorted(glob.glob(str(file), recursive=True)):  # noqa: PTH207 - the pattern may be absolute
+            paths.extend(map(Path, matches))
+        else:
+            failures.append(f"{file}: no file matches; GEDI L2A or L2B granules expected")
+    return list(dict.fromkeys(paths)), failures
+
+
+def _with_quality(path: Path, shots: pd.DataFrame) -> pd.DataFrame:
+    """Return the shots of a file that has a quality flag; without one every shot would pass unjudged."""
+    if shots["quality"].notna().any():
+        return shots
+    names = " or ".join(quality_names(str(shots["product"].iloc[0])))
+    raise LidarError(
+        f"{path}: no quality flag: {names} expected; --set quality=false reads the file without judging quality"
+    )
+
+
+def _wrapped(lon: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return longitudes from -180 to 180, those of 0 to 360 included; NaN where they are none."""
+    turned = np.where(np.abs(lon) > 180, (lon + 180) % 360 - 180, lon)
+    return np.where(np.abs(lon) <= 360, turned, np.nan)
+
+
 def _merged(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Return one row a shot: L2A before L2B, whose cover it takes over."""
+    """Return one row a shot: L2A before L2B, the newest version first, nulls filled from the others."""
     together = pd.concat(tables, ignore_index=True)
-    ordered = together.sort_values("product", kind="stable")
-    repeated = ordered["shot_number"].duplicated()
-    if not repeated.any():
+    ranked = together.sort_values("version", ascending=False, kind="stable").sort_values("product", kind="stable")
+    shot = _shot_of(ranked)
+    if not shot.duplicated().any():
         return together
-    first = ordered[~repeated].set_index("shot_number")
-    covered = ordered[repeated & ordered["cover"].notna()].drop_duplicates("shot_number").set_index("shot_number")
-    for column in ("cover", "pai"):
-        first[column] = first[column].fillna(covered[column].reindex(first.index))
-    return first.reset_index().sort_values(["granule", "shot_number"], kind="stable", ignore_index=True)
+    merged: pd.DataFrame = ranked.groupby(shot.to_numpy(), sort=False).first()
+    return merged.sort_values(["granule", "shot_number"], kind="stable", ignore_index=True)
+
+
+def _shot_of(shots: pd.DataFrame) -> "pd.Series[int]":
+    """Return for each row the number of its shot, the same for rows of one shot.
+
+    A shot keeps its number within a version. Across versions numbers changed: there, rows of one beam at one moment and
+    place are one shot.
+    """
+    number = pd.Series(pd.factorize(shots["shot_number"])[0], index=shots.index)
+    if shots["version"].nunique() < 2:
+        return number
+    by_time = shots.sort_values(["beam", "time"], kind="stable")
+    step = by_time[["lat", "lon"]].diff().abs().max(axis=1) < _SAME_SHOT_DEG
+    step &= by_time["time"].diff().dt.total_seconds().abs() < _SAME_SHOT_S
+    step &= (by_time["beam"] == by_time["beam"].shift()) & (by_time["version"] != by_time["version"].shift())
+    # Runs of rows that follow each other within the tolerance are one shot, whatever their numbers.
+    run = pd.Series((~step).cumsum().to_numpy(), index=by_time.index)
+    lowest = number.groupby(run.reindex(shots.index)).transform("min")
+    return lowest.groupby(number).transform("min")
 
 
 def _clipped(shots: pd.DataFrame, aoi: "Geometry | None", start: datetime | None, end: datetime | None) -> pd.DataFrame:
@@ -110,7 +162,9 @@ def _clipped(shots: pd.DataFrame, aoi: "Geometry | None", start: datetime | None
 
         area = to_crs(aoi, CRS("EPSG:4326")).geom
         shapely.prepare(area)
-        inside &= shapely.contains_xy(area, shots["lon"], shots["lat"])
+        # The area's longitudes are continuous and may pass 180; those of the shots do not.
+        turns = [shapely.contains_xy(area, shots["lon"] + turn, shots["lat"]) for turn in (0, 360, -360)]
+        inside &= np.any(turns, axis=0)
     for moment, after in ((start, True), (end, False)):
         if moment is not None:
             edge = np.datetime64(moment.replace(tzinfo=None), "ns")
@@ -128,74 +182,6 @@ def _points(shots: pd.DataFrame) -> "GeoDataFrame":
     for name in ("beam", "granule", "product", "version"):
         columns[name] = columns[name].astype("category")
     return geopandas.GeoDataFrame(columns, geometry=geometry)
-
-
-def write_shots(reading: Reading, path: Path, rules: ShotFilter) -> None:
-    """Write shots as GeoParquet with units, filter and funnel in its metadata, all or nothing.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from geopandas.io.arrow import _geopandas_to_arrow
-
-    table: pa.Table = _geopandas_to_arrow(reading.shots)
-    about = {
-        "canopy_version": __version__,
-        "units": {
-            **dict.fromkeys([f"rh{n}" for n in RH_PERCENTS], "m"),
-            "elevation_m": "m",
-            "dem_m": "m",
-            "cover": "1",
-        },
-        "granules": sorted(set(reading.shots["granule"].astype(str))),
-        "filter": rules.model_dump(mode="json"),
-        "read": reading.read,
-        "duplicates": reading.duplicates,
-        "unplaced": reading.unplaced,
-        "outside": reading.outside,
-        "funnel": [asdict(step) for step in reading.funnel],
-    }
-    metadata = {**(table.schema.metadata or {}), META_KEY: json.dumps(about).encode()}
-    try:
-        with replacing(path) as draft:
-            pq.write_table(table.replace_schema_metadata(metadata), draft, compression="zstd")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
-
-
-def read_shots(path: Path) -> "GeoDataFrame":
-    """Read shots that `write_shots` wrote.
-
-    Raises:
-        LidarError: No such file, or another kind of file.
-    """
-    import geopandas
-    import pyarrow as pa
-
-    try:
-        shots = geopandas.read_parquet(path)
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise LidarError(f"{path} is not a GeoParquet of shots: {one_line(error, 200)}") from error
-    missing = {"shot_number", "beam", "rh98", "sensitivity", "geometry"} - set(shots.columns)
-    if missing or shots.crs is None:
-        raise LidarError(f"{path} lacks {', '.join(sorted(missing)) or 'a CRS'}: shots of canopy gedi read expected")
-    return shots.to_crs("EPSG:4326")
-
-
-def read_funnel(path: Path) -> tuple[Step, ...]:
-    """Read the funnel that a file of shots carries; empty where it has none."""
-    return tuple(Step(**step) for step in shots_metadata(path).get("funnel", []))
-
-
-def shots_metadata(path: Path) -> dict[str, Any]:
-    """Read filter, funnel and granules of a file of shots, as JSON; empty where it has none."""
-    import pyarrow.parquet as pq
-
-    text = (pq.read_schema(path).metadata or {}).get(META_KEY, b"{}")
-    about: dict[str, Any] = json.loads(text)
-    return about
 
 
 def funnel_lines(reading: Reading) -> Iterator[str]:

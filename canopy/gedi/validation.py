@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from canopy.errors import EvaluationError
 from canopy.evaluation.residuals import ResidualIntervals, Residuals, residual_intervals, residual_metrics
 from canopy.gedi.footprints import footprint_statistics
-from canopy.gedi.shots import read_shots
+from canopy.gedi.storage import read_shots
 from canopy.progress import Progress, Report, ignore
 
 if TYPE_CHECKING:
@@ -229,10 +229,10 @@ def _scores(points: pd.DataFrame, labels: NDArray[Any]) -> dict[str, ClassScore]
 
 
 def _class_names(values: Floats, edges: tuple[float, ...], unit: str) -> NDArray[Any]:
-    """Return the name of each value's class; the last class has no upper end."""
+    """Return the name of each value's class; the last class has no upper end, and null values have their own."""
     names = [f"{low:g}-{high:g}{unit}" for low, high in itertools.pairwise(edges)]
     names[-1] = f">{edges[-2]:g}{unit}"
-    return np.array(names)[np.digitize(values, edges[1:-1])]
+    return np.where(np.isnan(values), "unknown", np.array(names)[np.digitize(values, edges[1:-1])])
 
 
 def _first_number(label: str) -> float:

@@ -6,8 +6,9 @@ import pytest
 from gedi_shots import EVERYTHING, woodland, write_map
 
 from canopy.gedi.filters import ShotFilter
-from canopy.gedi.shots import Reading, read_granules, write_shots
+from canopy.gedi.shots import Reading, read_granules
 from canopy.gedi.simulation import Orbit, simulate
+from canopy.gedi.storage import write_shots
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from canopy.gedi.page import write_page
-from canopy.gedi.shots import read_funnel
+from canopy.gedi.storage import read_funnel
 from canopy.gedi.validation import Validation, validate_map
 
 

@@ -7,20 +7,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from gedi_shots import EVERYTHING, L1B, L2B, LARGE, SMALL, UTM, points
+from gedi_granules import BEAMS, FIRST, beam_fields, write_granule
+from gedi_shots import EVERYTHING, L1B, L2B, LARGE, SMALL, UTM
 from odc.geo.geom import box
 
-from canopy.errors import LidarError, OutputError
+from canopy.errors import LidarError
 from canopy.gedi.filters import ShotFilter
-from canopy.gedi.shots import (
-    Reading,
-    funnel_lines,
-    read_funnel,
-    read_granules,
-    read_shots,
-    shots_metadata,
-    write_shots,
-)
+from canopy.gedi.shots import Reading, funnel_lines, read_granules
+from canopy.gedi.storage import read_shots
+from tiles.aoi import read_aoi
 
 
 def test_overlapping_clips_are_one_set_and_l2b_gives_the_cover(shared_data: Path) -> None:
@@ -78,39 +73,6 @@ def test_shots_are_clipped_to_area_and_dates(granule: Path, reading: Reading) ->
     assert read_granules([granule], EVERYTHING, start=datetime(2030, 1, 1)).shots.empty
 
 
-def test_parquet_keeps_numbers_units_and_the_funnel(granule: Path, tmp_path: Path) -> None:
-    rules = ShotFilter(sensitivity_min=0.97)
-    reading = read_granules([granule], rules)
-    write_shots(reading, tmp_path / "s.parquet", rules)
-    again = read_shots(tmp_path / "s.parquet")
-    assert again["shot_number"].dtype == np.uint64
-    np.testing.assert_array_equal(again["shot_number"], reading.shots["shot_number"])
-    np.testing.assert_array_equal(again["rh98"], reading.shots["rh98"])
-    about = shots_metadata(tmp_path / "s.parquet")
-    assert about["filter"]["sensitivity_min"] == 0.97
-    assert about["units"]["rh98"] == "m"
-    assert read_funnel(tmp_path / "s.parquet") == reading.funnel
-    funnel = {step.rule: step for step in reading.funnel}
-    assert funnel["sensitivity_min"].dropped > 0
-    assert about["read"] - sum(step.dropped for step in reading.funnel) == len(again)
-
-
-def test_another_parquet_is_refused(tmp_path: Path) -> None:
-    points(np.array([500_000.0]), np.array([4_000_000.0])).to_parquet(tmp_path / "p.parquet")
-    with pytest.raises(LidarError, match="lacks beam"):
-        read_shots(tmp_path / "p.parquet")
-    (tmp_path / "q.parquet").write_text("no parquet")
-    with pytest.raises(LidarError, match="not a GeoParquet"):
-        read_shots(tmp_path / "q.parquet")
-
-
-def test_shots_that_cannot_be_written_are_an_error(reading: Reading, tmp_path: Path) -> None:
-    (tmp_path / "folder.parquet").mkdir()
-    with pytest.raises(OutputError, match="cannot write"):
-        write_shots(reading, tmp_path / "folder.parquet", EVERYTHING)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.parquet"]
-
-
 def test_the_funnel_is_printed_and_is_the_json(granule: Path, tmp_path: Path, canopy) -> None:
     out = tmp_path / "s.parquet"
     code, text, err = canopy("gedi", "read", granule, "--out", out, "--set", "night=false", "--json")
@@ -122,3 +84,116 @@ def test_the_funnel_is_printed_and_is_the_json(granule: Path, tmp_path: Path, ca
     lines = list(funnel_lines(reading))
     assert lines[0].split() == [f"{reading.read:,}", "shots", "read"]
     assert lines[-1].split() == [f"{len(reading.shots):,}", "shots", "left"]
+
+
+def test_the_newest_version_of_a_shot_counts_whatever_the_order_of_files(tmp_path: Path) -> None:
+    """V001 numbers a shot differently; V003 lacks a field that the older one has."""
+    renumbered = FIRST + 5 * 10**9 + np.arange(6, dtype=np.uint64)
+    old = write_granule(
+        tmp_path / "old.h5", version="V001", beams=BEAMS[1:],
+        changes={
+            "shot_number": renumbered, "rh": np.full((6, 101), 3.0), "geolocation/sensitivity_a2": np.full(6, 0.99),
+        },
+    )  # fmt: skip
+    new = write_granule(
+        tmp_path / "new.h5", version="V003", beams=BEAMS[1:],
+        changes={
+            "shot_number": beam_fields("L2A", "V003", 1, 6)["shot_number"],
+            "delta_time": beam_fields("L2A", "V001", 0, 6)["delta_time"] + 2e-4,
+            "lat_lowestmode": 44.0001 + 0.00054 * np.arange(6),
+        },
+    )  # fmt: skip
+    for files in ([old, new], [new, old]):
+        reading = read_granules(files, EVERYTHING)
+        assert (reading.read, reading.duplicates, len(reading.shots)) == (12, 6, 6)
+        assert (reading.shots["version"] == "V003").all()
+        np.testing.assert_allclose(reading.shots["rh98"].iloc[:3], [10, 11, 12], rtol=1e-6)
+        assert (reading.shots["sensitivity_a2"] == np.float32(0.99)).all()
+        assert reading.shots["shot_number"].iloc[0] == FIRST + 10**11
+        assert reading.shots.geometry.y.iloc[0] == 44.0001
+
+
+def test_l2b_alone_never_displaces_the_heights_of_an_older_l2a(tmp_path: Path) -> None:
+    a = write_granule(tmp_path / "a.h5", version="V002")
+    b = write_granule(tmp_path / "b.h5", product="L2B", version="V003")
+    shots = read_granules([b, a], EVERYTHING).shots
+    assert len(shots) == 12
+    assert (shots["product"] == "L2A").all()
+    assert shots[["rh98", "cover", "pai"]].notna().all().all()
+
+
+def test_neighbouring_shots_of_two_versions_stay_two(tmp_path: Path) -> None:
+    fields = beam_fields("L2A", "V001", 0, 6)
+    old = write_granule(tmp_path / "old.h5", version="V001", beams=BEAMS[1:])
+    later = write_granule(
+        tmp_path / "new.h5", version="V002", beams=BEAMS[1:],
+        changes={"shot_number": fields["shot_number"] + np.uint64(100), "delta_time": fields["delta_time"] + 0.004},
+    )  # fmt: skip
+    assert len(read_granules([old, later], EVERYTHING).shots) == 12
+
+
+def test_a_file_without_any_quality_flag_is_an_error_unless_quality_is_not_asked_for(tmp_path: Path, canopy) -> None:
+    path = write_granule(tmp_path / "g.h5", version="V003", changes={"l2a_quality_flag_rel3": None})
+    code, _, err = canopy("gedi", "read", path, "--out", tmp_path / "s.parquet")
+    assert code == 1
+    assert "no quality flag: l2a_quality_flag_rel3 or quality_flag expected" in err
+    assert not (tmp_path / "s.parquet").exists()
+    code, _, err = canopy("gedi", "read", path, "--out", tmp_path / "s.parquet", "--set", "quality=false")
+    assert code == 0, err
+    assert len(read_shots(tmp_path / "s.parquet")) == 6
+
+
+def test_flags_of_release_3_are_judged(tmp_path: Path) -> None:
+    flag = np.array([1, 0, 1, 0, 1, 1], np.uint8)
+    path = write_granule(tmp_path / "g.h5", version="V003", changes={"l2a_quality_flag_rel3": flag})
+    reading = read_granules([path], ShotFilter(power_beams=False))
+    assert next(step for step in reading.funnel if step.rule == "quality").dropped == 4
+    assert len(reading.shots) == 8
+
+
+def test_no_shot_left_is_exit_1_and_writes_nothing(tmp_path: Path, canopy) -> None:
+    path = write_granule(tmp_path / "g.h5", changes={"sensitivity": np.full(6, 0.5, np.float32)})
+    code, out, err = canopy("gedi", "read", path, "--out", tmp_path / "s.parquet")
+    assert (code, out) == (1, "")
+    assert "none of 12 shots is left" in err and "sensitivity_min" in err
+    code, out, _ = canopy("gedi", "read", path, "--out", tmp_path / "s.parquet", "--json")
+    assert (code, json.loads(out)["shots"], json.loads(out)["path"]) == (1, 0, None)
+    assert not (tmp_path / "s.parquet").exists()
+
+
+@pytest.mark.parametrize(("west", "east"), [(179.0, -179.0), (179.0, 181.0), (-181.0, -179.0)])
+def test_an_area_across_the_antimeridian_has_both_sides(tmp_path: Path, west: float, east: float) -> None:
+    lon = np.array([179.5, 179.9, -179.9, -179.5, 178.0, -178.0])
+    path = write_granule(tmp_path / "g.h5", beams=BEAMS[1:], changes={"lon_lowestmode": lon})
+    ring = [[west, 43], [east, 43], [east, 45], [west, 45], [west, 43]]
+    area = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    (tmp_path / "aoi.geojson").write_text(json.dumps(area))
+    reading = read_granules([path], EVERYTHING, aoi=read_aoi(tmp_path / "aoi.geojson"))
+    assert sorted(reading.shots.geometry.x) == [-179.9, -179.5, 179.5, 179.9]
+    assert reading.outside == 2
+
+
+def test_longitudes_from_0_to_360_are_the_same_places(tmp_path: Path) -> None:
+    lon = np.array([238.0, -122.0, 359.9, 180.5, 400.0, np.nan])
+    path = write_granule(tmp_path / "g.h5", beams=BEAMS[1:], changes={"lon_lowestmode": lon})
+    reading = read_granules([path], EVERYTHING)
+    np.testing.assert_allclose(sorted(reading.shots.geometry.x), [-179.5, -122, -122, -0.1], atol=1e-9)
+    assert reading.unplaced == 2
+
+
+def test_patterns_are_expanded_and_one_without_a_match_is_said(tmp_path: Path, canopy) -> None:
+    write_granule(tmp_path / "GEDI02_A_1.h5")
+    write_granule(tmp_path / "site[1].h5", beams=BEAMS[:1])
+    assert read_granules([tmp_path / "GEDI02_A*.h5"], EVERYTHING).read == 12
+    assert read_granules([tmp_path / "site[1].h5"], EVERYTHING).read == 6
+    code, _, err = canopy("gedi", "read", tmp_path / "GEDI02_B*.h5", "--out", tmp_path / "s.parquet")
+    assert code == 1
+    assert "GEDI02_B*.h5: no file matches" in err
+    reading = read_granules([tmp_path / "GEDI02_A*.h5", tmp_path / "none*.h5"], EVERYTHING)
+    assert (reading.read, len(reading.failures)) == (12, 1)
+
+
+def test_a_format_that_shots_have_not_is_refused_before_work(granule: Path, tmp_path: Path, canopy) -> None:
+    code, _, err = canopy("gedi", "read", granule, "--out", tmp_path / "s.shp")
+    assert code == 1
+    assert ".parquet" in err and ".gpkg" in err and "read" not in err.split(".gpkg")[1]

@@ -1,6 +1,7 @@
 """Maps against shots: errors, classes, intervals, and the shifts of tracks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from gedi_shots import EVERYTHING, woodland, write_map
 from recipe_modules import load
 
 from canopy.errors import EvaluationError
-from canopy.gedi.shots import read_granules, read_shots, write_shots
+from canopy.gedi.shots import Reading, read_granules
 from canopy.gedi.simulation import Orbit, simulate
+from canopy.gedi.storage import read_shots, write_shots
 from canopy.gedi.validation import Validation, validate_map
 
 
@@ -36,6 +38,18 @@ def test_every_table_counts_every_shot(good: Validation) -> None:
     lows = [float(label.strip(">").split("-")[0].split()[0]) for label in good.by_height]
     assert lows == sorted(lows) and len(lows) > 1
     assert good.cover_of == "map"
+
+
+def test_shots_without_a_sensitivity_have_a_class_of_their_own(
+    chm: Path, reading: Reading, tmp_path: Path, good: Validation
+) -> None:
+    unknown = reading.shots.assign(
+        sensitivity=reading.shots["sensitivity"].where(np.arange(len(reading.shots)) % 2 == 1)
+    )
+    write_shots(replace(reading, shots=unknown), tmp_path / "s.parquet", EVERYTHING)
+    table = validate_map(chm, tmp_path / "s.parquet").by_sensitivity
+    assert table["unknown"].n > 10
+    assert "unknown" not in good.by_sensitivity
 
 
 def test_json_has_one_flat_object_with_tables(good: Validation) -> None:
