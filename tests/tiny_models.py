@@ -10,8 +10,9 @@ from canopy.models.dpt import DPTHeights
 
 CHIP_PX = 64
 ARCHITECTURE = Architecture(
-    encoder_args={"embed_dim": 16, "num_heads": 1, "mlp_ratio": 1.0}, decoder_channels=(4, 8, 8, 8), fusion_channels=8
-)
+    encoder="test_vit", encoder_args={"embed_dim": 16, "num_heads": 1, "mlp_ratio": 1.0}, taps=(0, 1, 3, 5),
+    decoder_channels=(4, 8, 8, 8), fusion_channels=8,
+)  # fmt: skip
 INTERVALS = HeightIntervals(height_m=(1.0, 10.0), lower_m=(0.5, -1.0), upper_m=(-0.5, 2.0))
 
 

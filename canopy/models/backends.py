@@ -12,7 +12,6 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
@@ -34,6 +33,17 @@ BATCH = 4
 """Chips that the prediction engine passes to a model at a time."""
 FAMILIES = ("dpt",)
 """Model families whose heights were compared between backends."""
+
+_FIRST_CALL = Lock()
+"""Held by the one thread of this process that compiles a function with OpenVINO and calls it for the first time.
+
+OpenVINO's Python binding creates C++ statics at the first inference of a process, under a guard of the C++ runtime::
+
+    thread A  enters the guard, then waits for the interpreter's lock
+    thread B  has the interpreter's lock, then waits for the guard         neither goes on, nor does a signal's handler
+
+With this lock, thread B waits here, where it releases the interpreter's lock, until A's first call has returned.
+"""
 
 
 class Backend:
@@ -176,14 +186,23 @@ class ChipByChip:
     def __init__(self, library: Any, function: ImageFunction, chip_px: int, cache: Path, identity: str) -> None:
         self._library, self._function, self._cache, self._identity = library, function, cache, identity
         self._shape = (1, 3, chip_px, chip_px)
-        self._lock = Lock()
+        self._compiled: Any = None
 
     def __call__(self, image: Tensor) -> Tensor:
         """Run the function on an image, on the CPU."""
         if image.shape[1:] != self._shape[1:]:
             return self._function(image)
-        with self._lock:
-            compiled = self._compiled
+        if self._compiled is None:
+            with _FIRST_CALL:
+                if self._compiled is None:
+                    compiled = self._load()
+                    result = self._infer(compiled, image)
+                    self._compiled = compiled  # last: another thread may now call it without the lock
+                    return result
+        return self._infer(self._compiled, image)
+
+    def _infer(self, compiled: Any, image: Tensor) -> Tensor:
+        """Run the compiled function on each chip of an image."""
         # Two requests a stream: OpenVINO works on one while the result of the other is copied. They belong to this
         # call alone, because another thread may call at the same time.
         requests = [compiled.create_infer_request() for _ in range(min(len(image), 2 * self._streams))]
@@ -207,9 +226,8 @@ class ChipByChip:
     def _streams(self) -> int:
         return min(torch.get_num_threads(), BATCH)
 
-    @cached_property
-    def _compiled(self) -> Any:
-        """The compiled network, from the cache where it is stored there."""
+    def _load(self) -> Any:
+        """Return the compiled network, from the cache where it is stored there."""
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),

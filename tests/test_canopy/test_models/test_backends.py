@@ -1,9 +1,15 @@
 """Backends: metres between them and eager torch, equal bits in any company, and errors where one is absent."""
 
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,8 +23,8 @@ from canopy.errors import ModelError, OutputError
 from canopy.imagery.configured import SAMPLE_SCENE
 from canopy.models.backends import ChipByChip, pick_backend
 from canopy.models.model import CanopyModel, load_model
+from canopy.prediction.entry import predict
 from canopy.prediction.layers import Layers
-from canopy.prediction.run import predict
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CARD = tiny_card()
@@ -199,16 +205,94 @@ def test_a_resumed_run_never_mixes_backends(bundle: Path, tmp_path: Path) -> Non
     assert predict(area, SAMPLE_SCENE, bundle, out=tmp_path / "o.tif", backend="eager").path.is_file()
 
 
-def test_openvino_reports_its_use_to_no_server(bundle: Path) -> None:
-    code = f"""
-import sys
+# --- the first call of a process
+
+
+class CountedRequest:
+    """A request that takes time, and counts how many threads are inside the library at once."""
+
+    threads: ClassVar[set[int]] = set()
+    most_at_once: ClassVar[list[int]] = []
+
+    def start_async(self, inputs: dict[int, np.ndarray]) -> None:
+        CountedRequest.threads.add(threading.get_ident())
+        CountedRequest.most_at_once.append(len(CountedRequest.threads))
+        time.sleep(0.02)
+        CountedRequest.threads.discard(threading.get_ident())
+        self._output = inputs[0][:, 0]
+
+    def wait(self) -> None:
+        pass
+
+    def get_output_tensor(self) -> Any:
+        return SimpleNamespace(data=self._output)
+
+
+def test_no_thread_enters_the_library_before_the_first_call_has_returned(monkeypatch, tmp_path) -> None:
+    """Two threads in OpenVINO at the first inference of a process wait for each other for ever."""
+    monkeypatch.setattr(ChipByChip, "_load", lambda self: SimpleNamespace(create_infer_request=CountedRequest))
+    monkeypatch.setattr(CountedRequest, "most_at_once", [])
+    # Two functions, as heights and features: the first call of each is alone, for the library is the same.
+    functions = [ChipByChip(None, lambda image: image, 32, tmp_path / name, name) for name in "ab"]
+    chips = random_image(4, 3, 32, 32)
+    barrier = threading.Barrier(4)
+
+    def call(number: int) -> torch.Tensor:
+        barrier.wait()
+        return functions[number % 2](chips)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(call, range(4)))
+    assert all(torch.equal(result, chips[:, 0]) for result in results)
+    assert set(CountedRequest.most_at_once[:4]) == {1}, "the first call is alone"
+    CountedRequest.most_at_once.clear()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(call, range(4)))
+    assert max(CountedRequest.most_at_once) > 1, "later calls run at the same time"
+
+
+def test_a_first_call_that_fails_is_tried_again(monkeypatch, tmp_path) -> None:
+    function = ChipByChip(None, lambda image: image, 32, tmp_path / "a", "a")
+    monkeypatch.setattr(ChipByChip, "_load", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        function(random_image(1, 3, 32, 32))
+    monkeypatch.setattr(ChipByChip, "_load", lambda self: SimpleNamespace(create_infer_request=CountedRequest))
+    assert function(random_image(1, 3, 32, 32)).shape == (1, 32, 32)
+
+
+FIRST_CALL = """
+import sys, threading
+import torch
 from canopy.models.model import load_model
-load_model({str(bundle)!r}, backend="openvino")
-from openvino.tools.ovc import telemetry_utils
-print(telemetry_utils.tm.__name__, sys.modules["openvino_telemetry"])
+
+model = load_model(sys.argv[1], backend="openvino")
+chips = torch.rand(4, 3, 64, 64)
+barrier = threading.Barrier(2)
+
+def call():
+    barrier.wait()
+    model.predict(chips)
+
+threads = [threading.Thread(target=call) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "None"]
+
+
+@pytest.mark.slow
+def test_two_threads_call_first_in_fresh_processes_and_none_hangs(bundle: Path) -> None:
+    for _ in range(10):
+        command = [sys.executable, "-c", FIRST_CALL, str(bundle)]
+        subprocess.run(command, check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "2"})
+
+
+def test_openvino_reports_its_use_to_no_server(openvino) -> None:
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+    assert sys.modules["openvino_telemetry"] is None
 
 
 # --- backends that tests on a plain CPU leave out
