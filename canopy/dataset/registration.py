@@ -156,6 +156,9 @@ def _features(image: NDArray[Any], white: float, detail_px: float) -> Array:
 def _smooth(plane: Array, sigma: float) -> Array:
     """Blur the known pixels of a plane; unknown ones (NaN) stay unknown and have no weight."""
     valid = np.isfinite(plane)
+    if valid.all():
+        # The weights would all be 1, at twice the time.
+        return np.asarray(ndimage.gaussian_filter(plane, sigma, truncate=_TRUNCATE), np.float64)
     weight = ndimage.gaussian_filter(valid.astype(np.float64), sigma, truncate=_TRUNCATE)
     smooth = ndimage.gaussian_filter(np.where(valid, plane, 0.0), sigma, truncate=_TRUNCATE) / np.maximum(weight, 1e-9)
     return np.where(valid, smooth, np.nan)
@@ -241,17 +244,20 @@ class _ShiftSums:
             whole[inside] = plane
             return spectrum(whole)
 
-        def sums(plane: Array, other: NDArray[np.complex128]) -> Array:
-            return np.asarray(fft.irfft2(spectrum(plane) * other.conj(), shape)[np.ix_(shifts, shifts)], np.float64)
+        def sums(one: NDArray[np.complex128], other: NDArray[np.complex128]) -> Array:
+            return np.asarray(fft.irfft2(one * other.conj(), shape)[np.ix_(shifts, shifts)], np.float64)
 
         weight, first, second = laid(valid.astype(np.float64)), laid(filled), laid(filled**2)
-        ones = np.ones(features.shape[1:])
+        ones = spectrum(np.ones(features.shape[1:]))
         self._accumulate("count", sums(ones, weight))
         self._accumulate("total", sums(ones, first))
         self._accumulate("squares", sums(ones, second))
-        self._accumulate("mean", np.stack([sums(feature, weight) for feature in features], axis=-1))
-        self._accumulate("cross", np.stack([sums(feature, first) for feature in features], axis=-1))
-        products = [sums(features[i] * features[j], weight) for i, j in _pairs(len(features))]
+        del ones, second
+        spectra = [spectrum(feature) for feature in features]
+        self._accumulate("mean", np.stack([sums(one, weight) for one in spectra], axis=-1))
+        self._accumulate("cross", np.stack([sums(one, first) for one in spectra], axis=-1))
+        del spectra, first
+        products = [sums(spectrum(features[i] * features[j]), weight) for i, j in _pairs(len(features))]
         self._accumulate("square", np.stack(products, axis=-1))
 
     def _accumulate(self, name: str, values: Array) -> None:
