@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,13 @@ def draft_of(path: Path) -> Path:
     """Return a temporary name in the folder of `path`."""
     # Unique, because a scheduler may run one tile twice at the same time.
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def sweep_drafts(folder: Path) -> None:
+    """Remove the drafts that killed processes left in a folder; the caller makes sure that no other process writes."""
+    for draft in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def sync(path: Path) -> None:
@@ -58,6 +66,48 @@ def removed_on_error(*paths: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 path.unlink()
         raise
+
+
+@contextlib.contextmanager
+def reported(
+    path: Path, *errors: type[Exception], remedy: str = "make room or name another folder, then run again"
+) -> Iterator[None]:
+    """Turn a failure to write into one line: what cannot be written, why, how much space is left, and what to do.
+
+    Args:
+        path: File or folder that is written.
+        errors: Errors, other than OSError, of a library that writes.
+        remedy: What the user can do.
+
+    Raises:
+        OutputError: The block failed to write.
+    """
+    failures: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except failures as error:
+        raise OutputError(f"cannot write {path}: {_reason(error)}{_free_space(path)}; {remedy}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the system said, which a library's own error may hide."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return one_line(error, 200)
+
+
+def _free_space(path: Path) -> str:
+    """Return the space that is left on the disk of a path, in words; empty where the system does not say."""
+    folder = next((parent for parent in (path, *path.parents) if parent.is_dir()), None)
+    if folder is None:
+        return ""
+    try:
+        return f" ({shutil.disk_usage(folder).free / 1e6:.1f} MB free in {folder})"
+    except OSError:
+        return ""
 
 
 def make_folder(path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from canopy.errors import ModelError
-from tiles.files import file_sha256, replacing
+from tiles.files import file_sha256, replacing, reported
 
 CARD_KEY = "canopy.card"
 BUNDLED = Path(__file__).parents[1] / "weights"
@@ -154,8 +154,11 @@ def save_bundle(path: Path, card: Card, weights: Mapping[str, np.ndarray]) -> No
         path: The bundle to write.
         card: Card of the model, for the header.
         weights: Arrays by parameter name.
+
+    Raises:
+        OutputError: The disk is full, or the folder is not writable.
     """
-    with replacing(path) as draft:
+    with reported(path, SafetensorError), replacing(path) as draft:
         draft.touch()
         mode = draft.stat().st_mode
         save_file(dict(weights), draft, metadata={CARD_KEY: card.model_dump_json()})

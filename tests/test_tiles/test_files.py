@@ -3,9 +3,20 @@
 from pathlib import Path
 
 import pytest
+from full_disk import files_up_to
 
 from tiles.errors import CanopyError, OutputError, one_line
-from tiles.files import file_sha256, make_folder, read_cached, replacing, require_new, write_cached
+from tiles.files import (
+    draft_of,
+    file_sha256,
+    make_folder,
+    read_cached,
+    replacing,
+    reported,
+    require_new,
+    sweep_drafts,
+    write_cached,
+)
 
 
 def test_an_interrupted_write_leaves_the_old_bytes_and_no_draft(tmp_path: Path) -> None:
@@ -43,6 +54,38 @@ def test_a_folder_under_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make the folder"):
         make_folder(tmp_path / "file" / "below")
+
+
+def test_a_full_disk_is_one_line_with_the_space_that_is_left_and_the_old_bytes_stay(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(OutputError) as caught, files_up_to(100), reported(path), replacing(path) as draft:
+        draft.write_bytes(b"x" * 1000)
+    assert str(caught.value).startswith(f"cannot write {path}: File too large (")
+    assert f"MB free in {tmp_path}); make room" in str(caught.value)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_drafts_of_killed_processes_are_swept_and_nothing_else(tmp_path: Path) -> None:
+    for path in (draft_of(tmp_path / "map.tif"), tmp_path / "notes.tmp", tmp_path / ".hidden", tmp_path / "map.tif"):
+        path.touch()
+    sweep_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "map.tif", "notes.tmp"]
+    sweep_drafts(tmp_path / "none")
+
+
+def test_a_librarys_error_gives_way_to_the_systems_reason(tmp_path: Path) -> None:
+    below, message = tmp_path / "none" / "below", r"below: Is a directory \(.*\); do this"
+    with pytest.raises(OutputError, match=message), reported(below, RuntimeError, remedy="do this"):
+        try:
+            tmp_path.write_text("x")
+        except OSError as error:
+            raise RuntimeError("position 12 is not 10") from error
+    with pytest.raises(OutputError, match="position 12 is not 10"), reported(tmp_path, RuntimeError):
+        raise RuntimeError("position 12\nis not 10")
+    with pytest.raises(KeyError), reported(tmp_path):
+        raise KeyError("no failure to write")
 
 
 def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
