@@ -67,9 +67,10 @@ def collapse_signs(logits: Tensor, features: Tensor, temperature: float) -> Coll
 def _energies(centred: Tensor) -> Tensor:
     """Return the squared singular values; NaN where they cannot be computed, for a monitor must not end a run."""
     try:
-        return torch.linalg.svdvals(centred).square()
+        energies: Tensor = torch.linalg.svdvals(centred).square()
     except RuntimeError:
         return centred.new_full((min(centred.shape),), torch.nan)
+    return energies
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from canopy.training.log import LogEntry
 from canopy.training.loop import fit
 from canopy.training.runs import claim_run, hold_run, report_entry
 from canopy.training.sampling import ChipSampler, read_store
+from tiles.files import replacing
 from tiles.grid import Lattice
 from tiles.windows import PixelWindow
 
@@ -80,11 +81,11 @@ def teach(config: TrainConfig, run: Path) -> None:
         start_head(net.unet.segmentation_head[0], net.bins, split)
 
         def evaluate(average: Any, step: int) -> LogEntry:
-            torch.save(average.state_dict(), run / "teacher.pt")
+            with replacing(run / "teacher.pt") as draft:
+                torch.save(average.state_dict(), draft)
             groups = score([ScenePrediction(scene, predict_scene(average, scene)) for scene in split.test])
             return {"metrics": {name: group.to_json() for name, group in groups.items()}}
 
-        claim_run(run, config)
         fit(
             net,
             partial(height_loss, weights=config.loss, steps=config.loop.steps),
@@ -93,6 +94,7 @@ def teach(config: TrainConfig, run: Path) -> None:
             run,
             resume=False,
             evaluate=evaluate,
+            on_start=partial(claim_run, run, config),
             report=partial(
                 report_entry, steps=config.loop.steps, report=lambda now: print(now.detail, file=sys.stderr)
             ),

@@ -1,15 +1,23 @@
-"""Checkpoints of a run: each written whole or not at all, and the last two of them kept."""
+"""Checkpoints of a run: each written whole or not at all, the last two kept, damaged ones passed over."""
 
+import logging
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from canopy.errors import TrainingError, one_line
-from canopy.training.ranks import rank, share, whole
-from tiles.files import replacing
+from canopy.training.ranks import finite_over_ranks, rank, share, whole
+from tiles.files import replacing, reported
 
 KEEP_CHECKPOINTS = 2
+REMEDY = "make room or change the permissions, then run again with --resume"
+"""What a user can do when a run cannot write."""
+_LOG = logging.getLogger(__name__)
 
 
 def save_checkpoint(parts: dict[str, Any], run: Path, step: int) -> None:
@@ -19,39 +27,103 @@ def save_checkpoint(parts: dict[str, Any], run: Path, step: int) -> None:
         parts: Modules, optimizers and whatever else has a state_dict, by name.
         run: Folder of the run.
         step: Number of steps taken.
+
+    Raises:
+        OutputError: The disk is full, or the folder is not writable; the checkpoints before stay.
     """
     # Sharded parts are gathered by all ranks together, so this precedes the return of the others.
     state = {"step": step, **{name: whole(part.state_dict()) for name, part in parts.items()}}
     if rank() > 0:
         return
-    folder = run / "checkpoints"
-    with replacing(folder / f"{step:08d}.pt") as draft:
-        torch.save(state, draft)
-    for old in sorted(folder.glob("*[0-9].pt"))[:-KEEP_CHECKPOINTS]:
-        old.unlink()
+    path = run / "checkpoints" / f"{step:08d}.pt"
+    with reported(path, RuntimeError, remedy=REMEDY):
+        with replacing(path) as draft, draft.open("wb") as file:
+            # Into an open file: given a path, torch writes its name into the archive, and equal states differ.
+            torch.save(state, file)
+        # Old checkpoints go only now that the new one is on the disk. Those of later steps are damaged, or of a start
+        # that was given up: a resumed run must not go on from them.
+        numbered = _newest_first(run)
+        earlier = [other for other in numbered if other.name <= path.name]
+        for other in set(numbered) - set(earlier[:KEEP_CHECKPOINTS]):
+            other.unlink()
+
+
+def _newest_first(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("*[0-9].pt"), reverse=True)
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """Return the latest checkpoint of a run, if it has any."""
-    return max((run / "checkpoints").glob("*[0-9].pt"), default=None)
+    """Return the latest sound checkpoint of a run, if it has any."""
+    return next((path for path, _ in _sound(run)), None)
 
 
 def restore_checkpoint(parts: dict[str, Any], run: Path) -> int:
-    """Load the latest checkpoint of a run, if it has any, and return the number of steps taken.
+    """Load the latest sound checkpoint of a run, and return the number of steps taken; 0 where there is none.
+
+    A damaged checkpoint gives way to the one before it, with a warning.
 
     Raises:
-        TrainingError: The checkpoint is damaged, or one of another network.
+        TrainingError: The checkpoint is one of another network.
     """
-    path = last_checkpoint(run)
-    if path is None:
-        return 0
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in parts.items():
-            _load(part, saved[name])
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
-        raise TrainingError(f"cannot resume from {path}: {one_line(error, 200)}") from error
-    return int(saved["step"])
+    for path, saved in _sound(run, tuple(parts)):
+        try:
+            for name, part in parts.items():
+                _load(part, saved[name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise TrainingError(f"cannot resume from {path}: {one_line(error, 200)}") from error
+        return int(saved["step"])
+    return 0
+
+
+def _sound(run: Path, names: tuple[str, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the checkpoints that can be read and trusted, newest first, with their state."""
+    for path in _newest_first(run):
+        try:
+            yield path, _read(path, names)
+        except Exception as error:  # a damaged file can make its readers raise anything
+            _LOG.warning("%s is damaged (%s): going on from the one before", path, one_line(error, 120))
+
+
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Read a checkpoint, and raise where it is damaged, incomplete or not finite."""
+    with zipfile.ZipFile(path) as archive:
+        # torch does not compare checksums; a block that a crash left as zeros would be read as weights
+        if damaged := archive.testzip():
+            raise ValueError(f"checksum of {damaged} differs")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if missing := {"step", *names} - state.keys():
+        raise ValueError(f"no {', '.join(sorted(missing))} in it")
+    if unsound := next(_not_finite(state), None):
+        raise ValueError(f"{unsound} is not finite")
+    return state
+
+
+def require_finite(parts: dict[str, Any], run: Path, step: int) -> None:
+    """Refuse to go on with weights that are not finite; all ranks must call it, before they are exported or saved.
+
+    Raises:
+        TrainingError: Some weight, average or moment is NaN or infinite, on this rank or another.
+    """
+    unsound = next(_not_finite({name: part.state_dict() for name, part in parts.items()}), None)
+    if not finite_over_ranks(torch.tensor(torch.nan if unsound else 0.0)):
+        raise TrainingError(
+            f"{unsound or 'a weight of another rank'} is not finite after step {step}; "
+            f"last good checkpoint: {last_checkpoint(run) or 'none'}; lower the learning rate, then run again"
+        )
+
+
+def _not_finite(state: Any, name: str = "") -> Iterator[str]:
+    """Yield the names of the tensors in a tree of state that contain NaN or infinity."""
+    if isinstance(state, dict):
+        for key, value in state.items():
+            yield from _not_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(state, list):
+        for number, value in enumerate(state):
+            yield from _not_finite(value, f"{name}.{number}")
+    elif isinstance(state, Tensor):
+        own = state.to_local() if isinstance(state, DTensor) else state
+        if own.is_floating_point() and not bool(own.isfinite().all()):
+            yield name
 
 
 def _load(part: Any, saved: dict[str, Any]) -> None:

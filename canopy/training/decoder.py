@@ -1,5 +1,6 @@
 """Decoder stage: heights learnt from images and lidar, written as a bundle."""
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from canopy.dataset.scene import Scene
-from canopy.errors import TrainingError
+from canopy.errors import ModelError, TrainingError
 from canopy.models.bundle import Card, Domain, read_bundle, read_card, save_bundle
 from canopy.models.domain import fit_domain
 from canopy.models.dpt import ENCODER, DPTHeights, load_stages
@@ -48,6 +49,7 @@ HEIGHT_LOSSES = {
     "patch_gradient": patch_gradient,
 }
 """Losses of metres against metres, by their names in `LossWeights`."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,6 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
         if config.pool:
             tokens = TokenCache(net, run / "tokens", config.pool, sampler.augmentation.chip_px)
             batches = PoolSampler(sampler, config.pool, tokens).draw_batch
-        # All that can fail for the configuration's sake has been opened: from here on the folder is the run's.
-        claim_run(run, config)
         fit(
             net,
             partial(height_loss, weights=config.loss, steps=config.loop.steps),
@@ -124,6 +124,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
             resume=resume,
             evaluate=_Evaluation(run, card, record, split.test),
             report=partial(report_entry, steps=config.loop.steps, report=report),
+            on_start=partial(claim_run, run, config),
             slow=(ENCODER, config.encoder_rate),
         )
         shutil.rmtree(run / "tokens", ignore_errors=True)
@@ -312,7 +313,14 @@ class _Evaluation:
     def _best_so_far(self) -> float:
         """Return the error of the best bundle of an earlier part of the run; infinity where there is none."""
         best = self._run / "best.safetensors"
-        return float(read_card(best).metrics["all"]["mae_m"]) if best.is_file() else float("inf")
+        if not best.is_file():
+            return float("inf")
+        try:
+            mae_m = read_card(best).metrics.get("all", {}).get("mae_m")
+        except ModelError as error:
+            _LOG.warning("%s; the next bundle replaces it", error)
+            return float("inf")
+        return float("inf") if mae_m is None else float(mae_m)
 
     def __call__(self, net: nn.Module, step: int) -> LogEntry:
         assert isinstance(net, DPTHeights)

@@ -9,17 +9,19 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from canopy.errors import TrainingError
-from canopy.training.checkpoints import last_checkpoint, restore_checkpoint, save_checkpoint
+from canopy.training.checkpoints import last_checkpoint, require_finite, restore_checkpoint, save_checkpoint
 from canopy.training.config import LoopConfig, StepConfig
 from canopy.training.log import LogEntry, RunLog
-from canopy.training.ranks import over_ranks, ranks, sync_gradients
+from canopy.training.ranks import finite_over_ranks, over_ranks, ranks, sync_gradients
 
 Batch = TypeVar("Batch")
 Net = TypeVar("Net", bound=nn.Module)
@@ -27,6 +29,8 @@ Sample = TypeVar("Sample", contravariant=True)
 Loss = Callable[[nn.Module, Batch, int], Tensor]
 Evaluate = Callable[[nn.Module, int], LogEntry]
 """Judges an averaged network after a step, and returns what the log says of it."""
+MAX_SKIPPED = 10
+"""Steps in a row that may be skipped for their gradients before a run stops."""
 
 
 class Learner(Protocol[Sample]):
@@ -115,6 +119,7 @@ def fit(
     resume: bool,
     evaluate: Evaluate,
     report: Callable[[LogEntry], None],
+    on_start: Callable[[], None] = lambda: None,
     slow: tuple[str, float] = ("", 1.0),
 ) -> nn.Module:
     """Train a network and return the moving average of its weights.
@@ -128,16 +133,20 @@ def fit(
         resume: Whether to go on from the last checkpoint in `run`, if any.
         evaluate: Function that is called with the averaged network every `evaluate_every` steps and at the end.
         report: Function that is called with every line of the log.
+        on_start: Function that is called once, when the first step is taken and before anything is written.
         slow: Prefix of the names of parameters with a rate of their own, and the factor on that rate.
 
     Returns:
         The averaged network, in eval mode.
 
     Raises:
-        TrainingError: The loss is not finite, or the checkpoint does not fit.
+        TrainingError: The loss or the weights are not finite, gradients stay so, or the checkpoint does not fit.
+        OutputError: The run's folder cannot be written.
     """
     learner = Supervised(net, loss, config, slow)
-    return fit_learner(learner, batches, config, run, resume=resume, evaluate=evaluate, report=report)
+    return fit_learner(
+        learner, batches, config, run, resume=resume, evaluate=evaluate, report=report, on_start=on_start
+    )
 
 
 def fit_learner(
@@ -149,28 +158,72 @@ def fit_learner(
     resume: bool,
     evaluate: Evaluate,
     report: Callable[[LogEntry], None],
+    on_start: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """Step a learner, as `fit` does a network; arguments, result and errors are those of `fit`."""
     start = restore_checkpoint(learner.parts(), run) if resume else 0
     log = RunLog(run, start, report, tensorboard=config.tensorboard)
     stream = _ahead(batches, start * config.accumulate, config.steps * config.accumulate)
+    skipped = 0
     for step in range(start, config.steps):
         started = time.perf_counter()
         rates = learner.schedule(step)
-        value = _step(learner, stream, step, config)
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"loss is {value} at step {step}; last good checkpoint: {last_checkpoint(run) or 'none'}"
-            )
-        notes = learner.update(step)
-        log.write(step=step, loss=value, **rates, **notes, seconds=time.perf_counter() - started)
-        taken = step + 1
+        outcome = _step(learner, stream, step, config)
+        skipped = 0 if outcome.taken else skipped + 1
+        _require_progress(outcome, skipped, step, run)
+        notes = _notes(learner.update(step), outcome)
+        if step == start:
+            on_start()
+        log.write(step=step, loss=outcome.loss, **rates, **notes, seconds=time.perf_counter() - started)
+        number = step + 1
+        evaluates = number % config.evaluate_every == 0 or number == config.steps
+        saves = number % config.checkpoint_every == 0 or number == config.steps
+        # Weights that are not finite reach neither a bundle nor a checkpoint, so that the last ones stay good.
+        if evaluates or saves:
+            require_finite(learner.parts(), run, number)
         # Evaluate before the checkpoint: a run killed between the two evaluates again, to the same figures.
-        if taken % config.evaluate_every == 0 or taken == config.steps:
+        if evaluates:
             log.write(step=step, **evaluate(learner.average, step))
-        if taken % config.checkpoint_every == 0 or taken == config.steps:
-            save_checkpoint(learner.parts(), run, taken)
+        if saves:
+            save_checkpoint(learner.parts(), run, number)
     return learner.average
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one step came to."""
+
+    loss: float
+    """Loss, the mean over ranks."""
+    gradient_norm: float
+    """Norm of the gradient before it was clipped; NaN or infinite where it is on any rank."""
+    taken: bool
+    """Whether the optimizer took the step: loss and gradient are finite on every rank."""
+
+
+def _require_progress(outcome: StepOutcome, skipped: int, step: int, run: Path) -> None:
+    """Stop a run whose loss is not finite, or whose gradients have not been for too many steps.
+
+    Raises:
+        TrainingError: The run cannot go on.
+    """
+    if not math.isfinite(outcome.loss):
+        fault = f"loss is {outcome.loss} at step {step}"
+    elif skipped >= MAX_SKIPPED:
+        fault = f"the gradient is not finite at {skipped} steps in a row, the last of them step {step}"
+    else:
+        return
+    raise TrainingError(
+        f"{fault}; last good checkpoint: {last_checkpoint(run) or 'none'}; lower the learning rate, then run again"
+    )
+
+
+def _notes(notes: LogEntry, outcome: StepOutcome) -> LogEntry:
+    """Return what the log says of a step, a warning if it was skipped included."""
+    if outcome.taken:
+        return notes
+    warnings = ("step skipped: its gradient is not finite", notes.get("warning"))
+    return {**notes, "skipped": True, "warning": "; ".join(warning for warning in warnings if warning)}
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_steps: int) -> float:
@@ -189,8 +242,8 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: StepConfig) -> float:
-    """Take one step of a learner and return its loss, the mean over ranks."""
+def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: StepConfig) -> StepOutcome:
+    """Take one step of a learner, unless its loss or its gradient is not finite on some rank."""
     # Dropout and stochastic depth draw from here: seeded by the step, a resumed run draws the same.
     torch.manual_seed(config.seed * 1_000_003 + step)
     device = next(learner.net.parameters()).device
@@ -202,10 +255,16 @@ def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: S
             value = learner.loss(next(stream), step) / config.accumulate
         value.backward()  # type: ignore[no-untyped-call]
         total += value.detach()
-    nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip_norm)
-    learner.optimizer.step()
+    loss = float(over_ranks(total)) / ranks()
+    norm = nn.utils.clip_grad_norm_(learner.net.parameters(), config.clip_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # Before the optimizer's step: one such gradient would make every weight and moment NaN for good. All ranks decide
+    # the same, or their weights would differ from here on.
+    taken = finite_over_ranks(norm) and math.isfinite(loss)
+    if taken:
+        learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
-    return float(over_ranks(total)) / ranks()
+    return StepOutcome(loss, float(norm), taken)
 
 
 def _groups(net: nn.Module, weight_decay: float, prefix: str, factor: float) -> Iterator[dict[str, Any]]:

@@ -47,6 +47,12 @@ def over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp
     return value
 
 
+def finite_over_ranks(value: Tensor) -> bool:
+    """Return whether a scalar is finite on every rank; all ranks must call it, and get the same answer."""
+    flag = torch.isfinite(value).float()
+    return bool(over_ranks(flag, dist.ReduceOp.MIN))
+
+
 def sync_gradients(net: nn.Module, *, now: bool) -> None:
     """Let the next backward pass exchange gradients or not; of accumulated batches only the last needs to."""
     if isinstance(net, DistributedDataParallel):

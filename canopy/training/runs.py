@@ -1,24 +1,30 @@
 """The folder of a run: locked, claimed and resumed; its log shown."""
 
 import logging
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from canopy.config import Config, dump_config, load_config
 from canopy.errors import TrainingError
 from canopy.progress import Progress, Report
+from canopy.training.checkpoints import REMEDY
 from canopy.training.log import LogEntry
-from tiles.files import make_folder
+from canopy.training.ranks import rank
+from tiles.files import make_folder, replacing, reported, sweep_drafts
 from tiles.locks import hold
 
+RECORD, LOCK = "config.yaml", ".lock"
+"""Files of a run's folder: its configuration, which makes the folder a run's, and its lock."""
 REPORT_STEPS = 20
+"""Steps between two reports of progress."""
 _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
 def hold_run(run: Path, config: Config, *, resume: bool) -> Iterator[None]:
-    """Lock the folder of a run, new or resumed, while the block runs; a run that fails to start leaves no folder.
+    """Lock the folder of a run, new or resumed, while the block runs; a start that fails leaves no folder.
 
     Args:
         run: Folder of the run; made if absent.
@@ -33,16 +39,16 @@ def hold_run(run: Path, config: Config, *, resume: bool) -> Iterator[None]:
     check_run(run, config, resume=resume)
     is_new = not run.exists()
     make_folder(run)
-    lock = run / ".lock"
     try:
-        with hold(lock, f"another run works on {run}: wait for it, or name another folder with --out"):
+        with hold(run / LOCK, f"another run works on {run}: wait for it, or name another folder with --out"):
+            # Again under the lock: another process may have claimed or finished the run in the meantime.
             check_run(run, config, resume=resume)
+            for folder in (run, run / "checkpoints", run / "tokens"):
+                sweep_drafts(folder)
             yield
     finally:
-        if is_new and not (run / "config.yaml").exists():
-            lock.unlink(missing_ok=True)
-            with suppress(OSError):
-                run.rmdir()
+        if is_new and not (run / RECORD).exists():
+            shutil.rmtree(run, ignore_errors=True)
 
 
 def check_run(run: Path, config: Config, *, resume: bool) -> None:
@@ -51,21 +57,35 @@ def check_run(run: Path, config: Config, *, resume: bool) -> None:
     Raises:
         TrainingError: The folder has a run and `resume` is not set, or a run of another configuration.
     """
-    record = run / "config.yaml"
-    if record.is_file() and not resume:
+    record = run / RECORD
+    if not record.is_file():
+        return
+    if not resume:
         raise TrainingError(f"{run} has a run: pass --resume to go on with it, or name another folder with --out")
-    if record.is_file() and load_config(record, type(config)) != config:
+    if _decisive(load_config(record, type(config))) != _decisive(config):
         raise TrainingError(
             f"{record} differs from the configuration given: resume with its settings, or name another --out"
         )
 
 
-def claim_run(run: Path, config: Config) -> None:
-    """Write the configuration of a run into its folder: from then on the folder has a run.
+def _decisive(config: Config) -> Config:
+    """Return a configuration without its notes, which decide nothing of a run."""
+    return config.model_copy(update={"notes": ""})
 
-    Claim after everything was opened, so that a start that fails leaves nothing to be resumed.
+
+def claim_run(run: Path, config: Config) -> None:
+    """Write the configuration of a run into its folder, as rank 0: from then on the folder has a run.
+
+    Claim when the first step is taken: by then everything was opened, and a start that fails leaves nothing that the
+    corrected command would have to resume.
+
+    Raises:
+        OutputError: The disk is full, or the folder is not writable.
     """
-    dump_config(config, run / "config.yaml")
+    if rank() > 0:
+        return
+    with reported(run / RECORD, remedy=REMEDY), replacing(run / RECORD) as draft:
+        dump_config(config, draft)
 
 
 def report_entry(entry: LogEntry, steps: int, report: Report) -> None:
@@ -74,7 +94,8 @@ def report_entry(entry: LogEntry, steps: int, report: Report) -> None:
     if "warning" in entry:
         _LOG.warning("step %d/%d  %s", taken, steps, entry["warning"])
     if "metrics" in entry:
-        errors = {group: f"{scores['mae_m']:.2f}" for group, scores in entry["metrics"].items()}
+        maes_m = {group: scores.get("mae_m") for group, scores in entry["metrics"].items()}
+        errors = {group: "none" if mae_m is None else f"{mae_m:.2f}" for group, mae_m in maes_m.items()}
         _LOG.info("step %d/%d  held-out MAE [m] %s", taken, steps, errors)
     elif "loss" in entry and (taken % REPORT_STEPS == 0 or taken == steps):
         report(Progress(taken, steps, "steps", f"step {taken}/{steps}  loss {entry['loss']:.3f}"))

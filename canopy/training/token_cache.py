@@ -9,8 +9,9 @@ from torch import Tensor
 
 from canopy.errors import TrainingError
 from canopy.models.dpt import DPTHeights
+from canopy.training.checkpoints import REMEDY
 from canopy.training.loop import frozen_copy
-from tiles.files import read_cached, write_cached
+from tiles.files import make_folder, read_cached, reported, write_cached
 
 
 class TokenCache:
@@ -34,31 +35,27 @@ class TokenCache:
         noise = self._compute(torch.rand(3, chip_px, chip_px, generator=torch.Generator().manual_seed(0)))
         # The tokens of noise identify the encoder: weights, settings and the machine's rounding all show in them.
         self._encoder, self._shape = hashlib.sha256(_bytes(noise)).digest(), noise.shape
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         missing = chips * noise.nbytes - sum(path.stat().st_size for path in folder.iterdir())
         free = shutil.disk_usage(folder).free
         if missing > free:
             raise TrainingError(
                 f"{folder}: tokens of {chips} chips take {missing / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free: "
-                "make room and run again with --resume, or start another run with a smaller pool"
+                "make room and run again, or start another run with a smaller pool"
             )
 
     def __call__(self, number: int, image: Tensor) -> Tensor:
         """Return the tokens of a chip: (3, H, W) image in [0, 1] to (taps, C, h, w), on the CPU.
 
         Raises:
-            TrainingError: The tokens cannot be written.
+            OutputError: The tokens cannot be written.
         """
         path, key = self._folder / f"{number:08d}", self._encoder + _bytes(image)
         content = read_cached(path, key)
         if content is None:
             content = _bytes(self._compute(image))
-            try:
+            with reported(path, remedy=REMEDY):
                 write_cached(path, key, content)
-            except OSError as error:
-                raise TrainingError(
-                    f"cannot write {path}: {error.strerror}; fix it, then run again with --resume"
-                ) from error
         return torch.frombuffer(bytearray(content), dtype=torch.float32).view(self._shape)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The folder of a run of pretraining: one process at a time, kills, full disks and damaged files end in the same bytes."""
+"""The folder of a run of pretraining: one process at a time; kills, full disks and damage end in the same bytes."""
 
 import json
 from pathlib import Path

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import files_up_to
 from torch import nn
 
-from canopy.errors import TrainingError
-from canopy.training.checkpoints import last_checkpoint, restore_checkpoint, save_checkpoint
+from canopy.errors import OutputError, TrainingError
+from canopy.training.checkpoints import last_checkpoint, require_finite, restore_checkpoint, save_checkpoint
 
 
 def parts(value: float, width: int = 3) -> dict[str, nn.Module]:
     net = nn.Linear(width, 1)
     nn.init.constant_(net.weight, value)
+    nn.init.zeros_(net.bias)
     return {"net": net}
 
 
@@ -50,3 +52,85 @@ def test_a_checkpoint_of_another_network_is_a_clear_error(tmp_path: Path) -> Non
     save_checkpoint(parts(1, width=4), tmp_path, 1)
     with pytest.raises(TrainingError, match=r"cannot resume from .*00000001\.pt"):
         restore_checkpoint(parts(0), tmp_path)
+
+
+def damage(path: Path, how: str) -> None:
+    """Damage a checkpoint as crashes and disks do."""
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if how == "another format":
+        torch.save({"weights": torch.zeros(3)}, path)
+    elif how == "not finite":
+        save_checkpoint(parts(float("nan")), path.parents[1], int(path.stem))
+    else:
+        path.write_bytes({
+            "empty": b"", "half": content[:middle], "short by a byte": content[:-1], "zeros": bytes(len(content)),
+            "zeros within": content[:600] + bytes(64) + content[664:], "text": b"No space left on device",
+        }[how])  # fmt: skip
+
+
+DAMAGES = ["empty", "half", "short by a byte", "zeros", "zeros within", "text", "another format", "not finite"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (5, 10):
+        save_checkpoint(parts(step), tmp_path, step)
+    damage(tmp_path / "checkpoints" / "00000010.pt", how)
+    restored = parts(0)
+    assert restore_checkpoint(restored, tmp_path) == 5
+    assert restored["net"].weight.tolist() == [[5.0] * 3]
+    assert "00000010.pt" in caplog.text
+    assert len(caplog.messages) == 1
+    assert "\n" not in caplog.messages[0]
+
+
+@pytest.mark.parametrize("how", ["empty", "not finite"])
+def test_a_run_without_a_sound_checkpoint_starts_from_its_beginning(tmp_path: Path, how: str) -> None:
+    for step in (5, 10):
+        save_checkpoint(parts(step), tmp_path, step)
+        damage(tmp_path / "checkpoints" / f"{step:08d}.pt", how)
+    assert last_checkpoint(tmp_path) is None
+    restored = parts(3)
+    assert restore_checkpoint(restored, tmp_path) == 0
+    assert restored["net"].weight.tolist() == [[3.0] * 3]
+
+
+def test_checkpoints_of_later_steps_are_dropped_by_the_next(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save_checkpoint(parts(step), tmp_path, step)
+    for step in (2, 4, 6):
+        save_checkpoint(parts(step), tmp_path, step)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000004.pt", "00000006.pt"]
+
+
+def test_the_same_state_is_the_same_bytes(tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        save_checkpoint(parts(1), tmp_path / run, 1)
+    first, second = ((tmp_path / run / "checkpoints" / "00000001.pt").read_bytes() for run in "ab")
+    assert first == second
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000])
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path: Path, size: int) -> None:
+    save_checkpoint(parts(1), tmp_path, 1)
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*00000002\.pt: File too large .* --resume"),
+        files_up_to(size),
+    ):
+        save_checkpoint(parts(2), tmp_path, 2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000001.pt"]
+    assert restore_checkpoint(parts(0), tmp_path) == 1
+
+
+def test_state_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    save_checkpoint(parts(1), tmp_path, 1)
+    with pytest.raises(TrainingError, match=r"net\.weight is not finite after step 2; last good .*00000001\.pt"):
+        require_finite(parts(float("inf")), tmp_path, 2)
+    require_finite(parts(1), tmp_path, 2)
+    net = nn.BatchNorm1d(1)
+    net.running_var.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"norm\.running_var"):
+        require_finite({"norm": net}, tmp_path, 2)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disk import files_up_to
 
-from canopy.errors import TrainingError
+from canopy.errors import OutputError, TrainingError
 from canopy.training.log import LogEntry, RunLog
 
 
@@ -60,3 +61,53 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     reported: list[Any] = write(tmp_path, range(2))
     assert reported == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("torn", [
+    b'{"step": 1, "lo', b'{"step": 1, "metrics": {"all": {"mae_m": 2.5}}', b'{"step": 0, "loss": "\xff\xfe"}',
+    b"\0\0\0\0", b'{"loss": 2.0}\n', b"[1, 2]\n", b"1\n", b"\n", b'{"step": null}\n',
+])  # fmt: skip
+def test_torn_lines_are_dropped(tmp_path: Path, torn: bytes) -> None:
+    write(tmp_path, range(3))
+    lines = (tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "log.jsonl").write_bytes(b"".join(lines[:1]) + torn)
+    write(tmp_path, range(1, 3))
+    assert (tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True) == lines
+
+
+def test_an_empty_or_missing_log_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").touch()
+    write(tmp_path, range(5, 7))
+    assert [entry["step"] for entry in entries(tmp_path)] == [5, 6]
+
+
+def test_nothing_is_written_before_the_first_line(tmp_path: Path) -> None:
+    write(tmp_path, range(2))
+    before = (tmp_path / "log.jsonl").read_bytes()
+    RunLog(tmp_path, 0, lambda entry: None, tensorboard=False)
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+    RunLog(tmp_path / "none", 0, lambda entry: None, tensorboard=False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot write .*log\.jsonl: File too large .* --resume"), files_up_to(150):
+        write(tmp_path, range(9))
+    write(tmp_path, range(1, 3))
+    assert [entry["step"] for entry in entries(tmp_path)] == [0, 1, 2]
+
+
+def test_a_monitor_that_fails_is_left_out_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def add_scalar(self, *_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", Broken)
+    write(tmp_path, range(3), tensorboard=True)
+    assert len(entries(tmp_path)) == 3
+    assert [message for message in caplog.messages if "TensorBoard" in message] == caplog.messages
+    assert len(caplog.messages) == 1

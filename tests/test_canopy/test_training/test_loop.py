@@ -1,6 +1,7 @@
 """The loop itself, on a line fitted in milliseconds: resumption to the bit, rates, averages, order of batches."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,144 @@ def test_bf16_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computes_bf16(torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     assert not computes_bf16(torch.device("cpu"))
+
+
+def exploding(at_steps: set[int]) -> Callable[[nn.Module, Tensor, int], Tensor]:
+    """A loss that is finite, but has a gradient that is not at some steps: the root's slope at 0."""
+
+    def loss(model: nn.Module, x: Tensor, step: int) -> Tensor:
+        value = (model(torch.ones(1, 1)) - 3).square().sum()
+        return value + (0 * model.weight).sqrt().sum() if step in at_steps else value
+
+    return loss
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def flat(state: Any) -> list[Tensor]:
+    """The tensors of a tree."""
+    if isinstance(state, dict):
+        return [tensor for value in state.values() for tensor in flat(value)]
+    return [state] if isinstance(state, Tensor) else []
+
+
+def all_finite(run: Path) -> bool:
+    paths = list((run / "checkpoints").glob("*.pt"))
+    states = [torch.load(path, weights_only=True) for path in paths]
+    return bool(paths) and all(
+        bool(state[part]["weight"].isfinite()) for state in states for part in ("net", "average")
+    )
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_logged(tmp_path: Path) -> None:
+    skipped = fit_one(tmp_path / "skipped", exploding({3, 4}), LOOP)
+    assert math.isfinite(skipped.weight.item())
+    assert all_finite(tmp_path / "skipped")
+    lines = [line for line in logged(tmp_path / "skipped") if "loss" in line]
+    assert [line["step"] for line in lines if "skipped" in line] == [3, 4]
+    assert "gradient" in lines[3]["warning"]
+    assert len(lines) == 10
+    whole = fit_one(tmp_path / "whole", exploding(set()), LOOP)
+    assert skipped.weight.item() != whole.weight.item()
+
+
+def test_a_skipped_step_leaves_weights_and_moments_as_they_were(tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def watch(entry: dict[str, Any]) -> None:
+        if "loss" in entry:
+            state = torch.load(max((tmp_path / "checkpoints").glob("*.pt")), weights_only=True) if seen else None
+            seen.append((0, 0) if state is None else (
+                state["net"]["weight"].item(), float(state["optimizer"]["state"][0]["exp_avg"])
+            ))  # fmt: skip
+
+    fit_one(tmp_path, exploding({2}), LOOP.model_copy(update={"checkpoint_every": 1, "steps": 5}), report=watch)
+    after = [torch.load(path, weights_only=True) for path in sorted((tmp_path / "checkpoints").glob("*.pt"))]
+    assert len(after) == 2
+    # entry n sees the checkpoint of n steps: those of 2 and of 3 steps have step 2, which was skipped, between them
+    assert seen[3] == seen[2]
+    assert seen[4] != seen[3]
+
+
+def test_a_skipped_step_is_skipped_again_on_resumption(tmp_path: Path) -> None:
+    whole = fit_one(tmp_path / "whole", exploding({6}), LOOP)
+
+    def stop(entry: dict[str, Any]) -> None:
+        if entry["step"] == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_one(tmp_path / "cut", exploding({6}), LOOP, report=stop)
+    assert same(fit_one(tmp_path / "cut", exploding({6}), LOOP, resume=True), whole)
+
+
+def test_gradients_that_stay_not_finite_stop_the_run_with_its_last_good_checkpoint(tmp_path: Path) -> None:
+    evaluated: list[float] = []
+    with pytest.raises(TrainingError, match=r"gradient .* not finite .* steps .*; last good .*00000015\.pt"):
+        fit_one(tmp_path, exploding(set(range(6, 99))), LOOP.model_copy(update={"steps": 90}),
+                evaluate=lambda model, step: evaluated.append(model.weight.item()) or {})  # fmt: skip
+    assert all_finite(tmp_path)
+    assert all(math.isfinite(weight) for weight in evaluated)
+    assert len(logged(tmp_path)) < 20
+
+
+def test_weights_that_are_not_finite_are_neither_evaluated_nor_saved(tmp_path: Path) -> None:
+    evaluated: list[int] = []
+    step_of, taken = torch.optim.AdamW.step, [0]
+
+    def step(self: torch.optim.AdamW, *args: Any) -> Any:
+        taken[0] += 1
+        step_of(self, *args)
+        if taken[0] == 9:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(torch.inf)
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(TrainingError, match=r"not finite after step 9; last good"),
+    ):
+        patch.setattr(torch.optim.AdamW, "step", step)
+        fit_one(tmp_path, exploding(set()), LOOP.model_copy(update={"checkpoint_every": 3, "evaluate_every": 3}),
+                evaluate=lambda model, step: evaluated.append(step) or {})  # fmt: skip
+    assert evaluated == [2, 5]
+    assert all_finite(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000003.pt", "00000006.pt"]
+
+
+def test_a_loss_that_is_not_finite_takes_no_step(tmp_path: Path) -> None:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(net.weight)
+    with pytest.raises(TrainingError, match="loss is inf at step 0"):
+        fit(net, lambda model, x, step: model(x).sum() * torch.inf, lambda number: torch.ones(1, 1), LOOP, tmp_path,
+            resume=False, evaluate=lambda model, step: {}, report=lambda entry: None)  # fmt: skip
+    assert net.weight.item() == 1
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_run_with_damaged_checkpoints_ends_at_the_bits_of_an_uninterrupted_one(tmp_path: Path, damaged: int) -> None:
+    config = LOOP.model_copy(update={"checkpoint_every": 3})
+    whole = fit_line(tmp_path / "whole", config=config)
+    with pytest.raises(KeyboardInterrupt):
+        fit_line(tmp_path / "cut", stop_at=7, config=config)
+    for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())[-damaged:]:
+        path.write_bytes(path.read_bytes()[:1000] if damaged == 1 else b"")
+    assert same(fit_line(tmp_path / "cut", config=config, resume=True), whole)
+    folders = [tmp_path / run / "checkpoints" for run in ("whole", "cut")]
+    for folder in folders:
+        assert sorted(path.name for path in folder.iterdir()) == ["00000009.pt", "00000010.pt"]
+    states = [flat(torch.load(folder / "00000010.pt", weights_only=True)) for folder in folders]
+    assert len(states[0]) == len(states[1]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    losses = [[line.get("loss") for line in logged(tmp_path / run)] for run in ("whole", "cut")]
+    assert losses[0] == losses[1]
+
+
+def test_the_start_is_reported_once_the_first_step_is_taken(tmp_path: Path) -> None:
+    events: list[str] = []
+    fit_one(
+        tmp_path, lambda model, x, step: model(x).sum() * 0, LOOP.model_copy(update={"steps": 2}),
+        on_start=lambda: events.append("started"), report=lambda entry: events.append(str(entry["step"])),
+    )  # fmt: skip
+    assert events == ["started", "0", "1", "1"]
