@@ -153,7 +153,7 @@ def read_tiles(config: TilesConfig) -> Tiles:
         TrainingError: No imagery, too many files that cannot be used, or an index of another pool.
         DatasetError: No chip store.
     """
-    pool: Tiles
+    pool: Tiles  # all tiles first; which of them are drawn, and how often, comes after
     if config.store is None:
         pool = _cut_files(config)
     else:
@@ -170,7 +170,8 @@ def _cut_files(config: TilesConfig) -> ArrayTiles:
         from pretrain.geotiff import Cut, cut_files
     except ImportError as error:
         raise TrainingError(
-            f"tiles.sources are GeoTIFFs, and {error.name} is missing: install it, or give a chip store as tiles.store"
+            f"tiles.sources are GeoTIFFs, which need GDAL, and {error.name} is missing: install it, or give a chip "
+            "store as tiles.store"
         ) from error
 
     cuts, bad = list[Cut](), list[str]()

@@ -118,8 +118,8 @@ def _read_folders(root: Path) -> tuple[Scene, ...]:
         from canopy.dataset.scene_folders import read_scenes
     except ImportError as error:
         raise TrainingError(
-            f"the scenes of store.made ({root}) are GeoTIFFs, and reading them needs GDAL: install rasterio, "
-            "or leave store.made out"
+            f"the scenes of store.made ({root}) are GeoTIFFs, which need GDAL, and {error.name} is missing: "
+            "install it, or leave store.made out"
         ) from error
 
     return read_scenes(root)
