@@ -23,12 +23,12 @@ from torch import Tensor
 
 from canopy.errors import ModelError
 from canopy.models.bundle import Card, models_folder
+from canopy.models.options import check_backend
 from tiles.files import read_cached, write_cached
 
 ImageFunction = Callable[[Tensor], Tensor]
 """(B, 3, H, W) image to a tensor whose first dimension is B."""
 
-NAMES = ("auto", "eager", "compile", "openvino", "bf16")
 BATCH = 4
 """Chips that the prediction engine passes to a model at a time."""
 FAMILIES = ("dpt",)
@@ -266,7 +266,7 @@ def pick_backend(name: str, card: Card, sha256: str, device: torch.device) -> Ba
     """Return the backend of a name.
 
     Args:
-        name: One of `NAMES`; ``auto`` is OpenVINO on a CPU where it is installed, bf16 on CUDA, else eager.
+        name: Name of the backend; ``auto`` is OpenVINO on a CPU where it is installed, bf16 on CUDA, else eager.
         card: Card of the model.
         sha256: SHA-256 of the model.
         device: Device on which the model runs.
@@ -274,15 +274,9 @@ def pick_backend(name: str, card: Card, sha256: str, device: torch.device) -> Ba
     Raises:
         ModelError: No such backend, or not for this device or model, or not installed.
     """
-    if name not in NAMES:
-        raise ModelError(f"no backend {name!r}: {', '.join(NAMES)} expected")
+    check_backend(name, device.type)
     if name == "auto":
         name = _fastest(card, device)
-    required = {"openvino": "cpu", "bf16": "cuda"}.get(name, device.type)
-    if device.type != required:
-        raise ModelError(
-            f"the {name} backend runs on {required}, not on {device.type}: use auto, or --device {required}"
-        )
     if name in ("openvino", "bf16") and card.family not in FAMILIES:
         raise ModelError(f"the {name} backend runs models of the family dpt, {card.name} is of {card.family}: use auto")
     if name == "openvino":

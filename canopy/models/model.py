@@ -1,5 +1,6 @@
 """CanopyModel: one interface for every model family, from a bundle to heights."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,10 @@ from canopy.models.dpt import DPTHeights
 from canopy.models.families import build_net
 from canopy.models.intervals import interval_m
 from canopy.models.network import HeightNet
+from canopy.models.options import check_backend, check_device
 from canopy.models.public.conversion import is_published, read_published
+
+_LOG = logging.getLogger(__name__)
 
 
 class HeightModel(Protocol):
@@ -125,12 +129,15 @@ def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto", backend:
 
     Args:
         model: Name of a bundled or fetched model, path of a bundle, or path of a publisher's unconverted checkpoint.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or any torch device.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (untested).
         backend: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``: see `canopy.models.backends`.
 
     Raises:
-        ModelError: No such model, a damaged one, weights that do not fit its card, or a backend that cannot run it.
+        ModelError: No such model, a damaged one, weights that do not fit its card, no such device, or a backend that
+            cannot run it.
     """
+    check_device(device)
+    check_backend(backend, device)
     path = find_bundle(model)
     bundle = read_published(path) if is_published(path) else read_bundle(path)
     if bundle.card.family == "encoder":
@@ -161,17 +168,25 @@ def load_weights(net: torch.nn.Module, weights: Weights, path: Path) -> None:
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the torch device for ``auto``, ``cpu``, ``cuda`` or any torch device name.
+    """Return the torch device of a name.
+
+    Args:
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        ModelError: This machine has no such device.
+        ModelError: There is no such device, or none on this machine.
     """
+    check_device(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"no device {device!r}: auto, cpu or cuda expected") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda was requested, but torch sees no GPU: use --device cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ModelError(f"device {device} was requested, but torch sees no GPU: use --device cpu")
+        if (chosen.index or 0) >= torch.cuda.device_count():
+            raise ModelError(f"device {device} was requested, but torch sees {torch.cuda.device_count()} of them")
+    if chosen.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ModelError(f"device {device} was requested, but torch sees no Apple GPU: use --device cpu")
+        _LOG.warning("device mps is untested: compare a small map with one of --device cpu before you trust it")
     return chosen

@@ -10,13 +10,13 @@ from canopy.errors import CalibrationError
 from canopy.imagery import ImagerySource, open_imagery
 from canopy.imagery.configured import configured_imagery
 from canopy.models.bundle import DEFAULT_MODEL
+from canopy.models.options import check_backend, check_device
 from canopy.prediction.grids import check_grid_options
 from canopy.prediction.request import (
     Prediction,
     Request,
     check_footprint,
     check_gsd,
-    check_model_options,
     check_outputs,
     check_pixel_options,
     output_path,
@@ -93,7 +93,8 @@ def predict(
         CanopyError: Area, imagery, model or output are unusable; one line says why.
     """
     # What costs nothing comes first, then the area, then the headers of the imagery, then torch and the model.
-    check_model_options(device, backend)
+    check_device(device)
+    check_backend(backend, device)
     check_pixel_options(bands, scale)
     check_grid_options(crs, resolution)
     card = read_model_card(model) if isinstance(model, str | Path) else model.card

@@ -1,6 +1,5 @@
 """A map that is requested: what goes in, what comes out, and the checks that need no model. Never imports torch."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 COARSEST_GSD_RATIO = 2.0
 GSD_TOLERANCE = 0.01
 """A pixel of 1 m in UTM is up to .04 % longer on the ground, one of 0.9999 m is 1 m: no reason to refuse imagery."""
-
-BACKENDS = ("auto", "eager", "compile", "openvino", "bf16")
-_DEVICE = re.compile(r"auto|[a-z]+(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -93,18 +89,6 @@ def read_model_card(model: str | Path) -> Card | None:
         if path.suffix == ".safetensors" and path.is_file():
             raise
         return None
-
-
-def check_model_options(device: str, backend: str) -> None:
-    """Refuse names of devices and backends that cannot exist.
-
-    Raises:
-        ModelError: A name is not one of those expected.
-    """
-    if not _DEVICE.fullmatch(device):
-        raise ModelError(f"no device {device!r}: auto, cpu, cuda or mps expected")
-    if backend not in BACKENDS:
-        raise ModelError(f"no backend {backend!r}: {', '.join(BACKENDS)} expected")
 
 
 def check_pixel_options(bands: Sequence[int] | None, scale: Sequence[float] | None) -> None:

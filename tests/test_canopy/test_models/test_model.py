@@ -64,11 +64,34 @@ def test_an_encoder_alone_is_refused() -> None:
         load_model("canopy-ssl-tiny")
 
 
-def test_devices_are_found_or_refused_in_one_line() -> None:
+def test_devices_are_found_or_refused_in_one_line(monkeypatch, caplog) -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ModelError, match="no device 'gpu': auto, cpu or cuda expected"):
-        pick_device("gpu")
+    for device in ("xpu", "meta", "gpu"):
+        with pytest.raises(ModelError, match=f"no device '{device}': auto, cpu, cuda or mps expected"):
+            pick_device(device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ModelError, match="device cuda:2 was requested, but torch sees 2 of them"):
+        pick_device("cuda:2")
+
+
+def test_mps_is_used_where_torch_has_it_and_said_to_be_untested(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="device mps was requested, but torch sees no Apple GPU: use --device cpu"):
+        pick_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("mps") == torch.device("mps")
+    assert "device mps is untested" in caplog.text
+    assert pick_device("auto").type != "mps", "what is untested is never chosen unasked"
+
+
+def test_options_are_checked_before_the_model_is_read(tmp_path) -> None:
+    """A typo costs no reading of gigabytes."""
+    for options, message in (({"device": "meta"}, "no device"), ({"backend": "fast"}, "no backend")):
+        with pytest.raises(ModelError, match=message):
+            load_model(tmp_path / "absent.safetensors", **options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
