@@ -26,6 +26,10 @@ _MIN_CELLS = 4
 _MIN_HOLE_CELLS = 64
 """A JPEG block: fewer dark or white cells away from the border are shadows and roofs."""
 _GROW_CELLS = 2
+_MOST_PX = 2**33
+"""Pixels of a file without overviews that are searched: all are decoded for it."""
+_LONGEST_PX = 2**24
+"""Side of a file that is searched: its outermost rows and columns are read whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,8 @@ def find_collars(dataset: DatasetReader, scene: RasterScene, white: float | None
         scene: Facts of the file.
         white: Stored value of white, None where the file's values have no known top.
     """
+    if not _is_searchable(dataset):
+        return ()
     fuzzy = scene.lossy and scene.dtype == "uint8"
     if fuzzy and scene.lossy_nodata is not None:
         return _areas(dataset, scene, [scene.lossy_nodata], _LOSSY_LEVEL, _LOSSY_FRINGE)
@@ -72,6 +78,12 @@ def find_collars(dataset: DatasetReader, scene: RasterScene, white: float | None
         return ()
     levels = [0.0] if white is None else [0.0, white]
     return _areas(dataset, scene, levels, _LOSSY_LEVEL if fuzzy else 0, _LOSSY_FRINGE if fuzzy else 0)
+
+
+def _is_searchable(dataset: DatasetReader) -> bool:
+    """Return whether a file is small enough, or has overviews, for a look at all of it."""
+    small = dataset.height * dataset.width <= _MOST_PX or bool(dataset.overviews(1))
+    return small and max(dataset.shape) <= _LONGEST_PX
 
 
 @dataclass(frozen=True, eq=False)

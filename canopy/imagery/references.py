@@ -9,6 +9,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from canopy.errors import ImageryError
@@ -31,6 +32,7 @@ _NAMED_BY_KEY = re.compile(
     r"^(x_dataset|y_dataset|overview_file|rpc_dem|dem|(src_|dst_)?geoloc_array)$|filename", re.IGNORECASE
 )
 _CODE = frozenset({"pixelfunctioncode"})
+_LOOKED_AT = _NAMED_FILES | _KEYED | _CODE
 _NO_PATH = re.compile(r"^[A-Za-z][A-Za-z0-9_+.-]+:|^[<{]|://")
 _HEAD_BYTES = 4096
 
@@ -150,10 +152,14 @@ def _names(vrt: str) -> Iterator[_Name]:
         root = ElementTree.parse(vrt).getroot()
     except (ElementTree.ParseError, OSError, ValueError) as error:
         raise ImageryError(f"{vrt}: not a readable VRT ({error}); build it again with gdalbuildvrt") from error
-    raw_bands = [band for band in root.iter() if _attributes(band).get("subclass", "").lower() == "vrtrawrasterband"]
+    raw_bands = [band for band in root.iter() if _plain(band.tag) == "vrtrasterband" and _is_raw(band)]
     raw = {id(element) for band in raw_bands for element in band.iter()}
     for element in root.iter():
-        tag, attributes = _plain(element.tag), _attributes(element)
+        tag = _plain(element.tag)
+        # Nearly all elements of a large mosaic end here.
+        if tag not in _LOOKED_AT and _LOOKED_AT.isdisjoint(map(_plain, element.attrib)):
+            continue
+        attributes = _attributes(element)
         if tag in _CODE or _CODE & attributes.keys():
             raise ImageryError(f"{vrt}: contains program code, which is not run; build it again with gdalbuildvrt")
         key = attributes.get("key") or attributes.get("name") or ""
@@ -166,6 +172,11 @@ def _names(vrt: str) -> Iterator[_Name]:
             yield _Name(attributes[attribute].strip(), False, False)
 
 
+def _is_raw(band: ElementTree.Element) -> bool:
+    return _attributes(band).get("subclass", "").lower() == "vrtrawrasterband"
+
+
+@lru_cache(maxsize=4096)
 def _plain(tag: object) -> str:
     """Return the name of an element or attribute as GDAL compares it."""
     return str(tag).rpartition("}")[2].lower()

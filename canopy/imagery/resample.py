@@ -217,7 +217,7 @@ def warp_block(
     if source.height * source.width > _MOST_SOURCE_PX:
         raise ImageryError(
             f"{shown(resampler.scene.path)}: {source.height} x {source.width} of its pixels decide {block.height} x "
-            f"{block.width} of the map, {_MOST_SOURCE_PX:.0e} at most expected; reproject it with gdalwarp"
+            f"{block.width} of the map, {_MOST_SOURCE_PX:.0e} at most expected; resample it with gdalwarp"
         )
     values, valid = _read(dataset, resampler.scene, inside, collars)
     if valid is None and inside == source:

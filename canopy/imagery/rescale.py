@@ -53,7 +53,8 @@ class Rescale:
     """Whether the two were measured on the files."""
 
     def __str__(self) -> str:
-        return f"{self.low:g}..{self.high:g} -> 0..1 ({self.rule})"
+        option = f"; the same for other files: --scale {self.scale_option}" if self.stretched else ""
+        return f"{self.low:g}..{self.high:g} -> 0..1 ({self.rule}{option})"
 
     @property
     def scale_option(self) -> str:
@@ -152,12 +153,13 @@ def _stretch(low: float, high: float) -> Rescale:
     low = min(low, high - _MIN_CONTRAST * abs(high))
     gain = (high - low) / (_DISPLAY[1] - _DISPLAY[0])
     bottom = low - _DISPLAY[0] * gain
-    rule = "joint 0.5-99.5 % stretch of these files; override with --scale"
-    return Rescale(bottom, bottom + gain, rule, stretched=True)
+    # Six digits are what a person reads and types again, so what is printed is the range itself.
+    low, high = (float(f"{end:.6g}") for end in (bottom, bottom + gain))
+    return Rescale(low, high, "joint 0.5-99.5 % stretch of these files", stretched=True)
 
 
 def _constant(value: float, integer: bool) -> Rescale:
     """Return the smallest usual range that contains a constant image."""
     ranges = _INTEGER_RANGES if integer else (1, *_INTEGER_RANGES)
     top = next((top for top in ranges if value <= top), value)
-    return Rescale(min(0.0, 2 * value), float(top), "constant image; override with --scale", stretched=True)
+    return Rescale(min(0.0, 2 * value), float(top), "constant image", stretched=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geom import Geometry
-from rasterio.enums import Compression, MaskFlags
+from rasterio.enums import Compression, Interleaving, MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -18,6 +18,7 @@ from canopy.imagery.acquisition import acquisition
 from canopy.imagery.bands import Bands, ColourModel, choose_bands, declared_alpha, is_opacity, with_infrared
 from canopy.imagery.colours import Mask, Values, check_type, colour_table, to_rgb
 from canopy.imagery.datasets import OpenFile, opened, quiet
+from canopy.imagery.files import shown
 from canopy.imagery.identity import Stamp
 from canopy.imagery.placement import Placement, gsd_m, outline, read_placement
 from canopy.imagery.references import Reach, drivers
@@ -28,6 +29,7 @@ _LOSSY_DRIVERS = ("JPEG", "WEBP", "JP2OpenJPEG")
 _SAMPLE_WINDOWS = 5
 _ALPHA_WINDOWS = 3
 _SAMPLE_PX = 96
+_MOST_BLOCK_BYTES = 2**30
 _HUGE = 1e30
 _FILLS = (-9999, -32_768, -32_767, -99_999)
 """Values that programs write where nothing was measured."""
@@ -139,6 +141,7 @@ def facts(file: OpenFile, overrides: Overrides) -> RasterScene:
     """
     dataset = file.dataset
     path = dataset.name
+    _require_small_blocks(dataset)
     bands, opaque = _choose_bands(dataset, overrides)
     dtype = _type(dataset, bands)
     gains, remarks = _gains(dataset, bands)
@@ -174,6 +177,21 @@ def facts(file: OpenFile, overrides: Overrides) -> RasterScene:
         acquired=acquisition(dataset),
         remarks=tuple(remark for remark in (bands.warning, *remarks) if remark),
     )
+
+
+def _require_small_blocks(dataset: DatasetReader) -> None:
+    """Refuse a file whose pixels can only be decoded in pieces of more than memory should take."""
+    shares = dataset.count if dataset.interleaving == Interleaving.pixel else 1
+    sizes = [
+        height * width * shares * np.dtype(dtype).itemsize
+        for (height, width), dtype in zip(dataset.block_shapes, dataset.dtypes, strict=True)
+        if not dtype.startswith("complex_")
+    ]
+    if sizes and max(sizes) > _MOST_BLOCK_BYTES:
+        raise ImageryError(
+            f"{shown(dataset.name)}: its pixels lie in blocks of {max(sizes) / 2**30:.1f} GiB, at most "
+            f"{_MOST_BLOCK_BYTES / 2**30:.0f} expected; write it again in tiles with gdal_translate -co TILED=YES"
+        )
 
 
 def _type(dataset: DatasetReader, bands: Bands) -> str:

@@ -146,3 +146,10 @@ def test_lossless_data_keep_their_exact_nodata(tmp_path: Path, options: dict[str
     values[:, 120, 120] = 0
     image = read(make_raster(tmp_path / "a.tif", values=values, nodata=0, **options), grid((300, 300)))
     assert np.argwhere(np.isnan(image[0])).tolist() == [[120, 120]]
+
+
+@pytest.mark.parametrize("limit", ["_MOST_PX", "_LONGEST_PX"])
+def test_files_that_are_too_large_are_not_searched(tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_raster(tmp_path / "a.tif", values=framed(0))
+    monkeypatch.setattr(f"canopy.imagery.collar.{limit}", 299)
+    assert np.isfinite(read(path, grid((300, 300)))).all()

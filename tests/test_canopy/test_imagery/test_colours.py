@@ -102,6 +102,13 @@ def test_0_is_white_where_the_file_says_so(tmp_path: Path, bands: int, dtype: st
     turned = make_raster(tmp_path / "b.tif", dtype=dtype, values=values, photometric="MINISWHITE")
     np.testing.assert_allclose(read(turned), 1 - read(plain), atol=1e-6)
     assert "0 is white" in open_imagery(turned).describe()
+
+
+# GDAL gives a VRT of one such band a palette, which a large type overflows.
+@pytest.mark.parametrize(("dtype", "factor", "bands"), [("uint8", 1, 1), ("uint16", 8, 1), ("uint16", 8, 3)])
+def test_0_is_white_in_a_vrt_too(tmp_path: Path, dtype: str, factor: int, bands: int) -> None:
+    values = RGB[:bands].astype(int) * factor
+    turned = make_raster(tmp_path / "b.tif", dtype=dtype, values=values, photometric="MINISWHITE")
     copy(turned, tmp_path / "c.vrt", driver="VRT")
     np.testing.assert_allclose(read(tmp_path / "c.vrt"), read(turned), atol=1e-6)
 

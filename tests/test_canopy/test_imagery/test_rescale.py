@@ -195,11 +195,3 @@ def test_scale_is_as_asked(tmp_path: Path) -> None:
     np.testing.assert_allclose(image[:, 0, 0], [0, 0.5, 1])
     with pytest.raises(ImageryError, match="correct --scale"):
         open_imagery(path, scale=(5, 5))
-
-
-def test_mixed_types_need_a_scale(tmp_path: Path) -> None:
-    make_raster(tmp_path / "d" / "a.tif")
-    make_raster(tmp_path / "d" / "b.tif", dtype="uint16")
-    with pytest.raises(ImageryError, match=r"types uint16, uint8.*--scale"):
-        open_imagery(tmp_path / "d")
-    assert np.isfinite(read(tmp_path / "d", scale=(0, 255))).all()

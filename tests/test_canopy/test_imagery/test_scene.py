@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from imagery_reading import SHAPE, X, Y, grid, read, refused, stored, truncated
+from rasterio import Affine
 from rasterio.shutil import copy
-from rasters import make_raster
+from rasters import UTM, make_raster
 
 from canopy.errors import ImageryError
 from canopy.imagery import open_imagery
@@ -196,3 +198,24 @@ def test_a_long_float_is_not_light(tmp_path: Path) -> None:
     values[:, 5:9, 5:9] = np.finfo("float32").min
     image = read(make_raster(tmp_path / "a.tif", dtype="float32", values=values))
     assert np.isnan(image[:, 5:9, 5:9]).all() and np.isnan(image).sum() == 48
+
+
+# A small file may ask for much memory.
+
+
+def test_a_block_that_no_memory_takes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    options = {"driver": "GTiff", "crs": UTM, "transform": Affine(0.5, 0, X, 0, -0.5, Y), "dtype": "uint8"}
+    with rasterio.open(path, "w", count=3, width=600_000_000, height=8, SPARSE_OK="TRUE", **options):
+        pass
+    assert path.stat().st_size < 10_000
+    refused(path, r"blocks of 1\.7 GiB.*TILED=YES")
+
+
+def test_a_pixel_of_the_map_that_needs_too_many_of_the_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    options = {"driver": "GTiff", "crs": UTM, "transform": Affine(1e-4, 0, X, 0, -1e-4, Y), "dtype": "uint8"}
+    size = {"width": 60_000, "height": 60_000, "tiled": True, "blockxsize": 4096, "blockysize": 4096}
+    with rasterio.open(path, "w", count=3, SPARSE_OK="TRUE", **options, **size):
+        pass
+    refused(path, "of its pixels decide 1 x 1 of the map", nodata=0)
