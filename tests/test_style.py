@@ -144,7 +144,7 @@ def test_code_speaks_plain_english() -> None:
 
 @pytest.mark.xfail(strict=False, reason="texts are being rewritten")
 def test_pages_speak_plain_english() -> None:
-    pages = [path for path in tracked() if path.suffix == ".md" or path.suffix in (".yaml", ".sh")]
+    pages = [p for p in tracked() if p.suffix in (".md", ".yaml", ".sh") and "tests/data" not in p.as_posix()]
     check_none(
         [
             f"{page.relative_to(REPOSITORY)}:{line}: {word!r} in {text.strip()[:80]}"

@@ -19,6 +19,7 @@ from tiles.ground import unit_m
 from tiles.vectors import Polygons, parse_crs, read_geojson, read_vector
 
 _SEGMENT_M, _SEGMENT_DEG = 1000.0, 0.01  # longest edge that is projected; its chord is off by centimetres
+_MAX_SEGMENTS = 10_000_000
 _TEAR_M = 1e6  # a projected edge longer than this ran across a cut in the projection
 _CUT_DEG = 1e-9  # distance kept from a projection's cut, 0.1 mm
 _LIMIT_DEG, _LIMIT_M = (360.0, 90.0), (1e8, 1e8)
@@ -244,11 +245,15 @@ def _project(area: BaseGeometry, source: CRS, target: CRS) -> BaseGeometry:
         return moved
 
     segment = _SEGMENT_DEG if source.geographic else _SEGMENT_M / unit_m(source.proj)
+    if (count := area.length / segment) > _MAX_SEGMENTS:
+        raise AOIError(
+            f"AOI has an outline of {count:,.0f} km or more; expected at most {_MAX_SEGMENTS:,}, simplify it"
+        )
     return shapely.transform(shapely.segmentize(area, segment), move_checked)
 
 
 def _is_torn(area: BaseGeometry, crs: CRS) -> bool:
-    """Tell whether an edge of a projected, densified area runs across the projection's cut."""
+    """Return whether an edge of a projected, densified area runs across the projection's cut."""
     vertices, joined = ring_vertices(keep_polygons(flatten(area)))
     length = np.hypot(*np.diff(vertices, axis=0).T)[joined]
     return bool(length.max(initial=0.0) > _TEAR_M / unit_m(crs.proj))

@@ -337,5 +337,5 @@ def _print_document(document: dict[str, Any], as_json: bool, width: int) -> None
     import yaml
 
     text = json.dumps(document, indent=2)
-    # Through JSON, so that YAML too holds nothing but plain values.
+    # Through JSON, so that YAML too gets nothing but plain values.
     typer.echo(text if as_json else yaml.safe_dump(json.loads(text), sort_keys=False, width=width).rstrip())

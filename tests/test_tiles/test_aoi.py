@@ -389,3 +389,11 @@ def test_to_crs_refuses_a_point_and_a_target_too_far():
         to_crs(Geometry(SQUARE, None), UTM32)
     with pytest.raises(AOIError, match="beyond WGS 84 / UTM zone 32N"):
         to_crs(box(99, 0, 100, 1, WGS84), UTM32)
+
+
+def test_to_crs_refuses_an_outline_without_end():
+    """A comb with teeth as long as the earth's radius would be projected in billions of steps."""
+    teeth = [(n * 10 + side, y) for n in range(2000) for side, y in ((0, 0.0), (1, 9e6), (2, 9e6), (3, 0.0))]
+    comb = Geometry(Polygon([(0, -10), *teeth, (20_000, -10)]), UTM32)
+    with pytest.raises(AOIError, match="simplify it"):
+        to_crs(comb, WGS84)
