@@ -14,10 +14,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,10 +35,11 @@ from canopy.dataset.inputs import content
 from canopy.dataset.records import DROP, KEEP, PARTS, ChipRecord, column_kinds
 from canopy.dataset.scene_files import SceneFiles, list_scenes
 from canopy.dataset.store import FORMAT, INDEX, STORE, PartWriter, read_records
+from canopy.dataset.workers import map_in_processes
 from canopy.errors import CanopyError, DatasetError, OutputError, one_line
 from canopy.progress import Progress, Report, ignore
 from canopy.version import __version__
-from tiles.files import replacing
+from tiles.files import rename, replacing, reported, sync
 from tiles.locks import hold
 
 _WORK, _DRAFT, _CONFIG = ".work", ".draft", "config.yaml"
@@ -124,13 +123,13 @@ def build(
     # All files are listed and read once for their sha256 before anything is written: a wrong path costs nothing.
     tasks = _plan(config, out / _WORK)
     digest = _digest((config.model_dump(mode="json", exclude={"root"}), [task.path.name for task in tasks]))
-    with _writing(out), _locked(out):
+    with reported(out), _locked(out):
         _claim(out, digest, overwrite)
         if not (out / INDEX).is_file():
             _prepare_all(tasks, jobs, report)
             chips = _decided([chip for number, task in enumerate(tasks) for chip in _read_task(number, task)], config)
             _write(chips, tasks, config, out, digest)
-        # Also what an earlier run left that was killed after the index had its name.
+        # Also what a run left that was killed after the index had its name.
         for folder in (_WORK, _DRAFT):
             shutil.rmtree(out / folder, ignore_errors=True)
     return _summary(out)
@@ -169,18 +168,9 @@ def _prepare_all(tasks: Sequence[_Task], jobs: int, report: Report) -> None:
     pending = [task for task in tasks if not task.path.is_file()]
     files, done = sum(len(task.scenes) for task in tasks), len(tasks) - len(pending)
     files_done = resumed = files - sum(len(task.scenes) for task in pending)
-    for task in _mapped(pending, jobs):
+    for task in map_in_processes(_prepare, pending, jobs):
         done, files_done = done + 1, files_done + len(task.scenes)
         report(Progress(files_done, files, "files", f"task {done}/{len(tasks)}", resumed))
-
-
-def _mapped(tasks: Sequence[_Task], jobs: int) -> Iterator[_Task]:
-    if jobs <= 1:
-        yield from map(_prepare, tasks)
-        return
-    # Fresh processes: a forked one would share GDAL's and torch's threads and locks.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_prepare, tasks)
 
 
 def _prepare(task: _Task) -> _Task:
@@ -207,6 +197,8 @@ def _cut_into(file: BinaryIO, scene: SceneFiles, task: _Task, number: int) -> li
             if not dropped:
                 file.write(_pixels_of(chip))
                 number += 1
+    except OutputError:
+        raise  # a full disk is no damage of the scene
     except CanopyError as error:
         # The chips before the damage go too: a scene is in the store whole or not at all.
         file.seek(start)
@@ -268,8 +260,12 @@ def _write(chips: Sequence[_CutChip], tasks: Sequence[_Task], config: DatasetCon
         writer.flush()
     _write_index([chip.record for chip in chips], draft / INDEX)
     dump_config(config, draft / _CONFIG)
+    # All bytes are on the disk before the first name, and the index gets its name last: a machine that stops at any
+    # moment leaves no index over half a store.
+    for path in draft.rglob("*"):
+        sync(path)
     for name in (STORE, _CONFIG, INDEX):
-        (draft / name).replace(out / name)
+        rename(draft / name, out / name)
 
 
 def _pixels(
@@ -322,13 +318,3 @@ def _locked(out: Path) -> Iterator[None]:
     (out / _WORK).mkdir(parents=True, exist_ok=True)
     with hold(out / ".lock", f"another build works on {out}: wait for it or name another --out"):
         yield
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {out}: {error.strerror or one_line(error)}; free space or name another --out, and run again"
-        ) from error

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -134,18 +135,59 @@ def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("writer", ["_cut_into", "_write_index", "dump_config", "replacing"])
-def test_a_full_disk_is_an_output_error_and_the_same_command_goes_on(
+@pytest.mark.parametrize("writer", ["_pixels_of", "_write_index", "dump_config", "replacing", "PartWriter", "rename"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     small_forests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:
-    config = forest_config(small_forests / "data")
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match="No space left") as caught:
+    config, out = forest_config(small_forests / "data"), tmp_path / "store"
+    with monkeypatch.context() as patch, pytest.raises(OutputError) as caught:
         patch.setattr(build_module, writer, full)
-        build(config, tmp_path / "store")
-    assert str(tmp_path / "store") in str(caught.value)
-    assert not (tmp_path / "store" / INDEX).exists()
-    build(config, tmp_path / "store")
-    assert digests(tmp_path / "store") == digests(small_forests / "store")
+        build(config, out)
+    message = rf"cannot write {out}: No space left on device \(\d+\.\d MB free in {out}\); make room .* run again"
+    assert re.fullmatch(message, str(caught.value))
+    assert not (out / INDEX).exists()
+    build(config, out)
+    assert digests(out) == digests(small_forests / "store")
+    assert sorted(path.name for path in out.iterdir()) == STORED
+
+
+def test_a_disk_that_fills_while_a_height_model_is_written_damages_no_scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The build stops, where it would store the scene as damaged for good."""
+    truth = forest(64, 7, (320_000, 4_100_000))
+    write_pair(truth, tmp_path / "pairs" / "s")
+    write_laz(truth, tmp_path / "lidar" / "s_1.laz", density=1)
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise OutputError("cannot write the height model: no space")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="no space"):
+        patch.setattr("canopy.lidar.build_chm", no_room)
+        build(cloud_config(tmp_path), tmp_path / "store")
+    assert build(cloud_config(tmp_path), tmp_path / "store").damaged == ()
+
+
+@pytest.mark.parametrize("out", ["file", "file/inside"])
+def test_a_folder_that_cannot_be_made_is_one_line(small_forests: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write .*file.*: (Not a directory|File exists)"):
+        build(forest_config(small_forests / "data"), tmp_path / out)
+
+
+@pytest.mark.parametrize("left", [".draft", ".work", "config.yaml"])
+def test_what_a_killed_build_left_goes_with_the_next(small_forests: Path, tmp_path: Path, left: str) -> None:
+    """A kill after the index had its name leaves folders; one before it, pieces of a store."""
+    out = shutil.copytree(small_forests / "store", tmp_path / "store")
+    (out / ".work").mkdir()
+    (out / ".draft").mkdir()
+    (out / ".draft" / "chips.parquet").touch()
+    (out / ".work" / ".half.json.1-2.tmp").touch()
+    if left == "config.yaml":
+        (out / INDEX).unlink()
+    build(forest_config(small_forests / "data"), out)
+    assert sorted(path.name for path in out.iterdir()) == STORED
+    assert digests(out) == digests(small_forests / "store")
 
 
 def test_scenes_rejected_by_hand_stay_in_the_index(small_forests: Path, tmp_path: Path) -> None:
