@@ -93,8 +93,8 @@ def _draw_masks(
     masked = round(crops * config.masks.share) if config.terms.ibot else 0
     # All crops of the batch are shuffled by a bijection, so that exactly a share of them is masked, on any ranks.
     key = ~((config.loop.seed << 32) + number)
-    places = [permute(crop * config.batch + row, crops, key) for crop in range(config.global_crops.count)]
-    counts = [masked_patches(p, masked, config.masks.ratio, side * side, generator.random()) for p in places]
+    positions = [permute(crop * config.batch + row, crops, key) for crop in range(config.global_crops.count)]
+    counts = [masked_patches(p, masked, config.masks.ratio, side * side, generator.random()) for p in positions]
     return np.stack([draw_mask((side, side), count, generator) for count in counts])
 
 

@@ -149,6 +149,7 @@ def encode(encoder: Encoder, image: Image, enlarge: int = 1) -> Array:
     """
     _, height, width = image.shape
     cells: Array = np.zeros((height // CELL_PX, width // CELL_PX, encoder.width))
+    # The encoder sees chips of CHIP_PX, so positions are those of its training.
     side = CHIP_PX // enlarge
     for top in range(0, height, side):
         for left in range(0, width, side):
@@ -157,6 +158,7 @@ def encode(encoder: Encoder, image: Image, enlarge: int = 1) -> Array:
                 chip = F.interpolate(chip, scale_factor=enlarge, mode="bilinear", align_corners=False)
             rows, cols = (length // encoder.patch_px for length in chip.shape[2:])
             patches = encoder(chip)[1].view(rows, cols, -1).movedim(-1, 0)
+            # patches of a cell to their mean
             means = F.avg_pool2d(patches[None], enlarge * CELL_PX // encoder.patch_px)[0].movedim(0, -1).numpy()
             row, col = top // CELL_PX, left // CELL_PX
             cells[row : row + means.shape[0], col : col + means.shape[1]] = means
@@ -174,6 +176,7 @@ def colour_statistics(image: Image) -> Array:
     """
     channels, height, width = image.shape
     split = image.reshape(channels, height // CELL_PX, CELL_PX, width // CELL_PX, CELL_PX) / 255
+    # (channel, row, y, col, x) to (row, col, channel, pixels of the cell)
     flat = split.transpose(1, 3, 0, 2, 4).reshape(height // CELL_PX, width // CELL_PX, channels, -1)
     parts = [flat.mean(-1), flat.std(-1), *np.percentile(flat, (5, 50, 95), axis=-1)]
     return np.concatenate(parts, axis=-1)

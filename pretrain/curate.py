@@ -97,6 +97,7 @@ def grow_tree(vectors: Vectors, config: CurateConfig) -> list[Labels]:
 
 def kmeans(vectors: Vectors, count: int, iterations: int, generator: torch.Generator) -> Tensor:
     """Return centres (count, D) by Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii 2007)."""
+    # Lloyd's algorithm stops where no centre moves: assignments then repeat.
     centres = _seeds(vectors, count, generator)
     for _ in range(iterations):
         label, _ = assign(vectors, centres)
@@ -142,6 +143,7 @@ def balanced_sample(tree: Sequence[Labels], count: int, generator: np.random.Gen
         (count,) numbers of tiles, sorted.
     """
     flat = flatten(tree)
+    # From the root: each branch gets its share, and passes it on to its own branches.
     quota, group = {0: count}, np.zeros(len(flat[0]), np.int64)
     for level in reversed(flat):
         shares: dict[int, int] = {}
@@ -175,6 +177,7 @@ def _seeds(vectors: Vectors, count: int, generator: torch.Generator) -> Tensor:
     distance = torch.full((len(sample),), torch.inf)
     for _ in range(count - 1):
         distance = torch.minimum(distance, _squared_distance(sample, sample[chosen[-1:]])[:, 0])
+        # chance in proportion to the squared distance; the summand lets identical vectors be drawn
         weight = distance + 1e-12
         chosen.append(int(torch.multinomial(weight, 1, generator=generator)))
     return sample[chosen].clone()

@@ -3,8 +3,8 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,12 @@ from pretrain.schedules import Schedules
 from pretrain.targets import PatchTargets, target_levels
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Output of a network on a batch's crops: C global crops, S crops in all, M masked patches."""
+class Tokens(NamedTuple):
+    """Output of a network on a batch's crops: C global crops, S crops in all, M masked patches.
+
+    A tuple rather than a dataclass: torch's data-parallel wrappers look for tensors in tuples and dictionaries alone,
+    and give a head that no term uses its zero gradient.
+    """
 
     cls_logits: Tensor
     """(S, B, K) logits of the class tokens, global crops first."""
@@ -92,6 +95,7 @@ class SelfDistillation:
         self.config = config
         images = config.batch * config.loop.accumulate
         self.schedules = Schedules(config.loop.steps, images, config.schedule, config.target)
+        # Order: weights, then what changes the modules, then copies, then sharding, then the optimizer on the shards.
         self.student = build_distiller(config).to(device)
         if config.start is not None:
             start_from(self.student.encoder, config.start)
@@ -160,6 +164,7 @@ class SelfDistillation:
         """Move the average, renew the anchor; return the terms, and the signs of collapse where they were measured."""
         momentum = self.schedules.momentum(step)
         blend(self.average, self.student, momentum)
+        # The anchor is copied from the average that this step leaves.
         if self.anchor is not None and self._renews_anchor(step + 1):
             self.anchor.load_state_dict(self.average.encoder.state_dict())
         entry: dict[str, Any] = {"momentum": momentum, **self._terms}
@@ -250,6 +255,7 @@ def parameter_groups(student: Distiller, config: PretrainConfig) -> Iterator[dic
     The factor of a block is `layer_decay` to the power of the layers above it (Clark et al. 2020, ELECTRA, appendix A).
     """
     blocks = len(student.encoder.vit.blocks)
+    # Vectors, positions and tokens do not decay: they have no scale of their own to bound.
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         scale = config.schedule.layer_decay ** (blocks + 1 - _layer(name, blocks))

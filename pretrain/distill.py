@@ -45,6 +45,7 @@ def load_teacher(config: DistillConfig) -> Distiller:
     recipe, path = load_config(config.teacher / "config.yaml", PretrainConfig), last_checkpoint(config.teacher)
     if path is None:
         raise TrainingError(f"no checkpoint under {config.teacher}: a finished run of canopy pretrain expected")
+    # The student is built for its patch side alone; weights of neither matter here.
     teacher, student = build_distiller(recipe), build_distiller(config)
     own = (config.heads.prototypes, config.heads.untied, student.encoder.patch_px)
     expected = (recipe.heads.prototypes, recipe.heads.untied, teacher.encoder.patch_px)

@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         """
         self._mask = mask
         tokens = self.vit.forward_features((image - self.mean) / self.std)
-        self._mask = None
+        self._mask = None  # the next call may come without one
         return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
 
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...], patches: Tensor) -> Tensor:
@@ -91,6 +91,7 @@ def _create(name: str, args: dict[str, Any], image_px: int, drop_path: float) ->
     """Create a timm model with random weights."""
     try:
         timm_args = {**args, "mlp_layer": MLP_LAYERS[str(args["mlp_layer"])]} if "mlp_layer" in args else args
+        # dynamic_img_size: crops of several sizes go through one network.
         vit = timm.create_model(
             name, num_classes=0, img_size=image_px, dynamic_img_size=True, drop_path_rate=drop_path, **timm_args
         )

@@ -26,13 +26,14 @@ class Head(nn.Module):
         steps: list[nn.Module] = []
         for before, after in pairwise(widths):
             steps += [nn.Linear(before, after), nn.GELU()]
-        self.mlp = nn.Sequential(*steps[:-1])
+        self.mlp = nn.Sequential(*steps[:-1])  # no GELU before the sphere
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         self.apply(_initialise)
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the (..., K) cosine similarities of (..., width) tokens to the prototypes."""
+        # Both sides are unit vectors, so a logit is a cosine; temperatures divide it in the losses.
         sphere = F.normalize(self.mlp(tokens), dim=-1, eps=1e-6)
         return F.linear(sphere, F.normalize(self.prototypes, dim=-1, eps=1e-6))
 

@@ -54,6 +54,7 @@ class Centre(nn.Module):
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Turn (n, K) logits into (n, K) float32 probabilities; in train mode, update the running mean afterwards."""
         logits = logits.float()
+        # The centre of the batches before: a batch does not centre itself.
         probabilities = ((logits - self.mean) / temperature).softmax(dim=1)
         if self.training:
             total, count = over_ranks(logits.sum(dim=0)), over_ranks(logits.new_tensor(float(len(logits))))
@@ -73,6 +74,7 @@ def dino_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Ten
         Mean over the pairs of a teacher's and a student's crop; a crop is not compared with itself.
     """
     logs = (student.float() / temperature).log_softmax(dim=-1)
+    # H(t, s) = - sum_k t_k log s_k, averaged over the images of each pair of crops
     pairs = -torch.einsum("tbk,sbk->ts", teacher.float(), logs) / student.shape[1]
     different = ~torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
     return pairs[different].mean()

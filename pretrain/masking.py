@@ -10,21 +10,21 @@ NARROWEST = 0.3
 TRIES = 10
 
 
-def masked_patches(place: int, masked: int, ratio: tuple[float, float], patches: int, uniform: float) -> int:
+def masked_patches(position: int, masked: int, ratio: tuple[float, float], patches: int, uniform: float) -> int:
     """Return how many patches of an image are masked.
 
     The range of ratios is cut into equal parts, one for each masked image, so that a batch covers the range evenly.
 
     Args:
-        place: Place of the image in the batch, shuffled: those below `masked` get a mask.
+        position: Position of the image in the shuffled batch: those below `masked` get a mask.
         masked: Number of images of the batch that get a mask.
         ratio: Range of the share of patches that are masked in such an image.
         patches: Number of patches of the image.
         uniform: Random number of the image in [0, 1).
     """
-    if place >= masked:
+    if position >= masked:
         return 0
-    return round((ratio[0] + (ratio[1] - ratio[0]) * (place + uniform) / masked) * patches)
+    return round((ratio[0] + (ratio[1] - ratio[0]) * (position + uniform) / masked) * patches)
 
 
 def draw_mask(grid: tuple[int, int], patches: int, generator: np.random.Generator) -> NDArray[np.bool_]:
@@ -56,6 +56,7 @@ def draw_mask(grid: tuple[int, int], patches: int, generator: np.random.Generato
 
 def _block(grid: tuple[int, int], largest: int, generator: np.random.Generator) -> tuple[slice, slice]:
     """Draw a rectangle of random position, shape and area, the area at most `largest` patches."""
+    # area uniform between the smallest and the largest, aspect ratio log-uniform between 0.3 and 1 / 0.3
     area, shape, down, across = generator.random(4).tolist()
     cells = SMALLEST_BLOCK + area * (largest - SMALLEST_BLOCK)
     aspect = math.exp((2 * shape - 1) * math.log(1 / NARROWEST))

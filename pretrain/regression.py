@@ -121,6 +121,7 @@ def ridge(x: Array, y: Array, x_new: Array, block: Blocks) -> Array:
 
 def _ridge_path(x: Array, y: Array, x_new: Array) -> Array:
     """Return predictions (penalties, m) for every penalty, all from one eigendecomposition."""
+    # w = V (S + penalty)^-1 V^T X^T y, with X^T X = V S V^T, features and targets centred
     centre, mean = x.mean(axis=0), y.mean()
     values, vectors = np.linalg.eigh((x - centre).T @ (x - centre))
     along = vectors.T @ ((x - centre).T @ (y - mean))

@@ -21,6 +21,7 @@ class Schedules:
 
     def learning_rate(self, step: int) -> float:
         """Return a linear warm-up to the peak, then the peak or half a cosine; the peak grows with the batch's root."""
+        # The square-root scaling rule of adaptive optimisers (Malladi et al. 2022, arXiv 2205.10287).
         peak = self.rates.lr * math.sqrt(self.images / 1024)
         warmup = round(self.rates.warmup * self.steps)
         if step < warmup:
@@ -49,4 +50,5 @@ class Schedules:
         """Return a value on half a cosine from first to last, or the first where schedules are constant."""
         if self.rates.kind == "constant":
             return first
+        # last + (first - last) (1 + cos(pi t)) / 2
         return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))

@@ -35,6 +35,7 @@ class PatchTargets(nn.Module):
         super().__init__()
         self._levels = target_levels(config, patch_px)
         self.standardisers = nn.ModuleDict({name: Standardiser(sum(levels)) for name, levels in self._levels.items()})
+        # Only the standardisers enter checkpoints: the network is the same for a whole run.
         self._truth: dict[str, Callable[[Tensor], Tensor]] = {
             "statistics": partial(patch_statistics, patch_px=patch_px)
         }
@@ -51,6 +52,7 @@ class PatchTargets(nn.Module):
         """
         losses = {}
         for name, levels in self._levels.items():
+            # The standardiser takes the batch in first, so that the very first batch has mean 0 and variance 1.
             truth = self.standardisers[name](self._truth[name](image))
             losses[name] = levels_loss(predictions[name].float(), truth, levels)
         return losses
@@ -82,6 +84,7 @@ def levels_loss(predictions: Tensor, truth: Tensor, levels: list[int]) -> Tensor
         truth: The same shape.
         levels: Number of values in each level.
     """
+    # A mean within each level first: a level of many values would outweigh the others.
     error = F.smooth_l1_loss(predictions, truth, reduction="none").mean(dim=(0, 1))
     split = torch.split(error, levels)
     return torch.stack([level.mean() for level in split]).mean()
@@ -123,6 +126,7 @@ class NetworkFeatures(nn.Module):
             (n, patches, values) float32, patches in raster order.
         """
         normalised = (F.avg_pool2d(image, self.shrink) - self.mean) / self.std
+        # A fine level gives a patch all its pixels as channels; a coarse one its value at the patch's centre.
         grid = [side // self.side_px for side in normalised.shape[-2:]]
         parts = [
             F.pixel_unshuffle(level, level.shape[-1] // grid[-1])
@@ -146,6 +150,7 @@ def _channels(config: FeaturesConfig, patch_px: int) -> list[int]:
     side_px = patch_px / config.shrink
     info = _create(config.network, pretrained=False).feature_info
     strides = info.reduction()
+    # A patch has whole pixels of a level, or a pixel of a level has whole patches.
     if any(side_px % stride and stride % side_px for stride in strides):
         raise ConfigError(
             f"features: patches of {side_px:g} px do not fit {config.network}, whose strides are {strides}"

@@ -112,6 +112,7 @@ def check_tiles(config: PretrainConfig, tiles: Tiles) -> None:
     """
     if len(tiles) < config.batch:
         raise TrainingError(f"{len(tiles)} tiles for a batch of {config.batch}: a smaller batch or more tiles expected")
+    # Evenly spaced numbers: sources lie one after the other, so each is looked at.
     numbers = range(0, len(tiles), max(1, len(tiles) // TILES_CHECKED))
     gsds_m = [tiles.gsd_m(number) for number in numbers]
     kinds = ("global_crops", "local_crops")
@@ -136,6 +137,7 @@ def check_tiles(config: PretrainConfig, tiles: Tiles) -> None:
 
 def _clipped(crops: CropConfig, nominal_gsd_m: float, tile_m: float) -> float:
     """Return the share of crops, their GSD uniform in its logarithm, that are larger than a tile."""
+    # P(g > limit) = log(high / limit) / log(high / low) for log g uniform between log low and log high
     low, high = crops.gsd
     limit = tile_m / (crops.px * nominal_gsd_m) * (1 + ROUNDING)
     if limit >= high or limit < low:
@@ -152,6 +154,7 @@ class _Export:
     def __call__(self, average: nn.Module, step: int) -> dict[str, Any]:
         """Write the encoder of a step; all ranks must call it, for each has a share of the weights."""
         encoder: Any = average.encoder
+        # All ranks take part in putting shards together, rank 0 alone writes.
         weights = whole(encoder.vit.state_dict())
         if rank() == 0:
             save_encoder(self._path, self._card(step), weights)

@@ -63,7 +63,7 @@ def test_blocks_lie_on_the_lattice_of_the_crs_and_ignore_scenes() -> None:
     assert set(cells.block[8:]) == {0, 1}
 
 
-def test_scenes_of_two_crs_share_no_block_and_lie_far_apart() -> None:
+def test_scenes_of_two_crs_share_no_block_and_are_no_neighbours() -> None:
     cells = measure([flat(), flat()], [ground(lattice="a"), ground(lattice="b")], indices)
     assert set(cells.block[:4]).isdisjoint(cells.block[4:])
     assert abs(cells.position[0] - cells.position[4]).max() == FAR

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pretraining import CPU, run_steps, step_once, tiny_config, tiny_tiles
+from torch.utils._pytree import tree_leaves
 
 from pretrain.batch import draw_batch
 from pretrain.dinov2 import Distiller, SelfDistillation, build_distiller, parameter_groups, patch_weights
@@ -136,3 +137,11 @@ def test_a_checkpoint_names_its_parts_as_before() -> None:
     )
     assert set(parts["standardisers"].state_dict()) == {"statistics.mean", "statistics.square", "statistics.seen"}
     assert set(parts["centres"].state_dict()) == {"0.mean", "1.mean"}
+
+
+def test_data_parallel_wrappers_find_every_tensor_of_the_output() -> None:
+    learner = SelfDistillation(tiny_config(terms={"statistics": 1.0}), CPU)
+    crops, masks = torch.rand(2, 4, 3, 32, 32), torch.ones(2, 4, 4, 4, dtype=torch.bool)
+    leaves = tree_leaves(learner.student(crops, None, masks, blind=True))
+    assert len(leaves) == 5
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)

@@ -18,7 +18,7 @@ def test_a_mask_has_exactly_the_patches_required(rows: int, cols: int, share: fl
 
 def test_the_masked_images_of_a_batch_cover_the_range_of_ratios_evenly() -> None:
     generator = np.random.default_rng(0)
-    counts = [masked_patches(place, 20, (0.1, 0.5), 196, generator.random()) for place in range(40)]
+    counts = [masked_patches(position, 20, (0.1, 0.5), 196, generator.random()) for position in range(40)]
     assert counts[20:] == [0] * 20
     edges = np.linspace(0.1, 0.5, 21) * 196
     assert (np.array(counts[:20]) >= edges[:-1] - 0.5).all()

@@ -102,9 +102,14 @@ def launch(config: PretrainConfig, run: Path, ranks: int) -> None:
         )
         for r in range(ranks)
     ]  # fmt: skip
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:  # a rank whose partner failed waits for it
+            process.kill()
+            process.communicate()
 
 
 def checkpoint(run: Path, step: int) -> dict[str, Any]:
