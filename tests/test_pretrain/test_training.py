@@ -1,8 +1,6 @@
-"""Whole runs: resumption to the bit, guards, the bundle and its card, machines without GDAL."""
+"""Whole runs: resumption to the bit, guards, the bundle and its card."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,24 +176,3 @@ def test_the_smoke_configuration_runs_on_the_bundled_sample(tmp_path: Path) -> N
     tiles = settings.tiles.model_copy(update={"sources": tuple(sources)})
     bundle = pretrain(settings.model_copy(update={"tiles": tiles}), tmp_path / "run")
     assert read_card(bundle).training["tiles"] == 16
-
-
-WITHOUT_GDAL = """
-import sys
-for name in ("rasterio", "geopandas", "pyproj"):
-    sys.modules[name] = None
-sys.path.insert(0, "tests")
-from pathlib import Path
-from pretraining import tiny_config, tiny_tiles
-from pretrain import training
-training.read_tiles = lambda tiles: tiny_tiles()
-training.pretrain(tiny_config(loop={"steps": 1}), Path(sys.argv[1]))
-"""
-
-
-def test_a_machine_without_gdal_pretrains(tmp_path: Path) -> None:
-    """A process of its own, about 5 s: in this one the three packages are imported already."""
-    command = [sys.executable, "-c", WITHOUT_GDAL, str(tmp_path / "run")]
-    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    assert (tmp_path / "run" / "last.safetensors").is_file()
