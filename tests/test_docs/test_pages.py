@@ -41,6 +41,8 @@ def sample_area(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         for beam in (group for name, group in granule.items() if name.startswith("BEAM")):
             beam["delta_time"][...] += 500 * 86_400.0  # simulated passes begin in 2018, before GEDI was in orbit
     write_training_scenes(folder / "DATA")
+    for number in range(3):
+        write_pair(make_forest(64, seed=number), folder / "PAIRS" / f"plot_{number}")
     return folder, earlier
 
 
@@ -55,7 +57,7 @@ def write_heights(heights_m: np.ndarray, transform: object, path: Path) -> None:
 
 def write_training_scenes(root: Path) -> None:
     """Write a scene of each source of configs/dataset.yaml."""
-    sides = {"autzen_west": 640, "neon_osbs_1ha": 200, "osbs_003": 40, "bart_041": 40, "teak_043": 200,
+    sides = {"autzen_west": 360, "neon_osbs_1ha": 170, "osbs_003": 40, "bart_041": 40, "teak_043": 170,
              "idt_osbs_10": 20, "idt_mlbs_1": 20}  # fmt: skip
     for number, (name, side_m) in enumerate(sides.items()):
         origin = (320_000 + 5_000 * number, 4_100_000)
