@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rasters import make_raster
 
-from tiles.cog import validate
+from tiles.validation import validate
 
 CODE = """
 import sys
