@@ -223,3 +223,37 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     assert not (tmp_path / "o.tif").exists()
     assert commands.run(*command, folder=tmp_path).returncode == 0
     assert validate(tmp_path / "o.tif") == ()
+
+
+LONG = "x" * 300
+LONG_NAMES = {
+    "aoi": ("predict", "--aoi", LONG),
+    "out": ("predict", "--aoi", "{aoi}", "--imagery", "{scene}", "--out", f"{LONG}.tif"),
+    "imagery": ("predict", "--aoi", "{aoi}", "--imagery", LONG),
+    "model": ("predict", "--aoi", "{aoi}", "--imagery", "{scene}", "--model", LONG),
+    "calibration": ("predict", "--aoi", "{aoi}", "--imagery", "{scene}", "--calibration", LONG),
+    "info": ("info", LONG),
+    "cloud": ("chm", f"{LONG}.laz", "--out", "o.tif"),
+    "terrain": ("chm", "{scene}", "--out", f"{LONG}.tif"),
+    "truth": ("evaluate", "--pred", "{scene}", "--truth", f"{LONG}.tif"),
+    "shots": ("calibrate", "--pred", "{scene}", "--shots", LONG, "--out", "c.json"),
+    "granule": ("gedi", "read", f"{LONG}.h5", "--out", "s.parquet"),
+    "store": ("dataset", "info", LONG),
+    "dataset": ("dataset", "build", LONG),
+    "training": ("train", LONG),
+    "pretraining": ("pretrain", LONG),
+    "run folder": ("pretrain", "{config}", "--out", LONG),
+}
+
+
+@pytest.mark.parametrize("name", LONG_NAMES)
+def test_a_name_too_long_for_a_file_is_one_line(canopy, aoi, scene, tmp_path, monkeypatch, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Path(__file__).parents[3] / "configs" / "pretrain-small.yaml"
+    words = [word.format(aoi=aoi, scene=scene, config=config) for word in LONG_NAMES[name]]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    code, out, err = canopy(*words)
+    assert code == 1, err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("canopy: ")]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
