@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial, reduce
 from pathlib import Path
@@ -45,6 +45,9 @@ Predict = Callable[[Scene], np.ndarray]
 LEFT_OUT = "idt_mlbs"
 """Source of the site that no network trains on."""
 CLASSES = ("0-1", "1-5", "5-10", "10-15", "15-20", "20-30", "30+")
+"""Names of the classes of true height, metres."""
+HEADS = ("MAE, m", "known sites", "site left out", "bias", "R2", "block R2", *(f"{label} m" for label in CLASSES))
+"""Columns of the table."""
 
 
 def constant(split: Split, config: TrainConfig, run: Path) -> Predict:
@@ -129,18 +132,27 @@ ROWS: dict[str, Callable[[Split, TrainConfig, Path], Predict]] = {
 }
 
 
-def judge(predict: Predict, scenes: tuple[Scene, ...]) -> dict[str, Any]:
-    """Return metrics with intervals, over all held-out ground, the site left out whole, and the rest."""
-    totals = [(scene, array_totals(predict(scene), scene.height_m, scene.cell_m)) for scene in scenes]
+def judge(predict: Predict, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Score predictions of scenes in memory."""
+    return summarise([(scene.group, array_totals(predict(scene), scene.height_m, scene.cell_m)) for scene in scenes])
+
+
+def summarise(totals: Sequence[tuple[str, Totals]]) -> dict[str, Any]:
+    """Return metrics with intervals, over all held-out ground, the site left out whole, and the rest.
+
+    Args:
+        totals: Source of each scene, and its sums.
+    """
     parts = {
-        "all": totals,
-        "left out": [pair for pair in totals if pair[0].group == LEFT_OUT],
-        "known sites": [pair for pair in totals if pair[0].group != LEFT_OUT],
+        "all": [total for _, total in totals],
+        "left out": [total for source, total in totals if source == LEFT_OUT],
+        "known sites": [total for source, total in totals if source != LEFT_OUT],
     }
     row = {}
     for name, members in parts.items():
-        whole = reduce(Totals.__add__, (total for _, total in members))
-        row[name] = {**whole.scores().to_json(), "intervals": asdict(confidence_intervals(whole))}
+        if members:
+            whole = reduce(Totals.__add__, members)
+            row[name] = {**whole.scores().to_json(), "intervals": asdict(confidence_intervals(whole))}
     return row
 
 
@@ -148,13 +160,19 @@ def line(name: str, row: dict[str, Any]) -> str:
     """Return a row of the table."""
     cells = []
     for part in ("all", "known sites", "left out"):
-        low, high = row[part]["intervals"]["mae_m"] or (float("nan"),) * 2
-        cells.append(f"{row[part]['mae_m']:.2f} ({low:.2f} to {high:.2f})")
+        if part in row:
+            low, high = row[part]["intervals"]["mae_m"] or (float("nan"),) * 2
+            cells.append(f"{row[part]['mae_m']:.2f} ({low:.2f} to {high:.2f})")
+        else:
+            cells.append("")
     whole = row["all"]
-    cells += [f"{whole['bias_m']:+.2f}", f"{whole['r2']:.2f}", f"{whole['block_r2']:.2f}"]
-    by_height = whole["by_height"]
-    cells += [f"{by_height[name]['mae_m']:.1f}" if name in by_height else "" for name in CLASSES]
-    return f"| {name} | {' | '.join(cells)} | {row['cpu_s']:.0f} |"
+    cells += [_number(whole["bias_m"], "+.2f"), _number(whole["r2"], ".2f"), _number(whole["block_r2"], ".2f")]
+    cells += [_number(whole["by_height"][label]["mae_m"], ".1f") for label in CLASSES]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def main() -> None:
@@ -176,11 +194,12 @@ def main() -> None:
             predict = ROWS[name](split, config, arguments.out / name)
             cpu_s = time.process_time() - started
             result.write_text(json.dumps({"cpu_s": cpu_s, **judge(predict, split.test)}, indent=1))
-    heads = ["MAE, m", "known sites", "site left out", "bias", "R2", "block R2", *(f"{c} m" for c in CLASSES), "CPU s"]
+    heads = [*HEADS, "CPU s"]
     print(f"| {config.loop.steps} steps of {config.batch} chips | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
     for name in ROWS:
         if (arguments.out / f"{name}.json").is_file():
-            print(line(name, json.loads((arguments.out / f"{name}.json").read_text())))
+            row = json.loads((arguments.out / f"{name}.json").read_text())
+            print(f"{line(name, row)} {row['cpu_s']:.0f} |")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Scripts of recipes/ as modules."""
+"""Scripts of recipes/ and benchmarks/ as modules."""
 
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def load(name: str) -> ModuleType:
+def load(name: str, folder: str = "recipes") -> ModuleType:
     """Import a script by its name."""
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / folder / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
