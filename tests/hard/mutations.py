@@ -323,9 +323,11 @@ def work(kind: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "bases").mkdir()
         bases = write_bases(Path(name) / "bases")
-        for base in bases:
-            outcome(read, base)  # what is imported on the way counts as the beginning
+        for base in bases:  # what is imported on the way counts as the beginning
+            if (result := outcome(read, base)) != "read":
+                raise SystemExit(f"{base.name} as it was written: {result}")
         limit_memory()
+        print("ready", file=answers, flush=True)
         for line in sys.stdin:
             folder = Path(name) / "files"
             folder.mkdir()
@@ -377,6 +379,11 @@ class Worker:
             self.answers.put(line)
         self.answers.put("")
 
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait until the worker has read the files as they were written."""
+        if not self.answers.get(timeout=seconds):
+            raise SystemExit(f"a worker cannot begin: see {self.log.name}")
+
     def ask(self, seed: int, seconds: float) -> str:
         """Return what became of a mutation."""
         assert self.process.stdin
@@ -399,12 +406,12 @@ class Worker:
 
 def read_kind(kind: str, count: int, counts: dict[str, Any], save: Callable[[], None], folder: Path) -> None:
     """Read mutations of a kind until there are `count`."""
-    worker, seconds = Worker(kind, folder / f"{kind}.log"), 10 * SECONDS  # the first answer waits for imports
+    worker = Worker(kind, folder / f"{kind}.log")
     try:
+        worker.wait_until_ready(10 * SECONDS)
         while counts["done"] < count and len(counts["faults"]) < MOST_FAULTS:
             seed = counts["done"]
-            result = worker.ask(seed, seconds)
-            seconds = SECONDS
+            result = worker.ask(seed, SECONDS)
             if result.startswith("FAULT"):
                 print(f"{kind} seed {seed}: {result}", flush=True)
                 counts["faults"].append({"seed": seed, "reason": result[6:]})
@@ -413,7 +420,8 @@ def read_kind(kind: str, count: int, counts: dict[str, Any], save: Callable[[], 
             counts["done"] += 1
             if result.startswith(("FAULT hangs", "FAULT ended", "FAULT MemoryError")):
                 worker.close()
-                worker, seconds = Worker(kind, folder / f"{kind}.log"), 10 * SECONDS
+                worker = Worker(kind, folder / f"{kind}.log")
+                worker.wait_until_ready(10 * SECONDS)
             if seed % 100 == 99 or result.startswith("FAULT"):
                 save()
     finally:
@@ -466,7 +474,8 @@ def read_again(kind: str, counts: dict[str, Any], save: Callable[[], None], fold
     remaining = []
     for fault in counts["faults"]:
         worker = Worker(kind, folder / f"{kind}.log")
-        result = worker.ask(fault["seed"], 10 * SECONDS)
+        worker.wait_until_ready(10 * SECONDS)
+        result = worker.ask(fault["seed"], SECONDS)
         worker.close()
         if result.startswith("FAULT"):
             remaining.append({"seed": fault["seed"], "reason": result[6:]})

@@ -252,7 +252,7 @@ def test_a_name_too_long_for_a_file_is_one_line(canopy, aoi, scene, tmp_path, mo
     config = Path(__file__).parents[3] / "configs" / "pretrain-small.yaml"
     words = [word.format(aoi=aoi, scene=scene, config=config) for word in LONG_NAMES[name]]
     before = sorted(path.name for path in tmp_path.iterdir())
-    code, out, err = canopy(*words)
+    code, _, err = canopy(*words)
     assert code == 1, err
     assert "Traceback" not in err
     assert len([line for line in err.splitlines() if line.startswith("canopy: ")]) == 1
