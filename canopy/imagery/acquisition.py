@@ -37,6 +37,7 @@ def _iso(match: re.Match[str]) -> str:
 
 def span(times: Sequence[tuple[str, str] | None]) -> str | None:
     """Return one date for several files, or "start/end"; None unless every file names its own."""
+    # One file without a date leaves the whole source without one: a partial range would look complete.
     dated = [time for time in times if time is not None]
     if len(dated) < len(times):
         return None

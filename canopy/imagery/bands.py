@@ -55,6 +55,7 @@ def choose_bands(dataset: DatasetReader, requested: Sequence[int] | None = None,
     """
     if requested is not None:
         return _requested_bands(dataset, requested, alpha)
+    # Interpretation before names: GDAL reads it from the format itself, names are free text.
     interpretations = [kind.name.lower() for kind in dataset.colorinterp]
     for model in (ColourModel.RGB, ColourModel.CMYK, ColourModel.YCBCR):
         if named := _by_name(interpretations, model.value):
@@ -121,9 +122,11 @@ def is_opacity(values: NDArray[Any]) -> bool:
         values: (n,) sample of the band.
     """
     visible = values[values > 0]
+    # Pixels of 0 are holes of an opacity and dark pixels of data: only the others distinguish the two.
     levels, counts = np.unique(visible, return_counts=True)
     if levels.size <= 1:
         return True
+    # Feathered seams have all levels too, but most of an image lies between seams.
     opaque = {1, 255, 65_535} if visible.dtype.kind == "f" else {255, 65_535, np.iinfo(visible.dtype).max}
     return float(counts[np.isin(levels, list(opaque))].sum()) >= _OPAQUE_SHARE * visible.size
 
@@ -142,6 +145,7 @@ def with_infrared(bands: Bands, alpha: int, colours: NDArray[Any]) -> Bands:
     note = f"band {alpha}, declared alpha, has many values: data, not opacity"
     red, green, blue = colours.astype(np.float64)
     brightness, warmth = red + green + blue, red - blue
+    # Pearson correlation; an image of one brightness or one colour has none and stays in its order.
     spread = float(brightness.std() * warmth.std())
     correlation = float(np.mean((brightness - brightness.mean()) * (warmth - warmth.mean()))) / spread if spread else 0
     first, second, third = bands.colours

@@ -112,6 +112,7 @@ def _areas(
     """
     declared = scene.lossy_nodata is not None
     grid = min(dataset.height, _GRID_PX), min(dataset.width, _GRID_PX)
+    # A frame touches the border, so the border alone settles most files.
     strips = _border(dataset, scene, grid)
     seeds = {level: _seeds(strips, level, tolerance, grid, corner=level > 0 and not declared) for level in levels}
     if not declared and not any(cells.any() for cells in seeds.values()):
@@ -137,6 +138,7 @@ def _select(cells: Mask, border: Mask, holes: bool, corner: bool) -> Mask | None
         holes: Whether components away from the border count too.
         corner: Whether only components at a corner of the file count.
     """
+    # Components of four neighbours; label 0 is everything else.
     labels, _ = ndimage.label(cells)
     areas = np.bincount(labels.ravel())
     touching = np.zeros(areas.size, bool)
@@ -147,6 +149,7 @@ def _select(cells: Mask, border: Mask, holes: bool, corner: bool) -> Mask | None
     large[0] = False
     if not large.any():
         return None
+    # Grown, so that pixels of cells that the frame covers in part are tested one by one.
     return np.asarray(ndimage.binary_dilation(large[labels], iterations=_GROW_CELLS))
 
 
@@ -176,6 +179,7 @@ def _seeds(strips: Sequence[_Strip], level: float, tolerance: float, grid: tuple
     """
     cells = np.zeros(grid, bool)
     pixels = [_near(strip.values, level, tolerance) & strip.valid for strip in strips]
+    # One white roof at the border must not cost a look at the whole file.
     if corner and not any(line[[0, -1]].any() for line in pixels):
         return cells
     for strip, line in zip(strips, pixels, strict=True):

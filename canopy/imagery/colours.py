@@ -44,6 +44,7 @@ def to_rgb(stored: Values, bands: Bands, table: NDArray[np.uint8] | None = None)
         opaque: (h, w) bool; None where all pixels are.
     """
     if table is not None:
+        # Tables have at least 256 entries; what a file does not define is transparent.
         rgba = np.moveaxis(table[np.clip(stored[0].astype(np.int64), 0, len(table) - 1)], -1, 0)
         return np.ascontiguousarray(rgba[:3]), rgba[3] > 0
     if bands.model is ColourModel.CMYK:
@@ -56,6 +57,7 @@ def to_rgb(stored: Values, bands: Bands, table: NDArray[np.uint8] | None = None)
 def _from_inks(inks: Values) -> Values:
     """Convert cyan, magenta, yellow and black (4, h, w): light = (top - ink) (top - black) / top."""
     top = np.iinfo(inks.dtype).max
+    # In float64: products of two 16-bit numbers overflow uint16, and float32 rounds them.
     light = (top - inks[:3].astype(np.float64)) * (top - inks[3].astype(np.float64)) / top
     return np.asarray(np.rint(light).astype(inks.dtype))
 

@@ -1,5 +1,6 @@
 """The imagery used when none is named: the bundled sample scene, then the user's own list."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -7,12 +8,14 @@ from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 
 from canopy.config import Config, load_config
-from canopy.errors import CoverageError
+from canopy.errors import CoverageError, ImageryError
 from canopy.imagery.opening import open_imagery
 from canopy.imagery.source import ImagerySource
 from tiles.aoi import to_crs
 
 SAMPLE_SCENE = Path(__file__).parents[1] / "data" / "yellowstone.tif"
+
+_LOG = logging.getLogger(__name__)
 
 
 class UserConfig(Config):
@@ -33,7 +36,7 @@ def configured_imagery(area: Geometry) -> ImagerySource:
         ConfigError: The user's configuration file is not valid.
     """
     outline = to_crs(area, CRS("EPSG:4326"))
-    sources = [open_imagery(uri) for uri in (str(SAMPLE_SCENE), *_user_config().imagery)]
+    sources = [open_imagery(SAMPLE_SCENE), *_configured_sources()]
     footprints = [source.footprint.to_crs("EPSG:4326") for source in sources]
     for test in ("contains", "intersects"):
         for source, footprint in zip(sources, footprints, strict=True):
@@ -43,6 +46,17 @@ def configured_imagery(area: Geometry) -> ImagerySource:
         f"no imagery over the AOI: the bundled sample and {len(sources) - 1} configured source(s) lie elsewhere; "
         f"name imagery with --imagery, or list it under 'imagery:' in {_path()}"
     )
+
+
+def _configured_sources() -> list[ImagerySource]:
+    """Open the imagery of the user's configuration; what cannot be opened is left out with a warning."""
+    sources = []
+    for uri in _user_config().imagery:
+        try:
+            sources.append(open_imagery(uri))
+        except ImageryError as error:
+            _LOG.warning("imagery listed in %s is left out: %s", _path(), error)
+    return sources
 
 
 def _path() -> Path:

@@ -64,10 +64,12 @@ def opened(path: str, reach: Reach) -> Iterator[OpenFile]:
     Raises:
         ImageryError: The file cannot be read, or names files that may not be read.
     """
+    # Stamped before anything is read: a file that changes from here on is noticed.
     stamp(path)
     parts = members(path, reach)
     stamps = stamp(path, parts)
     with quiet(), gdal(path, network=not parts), open_dataset(path) as dataset:
+        # GDAL opens overviews on the first decimated read, so there is time to look at their name.
         check_overviews(path, dataset.tags(ns="OVERVIEWS"), reach)
         yield OpenFile(dataset, parts, stamps)
 

@@ -8,7 +8,10 @@ from canopy.errors import ImageryError
 from canopy.imagery.files import local_part
 
 _PIXEL_SIDE_FILES = (".msk", ".ovr", ".msk.ovr")
-"""Files beside a raster with pixels of it; what world files and .aux.xml say is part of a scene's facts."""
+"""Side files with pixels of a raster; what world files and .aux.xml say is part of a scene's facts instead.
+
+A viewer may write statistics into .aux.xml during a run, which change no pixel.
+"""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def turn(wkt: str) -> tuple[float, float] | None:
         xs, ys = zip(*(to_crs.transform(lon, lat) for lon in (west, east)), strict=True)
     except (CRSError, ProjError):
         return None
+    # Four steps along two parallels on each side of the world: equal only where x is proportional to longitude.
     steps = np.concatenate([np.diff(x)[[0, 1, 3]] for x in xs])
     flat = all(np.ptp(y[:3]) < 1e-3 and np.ptp(y[3:]) < 1e-3 for y in ys)
     if not (np.isfinite(steps).all() and steps[0] > 0 and flat and np.ptp(steps) <= 1e-6 * steps[0]):
@@ -63,10 +64,12 @@ def recentred(wkt: str, left: float, right: float) -> tuple[str, float]:
     if measured is None or not (np.isfinite(left) and np.isfinite(right)):
         return wkt, 0.0
     length, middle = measured
+    # Whole turns bring the middle between the two ends.
     turns = float(np.floor(((left + right) / 2 - middle) / length + 0.5))
     if abs(turns) > 1:
         return wkt, 0.0
     shift = -length * turns
+    # An edge may lie on the antimeridian itself, but not beyond.
     reach = max(abs(left + shift - middle), abs(right + shift - middle))
     if reach <= length * (0.5 + _EDGE):
         return wkt, shift
@@ -89,6 +92,7 @@ def _moved(wkt: str, degrees: float) -> str | None:
         else:
             (origin,) = [p for p in crs["conversion"]["parameters"] if p["name"] == _ORIGIN]
             origin["value"] += degrees
+        # Without its code: PROJ would look the code up and undo the change.
         crs.pop("id", None)
         crs["name"] = f"{crs['name']} around the middle of the imagery"
         return CRS.from_json_dict(document).to_wkt()
@@ -130,6 +134,7 @@ def polygon(lon: Points, lat: Points) -> Any:
 
     A ring around a pole becomes all longitudes from its lowest latitude to the pole.
     """
+    # Steps between corners are far below half a turn, so unwrapping finds the true ring.
     ring = np.unwrap(np.append(lon, lon[0]), period=360)
     if abs(ring[-1] - ring[0]) > 180:
         south, north = (lat.min(), 90.0) if lat.mean() > 0 else (-90.0, lat.max())
@@ -137,6 +142,7 @@ def polygon(lon: Points, lat: Points) -> Any:
     ring = ring[:-1] - 360 * np.round(np.mean(ring[:-1]) / 360)
     if ring.min() >= -180 and ring.max() <= 180:
         return shapely.Polygon(np.column_stack([ring, lat]))
+    # Cut into one piece for each turn that the ring reaches, and move the pieces back.
     whole = shapely.make_valid(shapely.Polygon(np.column_stack([ring, lat])))
     turns = range(int(np.floor((ring.min() + 180) / 360)), int(np.ceil((ring.max() + 180) / 360)))
     pieces = [

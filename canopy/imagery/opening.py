@@ -51,6 +51,7 @@ def open_imagery(
     listings = expand(uri)
     overrides = Overrides(bands, nodata, alpha, crs)
     reach = Reach.of(listings, allow_outside)
+    # Keyed by path: a file that two URIs mean is read once, where it was named first.
     scenes: dict[str, RasterScene] = {}
     skipped: list[Skipped] = []
     for listing in listings:
@@ -72,6 +73,7 @@ def _scenes(listing: Listing, overrides: Overrides, reach: Reach) -> tuple[list[
     scenes, skipped, few = [], [], {}
     for path in listing.paths:
         with opened(path, reach) as file:
+            # Counted before facts are read, which refuse what is no imagery.
             colours = colour_count(file.dataset)
             if reason := reason_to_skip(file.dataset):
                 skipped.append(Skipped(path, reason))
@@ -84,6 +86,7 @@ def _scenes(listing: Listing, overrides: Overrides, reach: Reach) -> tuple[list[
         scenes = [inspect(path, reach, overrides) for path in few]
     else:
         skipped += [Skipped(path, reason) for path, reason in few.items()]
+    # Last, so that the median is that of imagery alone.
     coarse = too_coarse({scene.path: scene.gsd_m for scene in scenes})
     skipped += [Skipped(path, reason) for path, reason in coarse.items()]
     return [scene for scene in scenes if scene.path not in coarse], skipped
@@ -116,6 +119,7 @@ def _measured_rescale(scenes: Sequence[RasterScene]) -> Rescale:
         fill = np.isin(pixels, fill_candidates(scene.dtype)).any(axis=0)
         light.append(scene.physical(pixels[:, ~fill]).ravel())
         doubtful.append(scene.physical(pixels[:, fill]).ravel())
+    # First without the doubtful values: one of them could be real only if it fits the range of the others.
     rescale = choose_rescale(light, dtype)
     real = [values[~rescale.is_far(values.astype(np.float64))] for values in doubtful]
     if any(values.size for values in real):

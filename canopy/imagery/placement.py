@@ -85,6 +85,7 @@ def read_placement(dataset: DatasetReader, crs: str | None = None) -> Placement:
     referenced = dataset.transform != Affine.identity()
     if referenced and (dataset.transform.is_degenerate or not np.isfinite(dataset.transform).all()):
         raise ImageryError(f"{name}: its pixels have no area, expected a regular transform; georeference it again")
+    # A transform wins over control points, as in GDAL.
     own = dataset.crs if referenced else gcp_crs
     if crs is None and not own:
         raise ImageryError(
@@ -95,6 +96,7 @@ def read_placement(dataset: DatasetReader, crs: str | None = None) -> Placement:
     _require_earth(name, wkt)
     if referenced:
         return _recentred(Placement(wkt, dataset.shape, dataset.transform))
+    # Points first onto one side of the antimeridian: a polynomial through both sides is meaningless.
     placement = _recentred(Placement(wkt, dataset.shape, None, _unwrapped(gcps, wkt)))
     _check_gcps(name, placement)
     return placement
@@ -231,6 +233,7 @@ def outline(name: str, placement: Placement) -> Geometry:
         ImageryError: The raster lies outside the area of its CRS.
     """
     height, width = placement.shape
+    # Points along each side: straight lines of a projected CRS are curves in degrees.
     t = np.linspace(0, 1, _OUTLINE_POINTS)[:-1]
     zero, one = np.zeros_like(t), np.ones_like(t)
     cols = np.concatenate([t, one, 1 - t, zero]) * width

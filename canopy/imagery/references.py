@@ -55,6 +55,7 @@ class Reach:
 
     def check(self, raster: str, member: Path) -> None:
         """Raise an ImageryError where a member of a raster lies outside."""
+        # Resolved: a link inside the folder may lead out of it.
         resolved, own = member.resolve(), Path(raster).resolve().parent
         if self.allow_outside or any(resolved.is_relative_to(root.resolve()) for root in (own, *self.roots)):
             return
@@ -97,11 +98,13 @@ def members(path: str, reach: Reach, parents: frozenset[str] = frozenset()) -> t
     if not is_vrt(path):
         _require_pixels(path)
         return ()
+    # A dictionary for its order: stamps and messages follow the VRT.
     listed: dict[str, None] = {}
     for name in _names(path):
         member = _member(path, name)
         if str(member) in listed or str(member) in parents:
             continue
+        # Where it lies before whether it exists: a message must not reveal what other folders contain.
         reach.check(path, member)
         if not member.exists():
             raise ImageryError(f"{path}: its member {member} is missing; restore it or build the VRT again")
@@ -193,6 +196,7 @@ def _member(vrt: str, name: _Name) -> Path:
             f"{vrt}: its member {shown(name.text)[:200]} is an address or lies in an archive, and neither is followed; "
             "download or unpack it, or name it as imagery yourself"
         )
+    # Not relative means relative to the working folder, in GDAL too.
     path = Path(vrt).parent / name.text if name.relative else Path(name.text)
     if _NO_PATH.search(name.text) and not path.exists():
         raise ImageryError(

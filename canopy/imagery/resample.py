@@ -81,6 +81,7 @@ def locate(geobox: GeoBox) -> tuple[PixelGrid, PixelWindow]:
 
 def _split(position_px: float) -> tuple[int, float]:
     """Split a position into whole pixels and phase; the phase is snapped so that rounding cannot change it."""
+    # Rounded down to 1/10000 of a pixel: a transform that was computed twice gives one grid.
     steps = math.floor(position_px * _PHASES + _PHASE_OFFSET)
     return steps // _PHASES, steps % _PHASES / _PHASES
 
@@ -106,6 +107,7 @@ class Resampler:
         ):
             first, last = origin / grid_step - phase, (origin + size * step) / grid_step - phase
             start = round(first)
+            # Both ends: a step that differs by a millionth drifts over a large file.
             if max(abs(first - start), abs(last - start - size)) > _ALIGNED_PX:
                 return None
             starts.append(start)
@@ -144,6 +146,7 @@ class Resampler:
         finite = np.isfinite(cols) & np.isfinite(rows)
         if not finite.any():
             return None
+        # The cubic reaches two output pixels, which are `scale` source pixels wide, and GDAL a few more.
         margin = math.ceil(2 * max(*self.scale, 1)) + 4
         height, width = self.scene.placement.shape
         reach = PixelWindow(0, 0, height, width).pad(margin)
@@ -220,6 +223,7 @@ def warp_block(
             f"{block.width} of the map, {_MOST_SOURCE_PX:.0e} at most expected; resample it with gdalwarp"
         )
     values, valid = _read(dataset, resampler.scene, inside, collars)
+    # The usual case costs one warp, an image with holes three or four.
     if valid is None and inside == source:
         return _warp(resampler, block, source, values.astype(np.float32), _kernel(resampler))
     padded = np.full((3, source.height, source.width), np.nan, np.float32)
@@ -241,6 +245,7 @@ def _warp_holes(resampler: Resampler, block: PixelWindow, source: PixelWindow, p
     weight = _warp(resampler, block, source, valid, positive)
     result = _warp(resampler, block, source, padded, positive)
     if kernel == Resampling.cubic:
+        # Where all of the cubic's weight is on valid pixels its result is that of an image without holes.
         whole = np.abs(_warp(resampler, block, source, valid, kernel) - 1) < 1e-6
         np.copyto(result, _warp(resampler, block, source, padded, kernel), where=whole)
     result[:, ~(weight[0] >= _HALF)] = np.nan

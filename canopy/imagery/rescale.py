@@ -76,6 +76,7 @@ class Rescale:
             out *= np.float32(1 / (self.high - self.low))
         else:
             np.multiply(values, np.float32(1 / self.high), out=out, dtype=np.float32, casting="unsafe")
+        # Bytes divided by 255 cannot leave the range, and clipping takes as long as the division.
         if values.dtype == np.uint8 and self.low == 0 and self.high >= 255:
             return out
         return np.clip(out, 0, 1, out=out)
@@ -119,6 +120,7 @@ def choose_rescale(samples: Sequence[NDArray[np.generic]], dtype: str) -> Rescal
 
 def _display(values: Values, dtype: str) -> Rescale | None:
     """Return the rescale of values that are display values already, in whatever container."""
+    # Most specific first: bytes are also 16-bit numbers, and fractions also numbers below 255.
     bottom, top = (float(value) for value in np.percentile(values, _FEW))
     upper = float(np.percentile(values, _PERCENTILES[1]))
     whole = dtype[0] in "ui" or (top > 1 and _on_steps(values, 1, 1e-3))
@@ -137,6 +139,7 @@ def _whole_numbers(values: Values, bottom: float, top: float, upper: float, dtyp
         return Rescale(0, 255, f"8-bit values in {dtype}")
     if top > 65_535:
         return None
+    # 257 maps 255 to 65535, 256 is a shift by 8 bits; real 16-bit data are multiples of neither.
     for step in (257, 256):
         if _on_steps(values, step, 0):
             return Rescale(0, 255 * step, f"8-bit values times {step}")
@@ -150,6 +153,7 @@ def _on_steps(values: Values, step: float, tolerance: float) -> bool:
 
 
 def _stretch(low: float, high: float) -> Rescale:
+    # Solved for the ends of 0..1, given that `low` and `high` become .02 and .98.
     low = min(low, high - _MIN_CONTRAST * abs(high))
     gain = (high - low) / (_DISPLAY[1] - _DISPLAY[0])
     bottom = low - _DISPLAY[0] * gain

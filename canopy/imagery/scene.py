@@ -216,6 +216,7 @@ def _choose_bands(dataset: DatasetReader, overrides: Overrides) -> tuple[Bands, 
     if alpha is None or overrides.alpha is True:
         return choose_bands(dataset, overrides.bands, alpha), False
     values = _sampled(dataset, [alpha], _ALPHA_WINDOWS)[0]
+    # A constant alpha counts too: then nothing is declared unknown, and frames are searched.
     if is_opacity(values):
         bands = choose_bands(dataset, overrides.bands, alpha)
         return (bands if overrides.alpha else replace(bands, alpha=None)), bool((values > 0).all())
@@ -238,6 +239,7 @@ def _gains(dataset: DatasetReader, bands: Bands) -> tuple[tuple[tuple[float, flo
 
 def _origin(dataset: DatasetReader, parts: Sequence[str]) -> tuple[bool, bool]:
     """Return whether the pixels were compressed with loss, and whether 0 is white, of a VRT as its members say."""
+    # A VRT does not repeat how its members are stored; the first stands for all, as gdalbuildvrt requires.
     lossy, negative = _structure(dataset)
     for part in parts[:1] if dataset.driver == "VRT" else ():
         try:
@@ -279,6 +281,7 @@ def read_window(
     if shape is not None:
         options["out_shape"] = (len(scene.bands.colours), *shape)
     stored = dataset.read(list(scene.bands.colours), **options)
+    # Tests on stored values come before colours are converted: nodata of a palette is an index.
     exact = None if scene.lossy_nodata is not None else _not_nodata(stored, scene.nodata)
     rgb, opaque = to_rgb(stored, scene.bands, scene.table)
     tests = [exact, _measured(stored, scene.fills), _unmasked(dataset, scene, window, shape), opaque]
@@ -292,6 +295,7 @@ def _not_nodata(stored: Values, nodata: Sequence[float | None]) -> Mask | None:
     declared = [value for value in nodata if value is not None and not math.isnan(value)]
     if not declared:
         return None
+    # A float32 file stores nodata rounded to float32, but its tag has more digits.
     precise = np.float32 if stored.dtype == np.float32 else np.float64
     top = np.iinfo(stored.dtype).max if stored.dtype.kind in "ui" else 0
     # An extreme is also a colour: a band without its own counts as if it had the others', and all must agree.
@@ -307,6 +311,7 @@ def _not_nodata(stored: Values, nodata: Sequence[float | None]) -> Mask | None:
 def _measured(stored: Values, fills: Sequence[float]) -> Mask | None:
     """Return where stored colours (b, h, w) are finite and no fills, (h, w); None where all are."""
     tests = [np.isfinite(stored) & (np.abs(stored) < _HUGE)] if stored.dtype.kind == "f" else []
+    # Any band: a fill in one band alone leaves no colour to map.
     tests += [stored != np.asarray(fill, stored.dtype) for fill in fills]
     return np.asarray(np.logical_and.reduce(tests).all(axis=0)) if tests else None
 
@@ -340,6 +345,7 @@ def sample(dataset: DatasetReader, scene: RasterScene) -> Values:
     parts = []
     for window in _windows(dataset, _SAMPLE_WINDOWS):
         values, valid = read_window(dataset, scene, window)
+        # Undeclared collars are black and would set the range.
         lit = values.any(axis=0) if valid is None else values.any(axis=0) & valid
         parts.append(values[:, lit])
     return np.concatenate(parts, axis=1)

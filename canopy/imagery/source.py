@@ -132,6 +132,7 @@ class RasterImagery:
         """Fill a GeoBox; see `ImagerySource.read`."""
         grid, region = locate(geobox)
         out = np.full((3, region.height, region.width), np.nan, np.float32)
+        # Top first, and no file below is opened once all is known.
         for scene in self._near(geobox):
             check_unchanged(scene.stamps)
             with gdal(scene.path, network=not scene.vrt):
@@ -151,6 +152,7 @@ class RasterImagery:
         """Fill the unknown pixels of (3, height, width) from one scene."""
         scene = resampler.scene
         dataset = self._handles.get(scene.path)
+        # Found on first use: most files of a large folder are never read. Two threads find the same.
         if scene.path not in self._collars:
             self._collars[scene.path] = find_collars(dataset, scene, white_of(scene, self.rescale))
         collars = self._collars[scene.path]
@@ -164,6 +166,7 @@ class RasterImagery:
             part = block.intersect(region) or block
             rows, cols = part.slices_in(region)
             target = out[:, rows, cols]
+            # An earlier scene has filled this block: a warp is the dearest step.
             if not np.isnan(target[0]).any():
                 continue
             warped = warp_block(dataset, resampler, block, collars)
@@ -222,6 +225,7 @@ def _lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
     if not finite.any():
         return 0.0, 0.0, -1.0, -1.0
     lon, lat = wrapped(lon[finite]), lat[finite]
+    # Across the antimeridian: every scene at that latitude may be near.
     if np.ptp(lon) > 180:
         return -180.0, lat.min() - 1, 180.0, lat.max() + 1
     x, y = _NEAR_MARGIN * np.ptp(lon) + 1e-6, _NEAR_MARGIN * np.ptp(lat) + 1e-6

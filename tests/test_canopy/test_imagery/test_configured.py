@@ -42,3 +42,12 @@ def test_a_configuration_with_another_key_is_refused(configuration: Path) -> Non
     configuration.write_text("imagry: [a.tif]\n")
     with pytest.raises(ConfigError, match="imagry"):
         configured_imagery(HERE)
+
+
+def test_one_bad_source_does_not_hide_the_others(
+    configuration: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = make_raster(tmp_path / "whole.tif", pattern="constant")
+    configuration.write_text(f"imagery: [{tmp_path}/moved.tif, {whole}]\n")
+    assert configured_imagery(HERE).uris == (str(whole),)
+    assert "moved.tif: no such file" in caplog.text and "config.yaml" in caplog.text
