@@ -32,9 +32,9 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundle of our family that maps a chip in milliseconds; its heights mean nothing."""
-    from bundles import tiny_bundle
+    from tiny_models import save_tiny_model
 
-    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="session")

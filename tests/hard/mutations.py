@@ -238,9 +238,9 @@ def read_granule(path: Path) -> None:
 
 
 def bundle_bases(folder: Path) -> list[Path]:
-    from bundles import tiny_bundle
+    from tiny_models import save_tiny_model
 
-    return [tiny_bundle(folder / "tiny.safetensors", chip_px=32)]
+    return [save_tiny_model(folder / "tiny.safetensors", chip_px=32)]
 
 
 def read_model(path: Path) -> None:

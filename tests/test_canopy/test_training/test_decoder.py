@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from bundles import TINY
 from torch import nn
 from training import (
     OLD,
     SMALL_STORE,
+    TINY,
     checkpoint,
     copy_old_run,
     encoder_bundle,

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import TINY
 from pydantic import ValidationError
 from torch import Tensor
-from training import encoder_bundle, tiny_config, trained
+from training import TINY, encoder_bundle, tiny_config, trained
 
 from canopy.errors import OutputError, TrainingError
 from canopy.models.bundle import read_bundle
