@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from canopy.config import Config
-from canopy.models.bundle import Architecture, HeightHead
+from canopy.models.bundle import Architecture, ChipSide, Gsd, HeightHead, ModelName, Positive
 
 
 class StepConfig(Config):
@@ -137,7 +137,7 @@ class Augmentation:
 class TrainConfig(Config):
     """`canopy train`: heights from the labelled chips of a store."""
 
-    name: str
+    name: ModelName
     licence: str = "Apache-2.0"
     provisional: bool = True
     notes: str = ""
@@ -154,8 +154,8 @@ class TrainConfig(Config):
     detail_weights: Path | None = None
     """State dict of a classifier (torch file) from which the detail network starts; random if None."""
     head: HeightHead = HeightHead()
-    gsd_m: float = 0.5
-    chip_px: int = 256
+    gsd_m: Gsd = 0.5
+    chip_px: ChipSide = 256
     """Side of the chips that the model will map."""
     crop_px: int | None = Field(default=None, gt=0, multiple_of=32)
     """Side of the chips that the model learns from, where it differs from `chip_px`."""
@@ -173,7 +173,7 @@ class TrainConfig(Config):
     """Number of augmented chips that are learnt from again and again in place of new ones: a frozen encoder then sees
     each chip once."""
     mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
-    std: tuple[float, float, float] = (0.20, 0.19, 0.17)
+    std: tuple[Positive, Positive, Positive] = (0.20, 0.19, 0.17)
 
     @property
     def augmentation(self) -> Augmentation:

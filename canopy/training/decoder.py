@@ -19,7 +19,7 @@ from canopy.models.domain import fit_domain
 from canopy.models.dpt import ENCODER, DPTHeights, load_stages
 from canopy.models.encoders import encoder_card, read_encoder, with_positions
 from canopy.models.heads import HeightBins
-from canopy.models.model import load_weights
+from canopy.models.weights import load_weights
 from canopy.progress import Report, ignore
 from canopy.training.config import LossWeights, TrainConfig, weight_at
 from canopy.training.held_out import ScenePrediction, held_out_intervals, predict_scene, score
@@ -104,12 +104,15 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
         OutputError: The run's folder cannot be written.
     """
     with hold_run(run, config, resume=resume):
+        # Order: everything that can be wrong with data, weights or room is opened before the first step, which claims
+        # the folder; and the network is built from the seed before anything else draws from torch's generator.
         split = read_store(config.store, config.batch, config.loop.seed)
         sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
         record = training_record(config, split)
         card = make_card(config, record)
         net = start_net(config, card, split)
         card = card.model_copy(update={"domain": measure_domain(sampler, card.chip_px)})
+        # before the loop, which builds optimizer and average from the parameters on their device
         net = net.to("cuda" if torch.cuda.is_available() else "cpu")
         batches: Callable[[int], ChipBatch] = sampler.draw_batch
         if config.pool:
@@ -337,6 +340,7 @@ class _Evaluation:
                 "coverage": asdict(held_out.coverage) if held_out else {},
             }
         )
+        # half precision halves a bundle; checkpoints keep every bit
         weights = {name: _half(tensor) for name, tensor in net.state_dict().items()}
         save_bundle(self._run / "last.safetensors", card, weights)
         # Without held-out ground the latest network counts as the best.

@@ -136,6 +136,7 @@ def held_out_intervals(predictions: Sequence[ScenePrediction]) -> HeldOutInterva
     half = np.concatenate([_chessboard(prediction.scene, n) for n, prediction in enumerate(predictions)])
     if min((half & ~np.isnan(truth)).sum(), (~half & ~np.isnan(truth)).sum()) < FEWEST_CELLS:
         return None
+    # The white squares test what the black ones calibrated, then the reverse; what ships is fitted to all of them.
     tested = np.empty_like(raw)
     for colour in (True, False):
         cells = half == colour

@@ -50,6 +50,7 @@ class RunLog:
                 with self._path.open("a", encoding="utf-8") as log:
                     log.write(line)
             else:
+                # The cut takes effect with the first new line, in one rename: a kill leaves the old log or the new one.
                 with replacing(self._path) as draft:
                     draft.write_text("".join(self._earlier) + line, encoding="utf-8")
                 self._earlier = None

@@ -68,6 +68,7 @@ def whole(state: Any) -> Any:
     if isinstance(state, list):
         return [whole(value) for value in state]
     if isinstance(state, DTensor):
+        # a collective call: every rank takes part, but only rank 0 keeps the result in memory
         full = state.full_tensor()
         return full.cpu() if rank() == 0 else torch.empty(0)
     return state

@@ -71,6 +71,7 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
     scenes = tuple(_stored_scene(store, row) for row in train_rows)
     test = tuple(_without_overlap([(_stored_scene(store, row), store.corner(row)) for row in test_rows]))
     batches: SceneBatches | None = None
+    # Shares replace the store's own weights and its short and tall chips: a group's chance is then what they say.
     if config.shares:
         scenes = _scenes_with_share(config, scenes)
         chances = _chances(scenes, config.shares)
@@ -190,6 +191,7 @@ class ChipSampler:
 
     def draw_batch(self, number: int) -> ChipTensors:
         """Draw the batch of a number: image (B, 3, H, W) and height_m (B, H / 2, W / 2)."""
+        # One generator for all chips of a batch, drawn from in their order: the batch depends on its number alone.
         generator = np.random.default_rng((self.seed, number))
         scenes = self.split.batches(number) if self.split.batches else [None] * self.batch
         return stack([self._augmented(scene, generator) for scene in scenes])
@@ -244,6 +246,8 @@ def pool_order(number: int, pool: int, batch: int, seed: int) -> NDArray[np.int6
     A chip stays at its position within a batch, so that every batch has its short and tall trees.
     """
     passes, position = divmod(number, pool // batch)
+    # Row b of `firsts` lists the first chip of each batch of the pool, and is shuffled on its own: adding b to it gives
+    # the chips at position b.
     firsts = np.tile(np.arange(0, pool, batch), (batch, 1))
     order = np.random.default_rng((seed, passes)).permuted(firsts, axis=1)
     return np.asarray(order[:, position] + np.arange(batch))
