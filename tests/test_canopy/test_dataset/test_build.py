@@ -175,6 +175,30 @@ def test_a_folder_that_cannot_be_made_is_one_line(small_forests: Path, tmp_path:
         build(forest_config(small_forests / "data"), tmp_path / out)
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_a_kill_at_any_name_given_ends_in_the_same_store(
+    small_forests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Chips, configuration and index get their names one after another, and the folders of the work go last."""
+    config, out = forest_config(small_forests / "data"), tmp_path / "store"
+    whole = build_module.rename if number < 3 else shutil.rmtree
+    calls: list[Path] = []
+
+    def killed(path: Path, *rest: Any, **options: Any) -> None:
+        calls.append(path)
+        if len(calls) > number % 3 + (number == 3):
+            raise SystemExit
+        whole(path, *rest, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(*((build_module, "rename") if number < 3 else (build_module.shutil, "rmtree")), killed)
+        build(config, out)
+    assert (out / INDEX).exists() == (number == 3)
+    build(config, out)
+    assert digests(out) == digests(small_forests / "store")
+    assert sorted(path.name for path in out.iterdir()) == STORED
+
+
 @pytest.mark.parametrize("left", [".draft", ".work", "config.yaml"])
 def test_what_a_killed_build_left_goes_with_the_next(small_forests: Path, tmp_path: Path, left: str) -> None:
     """A kill after the index had its name leaves folders; one before it, pieces of a store."""
