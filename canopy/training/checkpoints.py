@@ -43,13 +43,14 @@ def save_checkpoint(parts: dict[str, Any], run: Path, step: int) -> None:
         # Old checkpoints go only now that the new one is on the disk. Those of later steps are damaged, or of a start
         # that was given up: a resumed run must not go on from them.
         numbered = _newest_first(run)
-        earlier = [other for other in numbered if other.name <= path.name]
+        earlier = [other for other in numbered if int(other.stem) <= step]
         for other in set(numbered) - set(earlier[:KEEP_CHECKPOINTS]):
             other.unlink()
 
 
 def _newest_first(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("*[0-9].pt"), reverse=True)
+    numbered = [path for path in (run / "checkpoints").glob("*.pt") if path.stem.isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.stem), reverse=True)
 
 
 def last_checkpoint(run: Path) -> Path | None:

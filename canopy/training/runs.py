@@ -39,16 +39,17 @@ def hold_run(run: Path, config: Config, *, resume: bool) -> Iterator[None]:
     check_run(run, config, resume=resume)
     is_new = not run.exists()
     make_folder(run)
-    try:
-        with hold(run / LOCK, f"another run works on {run}: wait for it, or name another folder with --out"):
+    with hold(run / LOCK, f"another run works on {run}: wait for it, or name another folder with --out"):
+        try:
             # Again under the lock: another process may have claimed or finished the run in the meantime.
             check_run(run, config, resume=resume)
             for folder in (run, run / "checkpoints", run / "tokens"):
                 sweep_drafts(folder)
             yield
-    finally:
-        if is_new and not (run / RECORD).exists():
-            shutil.rmtree(run, ignore_errors=True)
+        finally:
+            # While the lock is held, and only then: a folder that another process works on is never removed.
+            if is_new and not (run / RECORD).exists():
+                shutil.rmtree(run, ignore_errors=True)
 
 
 def check_run(run: Path, config: Config, *, resume: bool) -> None:

@@ -106,6 +106,16 @@ def test_checkpoints_of_later_steps_are_dropped_by_the_next(tmp_path: Path) -> N
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000004.pt", "00000006.pt"]
 
 
+def test_other_files_are_neither_read_nor_deleted(tmp_path: Path) -> None:
+    save_checkpoint(parts(5), tmp_path, 5)
+    (tmp_path / "checkpoints" / "copy of 00000009.pt").write_bytes(b"text")
+    save_checkpoint(parts(6), tmp_path, 6)
+    save_checkpoint(parts(7), tmp_path, 123_456_789)
+    assert restore_checkpoint(parts(0), tmp_path) == 123_456_789
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["00000006.pt", "123456789.pt", "copy of 00000009.pt"]
+
+
 def test_the_same_state_is_the_same_bytes(tmp_path: Path) -> None:
     for run in ("a", "b"):
         save_checkpoint(parts(1), tmp_path / run, 1)

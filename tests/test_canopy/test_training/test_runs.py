@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from training import tiny_config, trained
 
 from canopy.errors import CanopyError, DatasetError, OutputBusyError, OutputError, TrainingError
 from canopy.progress import Progress
-from canopy.training import decoder, sampling
+from canopy.training import decoder, runs, sampling
 from canopy.training.decoder import train
 from canopy.training.runs import check_run, claim_run, hold_run, report_entry
 from tiles.locks import hold
@@ -52,6 +53,29 @@ def test_two_processes_never_work_on_one_run(tmp_path: Path, resume: bool) -> No
     run = trained(tiny_config(), tmp_path / "run") if resume else tmp_path / "run"
     with hold_run(run, tiny_config(), resume=resume), pytest.raises(OutputBusyError, match="another run works on"):
         train(tiny_config(), run, resume=resume)
+
+
+def test_a_folder_that_another_process_made_in_the_meantime_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, held = tmp_path / "run", ExitStack()
+
+    def second_process(folder: Path) -> None:
+        folder.mkdir()
+        held.enter_context(hold(folder / ".lock", "busy"))
+        (folder / "log.jsonl").write_text("a line")
+
+    monkeypatch.setattr(runs, "make_folder", second_process)
+    with held, pytest.raises(OutputBusyError):
+        train(tiny_config(), run)
+    assert (run / "log.jsonl").read_text() == "a line"
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("text")
+    with pytest.raises(OutputError, match=r"cannot make the folder .*run"):
+        train(tiny_config(), tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "text"
 
 
 def test_resuming_takes_the_lock(tmp_path: Path) -> None:
