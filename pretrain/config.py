@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from canopy.config import Config
+from canopy.models.bundle import EncoderArgs, ModelName, NetworkName
 from canopy.training.config import StepConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -214,7 +215,7 @@ class ScaleConfig(Config):
 class PretrainConfig(Config):
     """`canopy pretrain`: an encoder from unlabelled imagery."""
 
-    name: str
+    name: ModelName
     licence: str = "Apache-2.0"
     notes: str = ""
     tiles: TilesConfig
@@ -223,8 +224,8 @@ class PretrainConfig(Config):
     """Tiles a step over all ranks, for each of `loop.accumulate` parts."""
     gsd_m: Positive = 0.5
     """Nominal GSD, which the crops' `gsd` multiplies, and the GSD of the encoder's card."""
-    encoder: str = "vit_tiny_patch16_224"
-    encoder_args: dict[str, float | int | bool | str] = Field(default_factory=dict)
+    encoder: NetworkName = "vit_tiny_patch16_224"
+    encoder_args: EncoderArgs = Field(default_factory=dict)
     """Arguments over timm's own: reg_tokens, init_values (LayerScale), mlp_layer: swiglu, ..."""
     start: Path | None = None
     """Encoder of the same network to start from: a bundle, a bundled one's name, or ``timm:NAME``."""

@@ -14,7 +14,7 @@ from canopy.errors import ConfigError, ModelError, TrainingError, one_line
 from canopy.models.bundle import Card, save_bundle
 from canopy.models.dpt import ENCODER
 from canopy.models.encoders import read_encoder, with_positions
-from canopy.models.model import load_weights
+from canopy.models.weights import count_weights, load_weights, require_size
 
 MLP_LAYERS = {"swiglu": SwiGLUPacked}
 CLASSIFIER = "head."
@@ -126,6 +126,7 @@ def load_encoder(path: Path) -> tuple[Card, Encoder]:
             raise ModelError(f"{path}: no weights under {ENCODER!r}, where a height model's encoder is expected")
     elif card.family != "encoder":
         raise ModelError(f"{path} is of the family {card.family}: an encoder, or a height model of ours, is expected")
+    require_size(lambda: from_card(card).vit, count_weights(weights), path)
     encoder = from_card(card)
     missing = set(encoder.vit.state_dict()) - set(weights)
     # smp drops the last norm, which feeds no tap; an untrained one only scales.

@@ -31,6 +31,8 @@ ImageFunction = Callable[[Tensor], Tensor]
 
 BATCH = 4
 """Chips that the prediction engine passes to a model at a time."""
+CACHED = 12
+"""Compiled functions that stay in the cache, of tens of megabytes each."""
 FAMILIES = ("dpt",)
 """Model families whose heights were compared between backends."""
 
@@ -168,7 +170,8 @@ class OpenVINO(Backend):
 
     def accelerate(self, function: ImageFunction, name: str) -> ImageFunction:
         """Return a function that runs compiled on images of whole chips."""
-        cache = models_folder() / "compiled" / f"{self._card.name}-{name}.bin"
+        # Named by digest: a card's name is a stranger's text, and two models of one name keep a file each.
+        cache = models_folder() / "compiled" / f"{self._sha256}-{name}.bin"
         return ChipByChip(self._library, function, self._card.chip_px, cache, f"{self._sha256} {name}")
 
 
@@ -243,6 +246,7 @@ class ChipByChip:
         compiled.export_model(buffer)
         with contextlib.suppress(OSError):  # a folder that cannot be written to costs time, no result
             write_cached(self._cache, key, buffer.getvalue())
+            _drop_oldest(self._cache.parent)
         return compiled
 
     def _key(self, core: Any, settings: dict[str, Any]) -> bytes:
@@ -290,6 +294,13 @@ def _fastest(card: Card, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16"
     return "openvino" if device.type == "cpu" and _import_openvino() is not None else "eager"
+
+
+def _drop_oldest(folder: Path) -> None:
+    """Remove compiled functions beyond the newest `CACHED`, which may be those of models that are gone."""
+    newest_first = sorted(folder.glob("*.bin"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in newest_first[CACHED:]:
+        path.unlink(missing_ok=True)
 
 
 def _wait_for_output(request: Any) -> np.ndarray[Any, Any]:

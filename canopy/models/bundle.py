@@ -1,18 +1,21 @@
 """Model bundle: one safetensors file whose header carries the model's card. Reading a card needs no torch."""
 
+import itertools
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from canopy.errors import ModelError
+from canopy.errors import ModelError, one_line
+from canopy.models import limits
 from tiles.files import file_sha256, replacing, reported
 
 CARD_KEY = "canopy.card"
@@ -24,34 +27,48 @@ DEFAULT_MODEL = "canopy-small"
 
 Family = Literal["dpt", "chmv1", "chmv2", "depth-any-canopy", "encoder"]
 """Kind of network: our own height model, a public one, or an encoder alone."""
+LIBRARY_FAMILIES = ("chmv2", "depth-any-canopy")
+"""Families that the transformers library runs."""
 Weights = dict[str, np.ndarray]
 """Arrays by parameter name."""
+ModelName = Annotated[str, AfterValidator(limits.check_name)]
+"""Name of a model, which may become part of a file's name."""
+NetworkName = Annotated[str, AfterValidator(limits.check_network)]
+"""Name of a network of timm."""
+EncoderArgs = Annotated[dict[str, float | int | bool | str], AfterValidator(limits.check_encoder_args)]
+"""Arguments of a network of timm."""
+Channels = Annotated[int, Field(gt=0, le=limits.CHANNELS)]
+ChipSide = Annotated[int, Field(gt=0, le=limits.CHIP_PX, multiple_of=32)]
+"""Side of a chip, pixels."""
+Gsd = Annotated[float, Field(gt=0, le=limits.GSD_M)]
+"""Ground sampling distance, metres."""
+Positive = Annotated[float, Field(gt=0)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Architecture(_Frozen):
     """Shape of the network."""
 
-    encoder: str = "vit_tiny_patch16_224"
+    encoder: NetworkName = "vit_tiny_patch16_224"
     """timm name of a patch-16 vision transformer."""
-    encoder_args: dict[str, float | int | bool | str] = Field(default_factory=dict)
+    encoder_args: EncoderArgs = Field(default_factory=dict)
     """Arguments of timm's that differ from its own for this encoder."""
-    taps: tuple[int, int, int, int] = (2, 5, 8, 11)
+    taps: Annotated[tuple[int, int, int, int], AfterValidator(limits.check_taps)] = (2, 5, 8, 11)
     """Blocks (0-based) whose tokens the decoder reads."""
     enlarge: int = Field(default=1, ge=1, le=8)
     """Factor by which the image is enlarged for the encoder: a patch then covers that much less ground."""
     normed: bool = False
     """Whether these tokens and the head's features are normalised: their scales differ by encoder and block."""
-    decoder_channels: tuple[int, int, int, int] = (48, 96, 192, 192)
+    decoder_channels: tuple[Channels, Channels, Channels, Channels] = (48, 96, 192, 192)
     """Channels of the decoder's four levels, before they are fused."""
-    fusion_channels: int = 64
+    fusion_channels: Channels = 64
     """Channels of the levels as they are fused, and of the head."""
-    detail: str = ""
+    detail: NetworkName = ""
     """timm name of the convolutional network that gives the head detail finer than a patch; empty for none."""
-    detail_channels: int = Field(default=48, gt=0)
+    detail_channels: Channels = 48
     """Channels of that detail."""
     colour_matching: bool = False
     """Whether CHMv1's colour network first brings the colours of aerial imagery to those of satellite imagery."""
@@ -62,9 +79,9 @@ class Architecture(_Frozen):
 class HeightHead(_Frozen):
     """Height bins."""
 
-    bins: int = 64
+    bins: int = Field(default=64, gt=0, le=limits.BINS)
     """Number of bins."""
-    max_m: float = 70.0
+    max_m: float = Field(default=70.0, gt=0, le=limits.MAX_M)
     """Upper edge of the last bin, metres."""
     spacing: Literal["sqrt", "linear", "log", "mixed", "mixlog", "none"] = "sqrt"
     """Spacing of the bins: ``mixlog`` is CHMv2's own; ``none`` for a network whose output is a share of ``max_m``."""
@@ -80,6 +97,14 @@ class HeightIntervals(_Frozen):
     upper_m: tuple[float, ...]
     """Offsets added to the 95th percentile at these heights."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 0 < len(self.height_m) == len(self.lower_m) == len(self.upper_m):
+            raise ValueError("as many lower and upper offsets as heights expected")
+        if any(low >= high for low, high in itertools.pairwise(self.height_m)):
+            raise ValueError("rising heights expected")
+        return self
+
 
 class Domain(_Frozen):
     """Distribution of a model's training images; `canopy.models.domain` says how it is measured."""
@@ -88,14 +113,20 @@ class Domain(_Frozen):
     """Mean of the statistics of chips."""
     precision: tuple[tuple[float, ...], ...]
     """Inverse covariance of the statistics of chips."""
-    limit: float = Field(gt=0)
+    limit: Positive
     """Mahalanobis distance beyond which imagery is unlike the training's."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if {len(self.mean), len(self.precision), *map(len, self.precision)} != {limits.STATISTICS}:
+            raise ValueError(f"{limits.STATISTICS} statistics and a square matrix of as many rows expected")
+        return self
 
 
 class Card(_Frozen):
     """Description of a bundle: all that is needed to run it, and its measured quality."""
 
-    name: str
+    name: ModelName
     """Name of the model."""
     family: Family = "dpt"
     """Kind of network."""
@@ -105,13 +136,13 @@ class Card(_Frozen):
     """Height bins."""
     bands: tuple[str, ...] = ("red", "green", "blue")
     """Bands of the image, in order."""
-    gsd_m: float = Field(gt=0)
+    gsd_m: Gsd
     """Ground sampling distance of the images that the model expects, metres."""
-    chip_px: int = Field(gt=0, multiple_of=32)
+    chip_px: ChipSide
     """Side of a chip, pixels."""
     mean: tuple[float, float, float]
     """Mean of each band in [0, 1], subtracted before the encoder."""
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     """Standard deviation of each band, by which the image is divided before the encoder."""
     units: Literal["m"] = "m"
     """Unit of the heights."""
@@ -133,6 +164,15 @@ class Card(_Frozen):
     """Data (sites, hectares, hash, licences), steps, seed, configuration."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """Held-out metrics by test set, and what the test sets are."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        side_px = self.architecture.enlarge * self.chip_px
+        if side_px > limits.ENLARGED_PX:
+            raise ValueError(f"an encoder that is given {side_px} px: {limits.ENLARGED_PX} px at most expected")
+        if self.family in LIBRARY_FAMILIES:
+            limits.listed_config(self.architecture.config)
+        return self
 
 
 @dataclass(frozen=True)
@@ -218,9 +258,10 @@ def _read(path: Path, *, weights: bool) -> tuple[Card, Weights]:
         with safe_open(path, framework="np") as opened:
             text = (opened.metadata() or {}).get(CARD_KEY)
             arrays = {name: opened.get_tensor(name) for name in opened.keys()} if weights else {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path} is not a model bundle (canopy models convert makes one of a publisher's file): {error}"
+            f"{path} is not a model bundle (canopy models convert makes one of a publisher's file): "
+            f"{one_line(error, 200)}"
         ) from error
     if text is None:
         raise ModelError(f"{path} has no '{CARD_KEY}' in its header: not a Canopy bundle")
@@ -228,8 +269,21 @@ def _read(path: Path, *, weights: bool) -> tuple[Card, Weights]:
 
 
 def _parse_card(path: Path, text: str) -> Card:
+    if len(text) > limits.CARD_BYTES:
+        raise ModelError(
+            f"{path}: a card of {len(text) / 2**20:.0f} MB: {limits.CARD_BYTES // 2**20} MB at most expected"
+        )
     try:
         return Card.model_validate(json.loads(text))
-    except (ValidationError, json.JSONDecodeError) as error:
-        lines = str(error).splitlines()
-        raise ModelError(f"{path}: card of another version or damaged: {' '.join(lines[:3])}") from error
+    except ValidationError as error:
+        raise ModelError(f"{path}: card of another version or damaged: {describe_fault(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: card of another version or damaged: {one_line(error, 200)}") from error
+
+
+def describe_fault(error: ValidationError) -> str:
+    """Return the first fault of a card in one line: the key, what is wrong with its value, and the value."""
+    fault = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    text = f"{key} {reprlib.repr(fault['input'])}: {fault['msg']}" if fault["type"] != "value_error" else fault["msg"]
+    return one_line(text.replace("Value error, ", f"{key}: " if key else ""), 300)

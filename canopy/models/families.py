@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from canopy.errors import ModelError
+from canopy.errors import CanopyError, ModelError, one_line
 from canopy.models.bundle import Card
 from canopy.models.dpt import DPTHeights
 from canopy.models.network import HeightNet
@@ -21,8 +21,13 @@ def build_net(card: Card) -> HeightNet:
     """Create the network that a card describes, with random weights.
 
     Raises:
-        ModelError: The card is an encoder's, or its family needs an extra that is absent.
+        ModelError: The card is an encoder's, its family needs an extra that is absent, or no network comes of it.
     """
     if card.family not in _NETS:
         raise ModelError(f"{card.name} is of the family {card.family}: a height model ({', '.join(_NETS)}) is expected")
-    return _NETS[card.family](card)
+    try:
+        return _NETS[card.family](card)
+    except CanopyError:
+        raise
+    except Exception as error:  # arguments that are possible each, but not together, end in any error of the libraries
+        raise ModelError(f"{card.name}: no network comes of its card: {one_line(error, 200)}") from error

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from canopy.errors import ModelError, one_line
 from canopy.models.backends import Backend, pick_backend
-from canopy.models.bundle import DEFAULT_MODEL, Card, Weights, find_bundle, read_bundle
+from canopy.models.bundle import DEFAULT_MODEL, Card, find_bundle, read_bundle
 from canopy.models.dpt import DPTHeights
 from canopy.models.families import build_net
 from canopy.models.intervals import interval_m
-from canopy.models.network import HeightNet
+from canopy.models.network import MULTIPLE_PX, HeightNet
 from canopy.models.options import check_backend, check_device
 from canopy.models.public.conversion import is_published, read_published
+from canopy.models.weights import count_weights, load_weights, require_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -142,29 +143,29 @@ def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto", backend:
     bundle = read_published(path) if is_published(path) else read_bundle(path)
     if bundle.card.family == "encoder":
         raise ModelError(f"{path} is an encoder alone: a height model, which canopy train makes of one, is expected")
+    require_size(lambda: build_net(bundle.card), count_weights(bundle.weights), path)
     net = build_net(bundle.card)
     load_weights(net, bundle.weights, path)
+    _require_heights(net, path)
     chosen = pick_device(device)
     return CanopyModel(
         bundle.card, net, bundle.sha256, chosen, pick_backend(backend, bundle.card, bundle.sha256, chosen)
     )
 
 
-def load_weights(net: torch.nn.Module, weights: Weights, path: Path) -> None:
-    """Load arrays into a network, strictly.
-
-    Args:
-        net: The network.
-        weights: Arrays by parameter name.
-        path: File of the weights, for the error.
+@torch.inference_mode()
+def _require_heights(net: HeightNet, path: Path) -> None:
+    """Refuse a network that gives no heights of the smallest image.
 
     Raises:
-        ModelError: A parameter is missing, superfluous or of another shape.
+        ModelError: The network cannot be run, or its heights are no finite numbers.
     """
     try:
-        net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    except RuntimeError as error:
-        raise ModelError(f"{path}: weights do not fit the card's architecture: {one_line(error, 300)}") from error
+        height_m = net.eval().height_m(torch.zeros(1, 3, MULTIPLE_PX, MULTIPLE_PX))
+    except Exception as error:  # a card can describe a network whose parts do not fit each other
+        raise ModelError(f"{path}: the network of its card cannot be run: {one_line(error, 200)}") from error
+    if height_m.shape != (1, MULTIPLE_PX, MULTIPLE_PX) or not bool(torch.isfinite(height_m).all()):
+        raise ModelError(f"{path}: its network gives no heights: its weights are damaged")
 
 
 def pick_device(device: str) -> torch.device:

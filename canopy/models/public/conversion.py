@@ -1,4 +1,4 @@
-"""Publishers' checkpoints, read as they are and written as bundles."""
+"""Publishers' checkpoints, read as they are and written as bundles. Torch is imported once there is a file to read."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from canopy.errors import ModelError, OutputError
-from canopy.models.bundle import Bundle, Card, find_bundle, read_bundle, save_bundle
-from canopy.models.public.chmv1_files import add_colour_matching, read_chmv1
-from canopy.models.public.library_folders import read_library_folder
+from canopy.models.bundle import Bundle, Card, describe_fault, find_bundle, read_bundle, save_bundle
 from tiles.files import require_new
 
 
@@ -23,7 +21,13 @@ def read_published(path: Path) -> Bundle:
     Raises:
         ModelError: The checkpoint is damaged, or of no family we know.
     """
-    return read_library_folder(path) if path.is_dir() else read_chmv1(path)
+    if path.is_dir():
+        from canopy.models.public.library_folders import read_library_folder
+
+        return read_library_folder(path)
+    from canopy.models.public.chmv1_files import read_chmv1
+
+    return read_chmv1(path)
 
 
 def convert(
@@ -59,12 +63,13 @@ def convert(
     bundle = read_bundle(path) if path.suffix == ".safetensors" else read_published(path)
     card, weights = bundle.card, bundle.weights
     if colour_matching is not None:
+        from canopy.models.public.chmv1_files import add_colour_matching
+
         card, weights = add_colour_matching(card, weights, colour_matching)
     changes: dict[str, Any] = {"name": out.stem, "licence": licence or card.licence, "gsd_m": gsd_m or card.gsd_m}
     try:
         card = Card.model_validate(card.model_dump() | changes)
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise ModelError(f"card of {out}: {fault['loc'][0]} {fault['input']!r}: {fault['msg']}") from error
+        raise ModelError(f"card of {out}: {describe_fault(error)}") from error
     save_bundle(out, card, weights)
     return card

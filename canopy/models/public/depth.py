@@ -8,6 +8,7 @@ from torch import Tensor
 
 from canopy.errors import ModelError, one_line
 from canopy.models.bundle import Card
+from canopy.models.limits import listed_config
 from canopy.models.network import HeightNet
 
 CLASSES = {
@@ -33,7 +34,7 @@ class DepthHeights(HeightNet):
     def __init__(self, card: Card) -> None:
         config_class, model_class = library_classes(card.family)
         try:
-            config = config_class.from_dict(card.architecture.config)
+            config = config_class.from_dict(listed_config(card.architecture.config))
             net = model_class(config)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             detail = one_line(error, 200)

@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 
-from canopy.errors import ModelError, one_line
+from canopy.errors import CanopyError, ModelError, one_line
 from canopy.models.bundle import PUBLISHED_CONFIG, Architecture, Bundle, HeightHead
+from canopy.models.limits import listed_config
 from canopy.models.public.depth import library_classes
 from canopy.models.public.families import MAXAR_MEAN, MAXAR_STD, Bands, published_card
+from canopy.models.weights import require_size
 from tiles.files import file_sha256
 
 LibraryFamily = Literal["chmv2", "depth-any-canopy"]
@@ -21,6 +24,8 @@ SHARE_MAX_M = 255.0
 """Height that Depth Any Canopy's output of 1 means, metres."""
 PROCESSOR = "preprocessor_config.json"
 """The publisher's file on how an image is normalised."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""File that makes the library load another model first, from wherever it says."""
 
 
 def read_library_folder(path: Path) -> Bundle:
@@ -37,7 +42,7 @@ def read_library_folder(path: Path) -> Bundle:
         raise ModelError(
             f"{path / PUBLISHED_CONFIG}: model_type {config.get('model_type')!r}; {' or '.join(FAMILIES)} expected"
         )
-    net = _load_net(path, family)
+    net = _load_net(path, family, config)
     mean, std = _normalisation(path, family)
     head = HeightHead(bins=1, max_m=SHARE_MAX_M, spacing="none")
     if family == "chmv2":
@@ -53,19 +58,37 @@ def read_library_folder(path: Path) -> Bundle:
     return Bundle(card, weights, sha256)
 
 
-def _load_net(path: Path, family: LibraryFamily) -> Any:
+def _load_net(path: Path, family: LibraryFamily, document: dict[str, Any]) -> Any:
     """Return the library's model with the folder's weights, none missing and none left over."""
-    model_class = library_classes(family)[1]
+    config_class, model_class = library_classes(family)
+    if (path / ADAPTER_CONFIG).exists():
+        raise ModelError(f"{path}: {ADAPTER_CONFIG} names another model to load: a folder without adapters expected")
     try:
+        config = config_class.from_dict(listed_config(document))
+        require_size(lambda: model_class(config), _stored_weights(path), path)
+        # The configuration is given, so that the library reads none of its keys from the folder.
         net, loading = model_class.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-        )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            path, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True,
+            dtype=torch.float32,
+        )  # fmt: skip
+    except CanopyError:
+        raise
+    except Exception as error:  # a stranger's configuration can end in any error of the library
         raise ModelError(f"{path}: transformers cannot read it: {one_line(error, 300)}") from error
     faults = {kind: keys for kind, keys in loading.items() if keys}
     if faults:
         raise ModelError(f"{path}: weights do not fit {PUBLISHED_CONFIG}: {str(faults)[:300]}")
     return net
+
+
+def _stored_weights(path: Path) -> int:
+    """Return the number of weights in the folder, from the headers of its files."""
+    count = 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, framework="np") as opened:
+            shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
+            count += sum(math.prod(shape) for shape in shapes)
+    return count
 
 
 def _folder_sha256(path: Path) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from canopy.errors import ModelError, one_line
 
+GROWTH = 2
+"""Size of a file's tensors over that of the file, at most: a weight may have two names."""
 _PACKED = "._packed_params._packed_params"
 """Suffix of the weights of a layer that torch quantised dynamically."""
 _QUANTISER = re.compile(r"\.(scale|zero_point|_packed_params\.dtype)$")
@@ -36,8 +38,10 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read the tensors of a torch file under the publisher's names, without wrapper and quantisation.
 
     Raises:
-        ModelError: The file is no torch file, is not whole, or cannot be read without running its code.
+        ModelError: The file is no torch file, is not whole, is larger in memory than on the disk, or cannot be read
+            without running its code.
     """
+    _require_uncompressed(path)
     try:
         # A file of a whole training also names the publisher's classes, which torch would refuse.
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
@@ -46,6 +50,7 @@ def read_state(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch warns of its own quantised tensors
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             state = loaded.get("state_dict", loaded)
+            _require_bounded(state, path)
             return {name.removeprefix("chm_module_."): value for name, value in _dequantise(state).items()}
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, KeyError, ValueError) as error:
         if not zipfile.is_zipfile(path):
@@ -55,6 +60,24 @@ def read_state(path: Path) -> dict[str, Any]:
             ) from error
         detail = one_line(error.__context__ or error, 200)  # torch's own text advises to run the file
         raise ModelError(f"{path} cannot be read as weights without running its code: {detail}") from error
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Refuse an archive that unpacks to far more than it is: torch stores weights as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, zipfile.BadZipFile):
+        return  # the error of the reader says more
+    if unpacked > GROWTH * path.stat().st_size:
+        raise ModelError(f"{path} unpacks to {unpacked / 1e6:,.0f} MB: a torch file, which is not packed, expected")
+
+
+def _require_bounded(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse tensors that take far more memory than the file: a small one can be viewed as one of any size."""
+    size = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor))
+    if size > GROWTH * path.stat().st_size:
+        raise ModelError(f"{path}: tensors of {size / 1e6:,.0f} MB in a file of {path.stat().st_size / 1e6:,.1f} MB")
 
 
 def _dequantise(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tiny_models import random_image, save_tiny_model, tiny_card
 from canopy.calibration.curves import FeatureGain
 from canopy.errors import ModelError, OutputError
 from canopy.imagery.configured import SAMPLE_SCENE
-from canopy.models.backends import ChipByChip, pick_backend
+from canopy.models.backends import ChipByChip, _drop_oldest, pick_backend
 from canopy.models.model import CanopyModel, load_model
 from canopy.prediction.entry import predict
 from canopy.prediction.layers import Layers
@@ -182,6 +182,17 @@ def test_what_was_compiled_by_other_code_is_not_used(bundle, chips, tmp_path, mo
         monkeypatch.setattr("canopy.models.backends._code_versions", lambda versions=versions: versions)
         load_model(bundle).predict(chips)
         assert len(compiled) == count
+
+
+def test_the_cache_keeps_the_newest_functions(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("canopy.models.backends.CACHED", 2)
+    for age_s, name in enumerate("abcd"):
+        path = tmp_path / f"{name}.bin"
+        path.touch()
+        os.utime(path, (1e9 - age_s, 1e9 - age_s))
+    (tmp_path / "other.txt").touch()
+    _drop_oldest(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin", "other.txt"]
 
 
 def test_a_folder_that_cannot_be_written_to_costs_no_result(bundle, chips, openvino, tmp_path, monkeypatch) -> None:

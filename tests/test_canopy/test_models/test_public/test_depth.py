@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from checkpoints import MEAN, STD, tiny_chmv2, tiny_depth_any_canopy
 from tiny_models import random_image
 
 from canopy.errors import ModelError
-from canopy.models.bundle import Architecture, Card, HeightHead
+from canopy.models.bundle import Card
 from canopy.models.model import load_model
 from canopy.models.public.conversion import convert
 from canopy.models.public.depth import DepthHeights, library_classes
+
+OLD_CARDS = Path(__file__).parents[3] / "data" / "old" / "models" / "cards.json"
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +87,11 @@ def test_depth_any_canopy_equals_the_library(tmp_path) -> None:
     assert model.predict(image[:, :, :50, :51]).shape == (1, 50, 51)
 
 
-def card_of_chmv2(config: dict[str, object]) -> Card:
-    return Card(
-        name="chmv2", family="chmv2", architecture=Architecture(encoder="transformers", config=config),
-        head=HeightHead(bins=256, max_m=96, spacing="mixlog"), gsd_m=0.6, chip_px=448, mean=(0, 0, 0), std=(1, 1, 1),
-        canopy_version="0", licence="none", provisional=False,
-    )  # fmt: skip
-
-
 def test_absent_library_is_said_in_one_line(monkeypatch) -> None:
+    (text,) = (text for family, text in json.loads(OLD_CARDS.read_text()).items() if family == "chmv2")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelError, match=r"pip install 'canopy-chm\[meta\]'"):
-        DepthHeights(card_of_chmv2({"patch_size": 16}))
+        DepthHeights(Card.model_validate(text))
 
 
 def test_library_older_than_the_family_is_said_in_one_line(monkeypatch) -> None:

@@ -78,3 +78,27 @@ def test_a_folder_without_configuration_is_refused(tmp_path) -> None:
     for read in (load_model, read_library_folder):
         with pytest.raises(ModelError, match=r"no config\.json in it"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "someone/model", "use_pretrained_backbone": True}, "config: backbone is no key"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, "config: auto_map is no key"),
+        ({"fusion_hidden_size": 4096}, r"are stored, .* expected"),
+        ({"head_hidden_size": -1}, "cannot read it"),
+        ({"backbone_config": {"model_type": "llama"}}, "dinov2 or dinov3_vit expected"),
+    ],
+)
+def test_a_hostile_configuration_is_one_line(published, changes, message) -> None:
+    config = json.loads((published / "config.json").read_text())
+    (published / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ModelError, match=message) as caught:
+        read_library_folder(published)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_an_adapter_is_refused(published) -> None:
+    (published / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model"}')
+    with pytest.raises(ModelError, match=r"adapter_config\.json names another model to load"):
+        read_library_folder(published)

@@ -1,5 +1,6 @@
 """Publishers' torch files: tensors are read, nothing is executed."""
 
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,20 @@ def test_layers_of_eight_bits_are_dequantised(tmp_path) -> None:
     step = float(state["fc.weight"].abs().max() / 127)
     np.testing.assert_allclose(plain["fc.weight"], integers * step, rtol=1e-6)
     assert torch.equal(plain["fc.bias"], state["fc.bias"])
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path) -> None:
+    torch.save({"a": torch.zeros(1_000_000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "packed.pth", "w") as archive:
+        for entry in plain.infolist():
+            archive.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ModelError, match=r"packed\.pth unpacks to 4 MB: a torch file, which is not packed, expected"):
+        read_state(tmp_path / "packed.pth")
+    assert read_state(tmp_path / "plain.pth")["a"].numel() == 1_000_000
+
+
+def test_a_small_tensor_that_is_viewed_as_a_large_one_is_refused(tmp_path) -> None:
+    torch.save({"a": torch.zeros(1).expand(10**9)}, tmp_path / "view.pth")
+    assert (tmp_path / "view.pth").stat().st_size < 2000
+    with pytest.raises(ModelError, match=r"tensors of 4,000 MB in a file of 0\.0 MB"):
+        read_state(tmp_path / "view.pth")

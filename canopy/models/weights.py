@@ -1,0 +1,54 @@
+"""Weights of a network: whether there are enough of them, and how they are loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from canopy.errors import ModelError, one_line
+from canopy.models.bundle import Weights
+
+SLACK = 2
+"""Weights that a network may have for each that is stored: some networks drop a few when they are saved."""
+
+
+def require_size(create: Callable[[], nn.Module], stored: int, path: Path) -> None:
+    """Refuse a network that is far larger than the file of its weights, before memory is taken for it.
+
+    Args:
+        create: Function that creates the network.
+        stored: Number of weights in the file.
+        path: The file, for the error.
+
+    Raises:
+        ModelError: The network has more than `SLACK` times as many weights, or cannot be created.
+    """
+    with torch.device("meta"):  # shapes alone, no memory
+        needed = sum(tensor.numel() for tensor in create().state_dict().values())
+    if needed > SLACK * stored:
+        raise ModelError(
+            f"{path}: weights do not fit the card's architecture: {stored:,} are stored, {needed:,} expected"
+        )
+
+
+def count_weights(weights: Weights) -> int:
+    """Return the number of weights in arrays."""
+    return sum(array.size for array in weights.values())
+
+
+def load_weights(net: nn.Module, weights: Weights, path: Path) -> None:
+    """Load arrays into a network, strictly.
+
+    Args:
+        net: The network.
+        weights: Arrays by parameter name.
+        path: File of the weights, for the error.
+
+    Raises:
+        ModelError: A parameter is missing, superfluous, of another shape or of a type that torch does not know.
+    """
+    try:
+        net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"{path}: weights do not fit the card's architecture: {one_line(error, 300)}") from error
