@@ -129,10 +129,14 @@ def build(
             _prepare_all(tasks, jobs, report)
             chips = _decided([chip for number, task in enumerate(tasks) for chip in _read_task(number, task)], config)
             _write(chips, tasks, config, out, digest)
-        # Also what a run left that was killed after the index had its name.
-        for folder in (_WORK, _DRAFT):
-            shutil.rmtree(out / folder, ignore_errors=True)
+        _sweep(out)
     return _summary(out)
+
+
+def _sweep(out: Path) -> None:
+    """Remove the folders of the work, also those of a run that was killed after the index had its name."""
+    for folder in (_WORK, _DRAFT):
+        shutil.rmtree(out / folder, ignore_errors=True)
 
 
 def _summary(out: Path) -> BuildSummary:

@@ -175,25 +175,24 @@ def test_a_folder_that_cannot_be_made_is_one_line(small_forests: Path, tmp_path:
         build(forest_config(small_forests / "data"), tmp_path / out)
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_a_kill_at_any_name_given_ends_in_the_same_store(
-    small_forests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+@pytest.mark.parametrize(("step", "number"), [("rename", 0), ("rename", 1), ("rename", 2), ("_sweep", 0)])
+def test_a_kill_between_the_last_steps_ends_in_the_same_store(
+    small_forests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
 ) -> None:
     """Chips, configuration and index get their names one after another, and the folders of the work go last."""
     config, out = forest_config(small_forests / "data"), tmp_path / "store"
-    whole = build_module.rename if number < 3 else shutil.rmtree
-    calls: list[Path] = []
+    whole, calls = getattr(build_module, step), list[Path]()
 
-    def killed(path: Path, *rest: Any, **options: Any) -> None:
+    def killed(path: Path, *rest: Path) -> None:
         calls.append(path)
-        if len(calls) > number % 3 + (number == 3):
+        if len(calls) > number:
             raise SystemExit
-        whole(path, *rest, **options)
+        whole(path, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(*((build_module, "rename") if number < 3 else (build_module.shutil, "rmtree")), killed)
+        patch.setattr(build_module, step, killed)
         build(config, out)
-    assert (out / INDEX).exists() == (number == 3)
+    assert (out / INDEX).exists() == (step == "_sweep")
     build(config, out)
     assert digests(out) == digests(small_forests / "store")
     assert sorted(path.name for path in out.iterdir()) == STORED
