@@ -169,6 +169,17 @@ def test_the_card_names_the_start_without_its_folder(imagery: Path, tmp_path: Pa
     assert start == {"name": "tiny", "licence": "Apache-2.0"}
 
 
+@pytest.mark.slow
+def test_the_smoke_configuration_does_not_collapse(tmp_path: Path) -> None:
+    settings = load_config(REPOSITORY / "configs" / "pretrain-small.yaml", PretrainConfig)
+    sources = [settings.tiles.sources[0].model_copy(update={"path": REPOSITORY / "samples" / "yellowstone.tif"})]
+    tiles = settings.tiles.model_copy(update={"sources": tuple(sources)})
+    pretrain(settings.model_copy(update={"tiles": tiles}), tmp_path / "run")
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len([entry for entry in entries if "information" in entry]) == 6
+    assert not [entry["warning"] for entry in entries if "warning" in entry]
+
+
 def test_the_smoke_configuration_runs_on_the_bundled_sample(tmp_path: Path) -> None:
     overrides = ("loop.steps=1", "batch=2", "encoder_args.depth=1", "local_crops.count=1")
     settings = load_config(REPOSITORY / "configs" / "pretrain-small.yaml", PretrainConfig, overrides)
