@@ -1,5 +1,9 @@
 """Candidate chips: where they are cut, what is mirrored, what their records say."""
 
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,16 @@ from forest import write_pair
 from pyproj import Transformer
 from rasters import make_raster
 
-from canopy.dataset import candidates
+from canopy.dataset import candidates, gridded
 from canopy.dataset.candidates import Candidate, cut_scene
 from canopy.dataset.config import DatasetConfig
 from canopy.dataset.scene_files import list_scenes
 from canopy.dataset.store import UNKNOWN_CM, ChipStore
 from canopy.errors import CanopyError
+from tiles.windows import PixelWindow
 
 ORIGIN = (320_000, 4_100_000)
+SHIFTLESS = dict.fromkeys(("shift_x_m", "shift_y_m", "shift_correlation", "unshifted_correlation", "shift_confidence", "shift_distinctness"))  # fmt: skip
 
 
 def cut(config: DatasetConfig) -> list[Candidate]:
@@ -61,6 +67,44 @@ def test_how_much_is_read_at_once_changes_nothing(
         assert chip.record == other.record
         np.testing.assert_array_equal(chip.image, other.image)
         np.testing.assert_array_equal(chip.height_cm, other.height_cm)
+
+
+def test_a_large_scene_is_never_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With limits of a few chips, each window of image and heights is a part, and the chips are the same."""
+    config = pair_config(tmp_path, 150)
+    whole = cut(config)
+    windows: list[int] = []
+
+    def read(reader: Any, window: PixelWindow, original: Any) -> Any:
+        windows.append(window.height * window.width)
+        return original(reader, window)
+
+    load, heights = gridded.ImageReader.read, gridded.HeightReader._read
+    monkeypatch.setattr(gridded.ImageReader, "read", lambda reader, window: read(reader, window, load))
+    monkeypatch.setattr(gridded.HeightReader, "_read", lambda reader, window: read(reader, window, heights))
+    monkeypatch.setattr(candidates, "_READ_PX", 64 * 120)
+    monkeypatch.setattr(gridded, "_STRIP_CELLS", 150 * 20)
+    monkeypatch.setattr(gridded, "estimate_shift", partial(gridded.estimate_shift, block_px=64))
+    parts = cut(config)
+    assert max(windows) < 0.3 * 300 * 300
+    for chip, other in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(chip.image, other.image)
+        np.testing.assert_array_equal(chip.height_cm, other.height_cm)
+        # Sums over blocks are added in another order.
+        assert chip.record.shift_correlation == pytest.approx(other.record.shift_correlation, rel=1e-9)
+        assert replace(chip.record, **SHIFTLESS) == replace(other.record, **SHIFTLESS)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
+    """64 Mpx of imagery: 192 MB as bytes, 768 MB as floats. Slow: it is a scene of that size."""
+    repository = Path(__file__).parents[3]
+    script = [sys.executable, repository / "benchmarks" / "dataset.py", "--side-px"]
+    peaks = []
+    for side_px in (2000, 8000):
+        done = subprocess.run([*script, str(side_px)], capture_output=True, text=True, check=True, cwd=repository)
+        peaks.append(int(done.stdout.split("peak memory ")[1].split()[0]))
+    assert peaks[1] < 900 and peaks[1] < peaks[0] + 350
 
 
 def test_small_scenes_are_mirrored_and_their_border_has_no_height(store: ChipStore) -> None:
