@@ -151,6 +151,7 @@ def _plan(config: DatasetConfig, work: Path) -> list[_Task]:
     for name, source in config.sources.items():
         scenes = list_scenes(name, source, config.root)
         size = 1 if source.heights or source.clouds else _FILES_A_TASK
+        # A task is the unit of going on after a kill, so a scene that is registered is one of its own.
         for first in range(0, len(scenes), size):
             part = tuple(scenes[first : first + size])
             tasks.append(_Task(part, source, config, work, _task_digest(part, source, config)))
@@ -160,6 +161,7 @@ def _plan(config: DatasetConfig, work: Path) -> list[_Task]:
 def _task_digest(scenes: Sequence[SceneFiles], source: SourceConfig, config: DatasetConfig) -> str:
     """Digest the bytes of all inputs, not their paths or times: a copy of the data elsewhere is the same data."""
     contents = [(scene.source, scene.name, [content(path) for path in scene.files()]) for scene in scenes]
+    # Name and splits do not enter: other splits of the same scenes need no new cutting.
     settings = config.model_dump(mode="json", exclude={"name", "splits", "sources", "root"})
     return _digest((contents, settings, source.model_dump(mode="json"), __version__))
 
@@ -169,6 +171,7 @@ def _digest(value: Any) -> str:
 
 
 def _prepare_all(tasks: Sequence[_Task], jobs: int, report: Report) -> None:
+    # The records of a task are written after its pixels, so where they are the task is done.
     pending = [task for task in tasks if not task.path.is_file()]
     files, done = sum(len(task.scenes) for task in tasks), len(tasks) - len(pending)
     files_done = resumed = files - sum(len(task.scenes) for task in pending)
@@ -250,6 +253,7 @@ def _decided(chips: Sequence[_CutChip], config: DatasetConfig) -> list[_CutChip]
 
 def _write(chips: Sequence[_CutChip], tasks: Sequence[_Task], config: DatasetConfig, out: Path, digest: str) -> None:
     draft = out / _DRAFT
+    # A killed run's draft goes first, or a full disk would stay full.
     shutil.rmtree(draft, ignore_errors=True)
     group: Any = zarr.open_group(draft / STORE, mode="w", zarr_format=3)
     settings = config.model_dump(include={"name", "gsd_m", "height_cell_m"})
@@ -291,10 +295,12 @@ def _pixels(
 
 
 def _write_index(records: Sequence[ChipRecord], path: Path) -> None:
+    # Types are named rather than inferred: a column of missing values alone has none.
     columns = {
         name: pd.Series([getattr(record, name) for record in records], dtype=_COLUMN_TYPES[kind])
         for name, kind in column_kinds().items()
     }
+    # Damaged scenes have no outline, and stay in the index for their reason.
     outlines = [None if record.geometry is None else shapely.from_wkb(record.geometry) for record in records]
     geopandas.GeoDataFrame(columns, geometry=outlines, crs="OGC:CRS84").to_parquet(path)
 

@@ -97,6 +97,7 @@ def _chip_windows(gridded: GriddedScene, side: int, stride: int) -> Iterator[Pix
 
 def _cut(gridded: GriddedScene, window: PixelWindow, side: int, cell_px: int, record: ChipRecord) -> Candidate:
     content = gridded.image.read(window)
+    # Figures are those of the real part: a mirrored border would count its pixels twice.
     beyond = ((0, 0), (0, side - window.height), (0, side - window.width))
     image = np.pad(content.image, beyond, mode="symmetric")
     record = replace(record, **asdict(image_figures(content.image, content.valid)))
@@ -187,6 +188,7 @@ def _years(date: str) -> float:
 
 def _outline(geobox: GeoBox, window: PixelWindow) -> shapely.Polygon:
     """Return the ground of a window, longitude and latitude."""
+    # Four corners suffice: within a chip no projection bends an edge by a pixel.
     left, right, top, bottom = window.col0, window.col1, window.row0, window.row1
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     to_lonlat = transformer(geobox.crs.to_wkt(), "OGC:CRS84")  # type: ignore[union-attr]

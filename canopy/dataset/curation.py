@@ -82,6 +82,7 @@ def height_figures(height_m: NDArray[np.floating], building: NDArray[np.bool_], 
         floor_m: Heights below this were set to 0 by the publisher. Above 1 m, no cell is known to be short.
     """
     heights = height_m[np.isfinite(height_m)]
+    # Without any height all figures are those of a single 0, and known_share says so.
     filled = heights if heights.size else np.zeros(1)
     return HeightFigures(
         known_share=float(heights.size / height_m.size),
@@ -95,6 +96,7 @@ def height_figures(height_m: NDArray[np.floating], building: NDArray[np.bool_], 
 
 def reasons(record: ChipRecord, config: CurationConfig) -> Iterator[str]:
     """Yield why a candidate is dropped, whatever its split; nothing for a kept one. Unknown figures drop nothing."""
+    # The order is that of the words in the index: shape, image, heights, then how the two fit.
     side = min(record.real_rows or 0, record.real_cols or 0)
     if side < config.min_real_px:
         yield f"{side} px wide, at least {config.min_real_px} expected"
@@ -114,6 +116,7 @@ def reasons(record: ChipRecord, config: CurationConfig) -> Iterator[str]:
 
 
 def _label_reasons(record: ChipRecord, config: CurationConfig) -> Iterator[str]:
+    # An unknown date is no reason: most imagery says none.
     gap, most = record.date_gap_years, config.max_date_gap_years
     if gap is not None and most is not None and gap > most:
         yield f"image and heights {gap:.1f} years apart, {most:g} allowed"
@@ -158,6 +161,7 @@ def disagreement_m(
 
 def difference_hash(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Hash an image (3, H, W) to 256 bits (32,) uint8: whether brightness rises to the right, over a 16 x 16 grid."""
+    # One column more than bits, because each bit compares two neighbours.
     grey = image.mean(axis=0)
     zoom = (_HASH_SIDE / grey.shape[0], (_HASH_SIDE + 1) / grey.shape[1])
     # Smoothed to the grid's cells first, so that noise of single pixels turns no bit.

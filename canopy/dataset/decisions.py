@@ -49,6 +49,7 @@ def _drop_duplicates(records: Sequence[ChipRecord], bits: int) -> list[ChipRecor
 
 def _split(records: Sequence[ChipRecord], config: DatasetConfig) -> list[ChipRecord]:
     candidates = [record for record in records if not record.reason]
+    # A dropped candidate claims no ground: it neither straddles blocks nor drives others back.
     assignments = iter(assign_splits([_ground(record) for record in candidates], config.splits))
     result = []
     for record in records:

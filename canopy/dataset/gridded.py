@@ -60,6 +60,7 @@ class ImageReader:
 
     def read(self, window: PixelWindow) -> ImageWindow:
         """Read a window inside the grid."""
+        # A window inside the last one is a part of it: the same pixels, for they do not depend on the window read.
         if self._last is None or window.intersect(self._last[0]) != window:
             self._last = window, self.load(window)
         outer, content = self._last
@@ -110,6 +111,7 @@ class HeightReader:
         return np.where(excluded > 0, np.nan, height_m).astype(np.float32)
 
     def _read(self, window: PixelWindow) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        # Below ground is noise of the height model's interpolation; np.maximum keeps NaN.
         height_m = np.maximum(self.raster.read(window), 0)
         excluded = np.zeros(window.shape, np.uint8)
         inside = window.intersect(PixelWindow(0, 0, *self.shape))
@@ -155,6 +157,7 @@ def open_labelled(
         heights = _open_heights(scene, unit, height_cell_m, stack)
         cell_px = round(height_cell_m / gsd_m)
         rows, cols = heights.shape
+        # The pixels divide the heights' cells, so that each cell is a whole number of them.
         affine = heights.geobox.affine @ Affine.scale(1 / cell_px)
         geobox = GeoBox((rows * cell_px, cols * cell_px), affine, heights.geobox.crs)
         image = _image_reader(scene.image, geobox)
@@ -164,6 +167,7 @@ def open_labelled(
             raise DatasetError(
                 f"{scene.image} and {scene.heights} lie on different ground: check their CRS and georeference"
             )
+        # Unmoved, buildings and excluded ground left out: roofs show in the image and have no height in the label.
         shift = estimate_shift(image, heights, height_cell_m, search_m=search_m)
         if shift.accepted:
             down, right = shift.whole_cells(height_cell_m)

@@ -148,6 +148,7 @@ def _read(image: Raster, cells: PixelWindow, cell_px: int) -> NDArray[Any]:
 def _features(image: NDArray[Any], white: float, detail_px: float) -> Array:
     """Compute the detail (3, H, W) of green against red, green against blue, and brightness; 0 where unknown."""
     bright = np.asarray(image, np.float64) / white
+    # Logarithms, so that differences are ratios and shade changes them little; the darkest pixels are noise.
     red, green, blue = np.log(bright + _DARK)
     planes = (green - red, green - blue, bright.mean(axis=0))
     return np.stack([np.nan_to_num(_detail(_smooth(plane, SMOOTH_PX), detail_px)) for plane in planes])
@@ -208,6 +209,7 @@ class _ShiftSums:
         filters_px = math.ceil(_TRUNCATE * SMOOTH_PX + 0.5) + math.ceil(_TRUNCATE * self.detail_px + 0.5)
         reached = _clip(block.pad(-(-self.reach // cell_px)), scene)
         margin = _clip(reached.pad(-(-filters_px // cell_px)), scene)
+        # The square root, so that one tall tree does not outweigh many low ones.
         heights = np.sqrt(np.maximum(height_m[margin.slices_in(scene)], 0)).repeat(cell_px, 0).repeat(cell_px, 1)
         detail = _detail(heights, self.detail_px)[_pixels(block, margin, cell_px)]
         valid = np.isfinite(detail)

@@ -123,6 +123,7 @@ def _part_facts(records: Sequence[ChipRecord]) -> PartFacts:
 def _histogram(store: ChipStore) -> dict[str, float]:
     """Return the share of the known cells in each height class."""
     counts: NDArray[np.float64] = np.zeros(len(HEIGHT_CLASSES_M) - 1)
+    # Chip by chip: a store may be larger than memory.
     for row in range(len(store)):
         height_m = store.heights_m([row])
         counts += np.histogram(height_m[np.isfinite(height_m)], bins=np.array(HEIGHT_CLASSES_M))[0]
@@ -192,6 +193,7 @@ def _tile(store: ChipStore, row: int) -> NDArray[np.uint8]:
     if chip.height_m is None:
         return image
     cell_px = chip.image.shape[1] // chip.height_m.shape[0]
+    # The mirrored border has no heights and would be drawn as unknown.
     rgba = colorize(chip.height_m[: rows // cell_px, : cols // cell_px])
     heights = np.where(rgba[..., 3:] > 0, rgba[..., :3], _UNKNOWN_GREY).astype(np.uint8)
     return np.concatenate([image, _scaled(heights)])
@@ -201,6 +203,7 @@ def _spread(store: ChipStore, count: int, seed: int) -> list[int]:
     """Choose chips, the same number of each source as far as they go."""
     if not len(store):
         return []
+    # The first chip of each source in a random order, then the second of each, and so on.
     order = np.random.default_rng(seed).permutation(len(store))
     turn: Counter[str] = Counter()
     sources, ranked = store.column("source"), []

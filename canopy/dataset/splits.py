@@ -93,6 +93,7 @@ def _held_out_blocks(names: set[str], config: SplitConfig) -> dict[str, str]:
 
 def _first(chip: ChipGround, names: list[str], split_of: dict[str, str], config: SplitConfig) -> Assignment:
     """Return the split of a chip by its site and blocks alone, before any chip is driven back."""
+    # Test wins where a site is named as both.
     whole_sites = dict.fromkeys(config.val_sites, "val") | dict.fromkeys(config.test_sites, "test")
     if not chip.labelled:
         return Assignment("train", names[0])

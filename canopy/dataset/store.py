@@ -69,6 +69,7 @@ class ChipStore:
         self.folder, self.part, self.attributes = folder, part, attributes
         self._image, self._height = arrays["image"], arrays.get("height")
         index = read_index(folder)
+        # Dropped candidates have row -1; the arrays have the others in the order of their rows.
         stored = index.filter(pc.and_(pc.equal(index["part"], part), pc.greater_equal(index["row"], 0)))
         self.index = stored.sort_by("row")
         if len(self.index) != len(self):
@@ -185,6 +186,7 @@ class CategoryBatches:
     def __call__(self, number: int) -> NDArray[np.int64]:
         """Draw the chips of batch `number`, in the store's numbers: tall ones first, then short ones, then any."""
         generator = np.random.default_rng((self.seed, number))
+        # Where no chip has any tall (or short) cell, its places in the batch go to all chips.
         tall = int(np.ceil(self.tall * self.batch)) if self.tall_share.sum() > 0 else 0
         short = min(self.batch - tall, int(np.ceil(self.short * self.batch))) if self.short_share.sum() > 0 else 0
         parts = ((tall, self.tall_share), (short, self.short_share), (self.batch - tall - short, 1.0))
@@ -255,6 +257,7 @@ class PartWriter:
 
 
 def _create(group: Any, name: str, shape: tuple[int, ...], dtype: str, fill: int) -> Any:
+    # Inner chunks are read alone, and shards of 64 keep the number of files low.
     chip = shape[1:]
     return group.create_array(
         name, shape=shape, dtype=dtype, chunks=(1, *chip), shards=(SHARD_CHIPS, *chip), compressors=_CODEC,

@@ -25,7 +25,9 @@ from canopy.errors import CanopyError
 from tiles.windows import PixelWindow
 
 ORIGIN = (320_000, 4_100_000)
-SHIFTLESS = dict.fromkeys(("shift_x_m", "shift_y_m", "shift_correlation", "unshifted_correlation", "shift_confidence", "shift_distinctness"))  # fmt: skip
+SHIFTLESS = dict.fromkeys(
+    ("shift_x_m", "shift_y_m", "shift_correlation", "unshifted_correlation", "shift_confidence", "shift_distinctness")
+)
 
 
 def cut(config: DatasetConfig) -> list[Candidate]:
