@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import rasterio
 from forest import make_forest, write_laz, write_pair
+from odc.geo.geom import box
 from pages import PAGES, REPOSITORY, Reader, read_blocks
 
 from canopy.gedi.simulation import Orbit, simulate
+from canopy.prediction import predict
 
 CORNER = (528_000, 4_979_000)
 """Upper-left corner of the sample scene, over which the forest of these pages grows."""
@@ -34,9 +36,15 @@ def sample_area(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         write_laz(forest, folder / "clouds" / f"flight_{number}.laz", density=4, seed=number)
     earlier = tmp_path_factory.mktemp("earlier")
     write_heights(forest.chm_m, forest.transform, earlier / "chm.tif")
-    write_heights(np.minimum(forest.chm_m, 12) + 1, forest.transform, earlier / "heights.tif")
     write_heights((forest.chm_m > 20).astype("float32"), forest.transform, earlier / "mask.tif")
-    simulate(earlier / "chm.tif", folder / "GEDI02_A_2019.h5", Orbit(passes=4, across_m=30, along_m=15), seed=0)
+    # Shots agree with the map in place, and are a quarter taller: something that a calibration can correct.
+    bounds = (CORNER[0], CORNER[1] - 247, CORNER[0] + 229, CORNER[1])
+    predict(box(*bounds, "EPSG:32612"), folder / "scenes", out=earlier / "heights.tif")
+    with rasterio.open(earlier / "heights.tif") as mapped:
+        heights_m = mapped.read(1)[:494, :458].reshape(247, 2, 229, 2).max(axis=(1, 3))
+    write_heights(1.25 * heights_m, forest.transform, earlier / "truth.tif")
+    orbit = Orbit(passes=4, across_m=25, along_m=12, track_error_m=2)
+    simulate(earlier / "truth.tif", folder / "GEDI02_A_2019.h5", orbit, seed=0)
     with h5py.File(folder / "GEDI02_A_2019.h5", "r+") as granule:
         for beam in (group for name, group in granule.items() if name.startswith("BEAM")):
             beam["delta_time"][...] += 500 * 86_400.0  # simulated passes begin in 2018, before GEDI was in orbit
