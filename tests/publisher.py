@@ -1,4 +1,4 @@
-"""A server of one file on this machine, which can break, change, refuse or redirect."""
+"""A server of files on this machine, which can break, change, refuse or redirect."""
 
 import hashlib
 import threading
@@ -9,10 +9,12 @@ from typing import Any
 
 
 class Publisher(ThreadingHTTPServer):
-    """Serves one file and records its requests.
+    """Serves one file under any name, others under their own, and records its requests.
 
     Attributes:
         content: Bytes of the file.
+        files: Bytes of other files, by name.
+        revision: Revision of the repository to state, if any.
         etag: Version of the file.
         status: Status of every response; 200 to serve the file.
         cuts: Bytes after which the next connections break.
@@ -22,6 +24,8 @@ class Publisher(ThreadingHTTPServer):
     def __init__(self, content: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content, self.etag, self.status = content, '"one"', 200
+        self.files: dict[str, bytes] = {}
+        self.revision: str | None = None
         self.cuts: list[int] = []
         self.requests: list[dict[str, str]] = []
 
@@ -58,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send()
 
     def _send(self) -> None:
-        content, start = self.server.content, 0
+        content, start = self.server.files.get(self.path.rpartition("/")[2], self.server.content), 0
         if "Range" in self.headers and self.headers.get("If-Range") == self.server.etag:
             start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         if start >= len(content) > 0:
@@ -70,6 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", self.server.etag)
+        if self.server.revision is not None:
+            self.send_header("X-Repo-Commit", self.server.revision)
         self.end_headers()
         end = start + self.server.cuts.pop(0) if self.server.cuts else len(content)
         self.wfile.write(content[start:end])

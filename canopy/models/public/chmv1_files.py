@@ -77,20 +77,20 @@ def read_chmv1(path: Path) -> Bundle:
     )
 
 
-def add_colour_matching(card: Card, weights: Weights, path: Path) -> tuple[Card, Weights]:
+def add_colour_matching(bundle: Bundle, path: Path) -> Bundle:
     """Add the network that brings aerial imagery to the colours of CHMv1's training.
 
     Args:
-        card: Card of a CHMv1 height model.
-        weights: Weights of the height model.
+        bundle: A CHMv1 height model.
         path: The publisher's file of the colour network.
 
     Returns:
-        Card and weights of both networks together.
+        Both networks together.
 
     Raises:
-        ModelError: The card is of another family, or the file is no colour network.
+        ModelError: The model is of another family, or the file is no colour network.
     """
+    card = bundle.card
     if card.family != "chmv1":
         raise ModelError(f"{path}: colour matching is CHMv1's; {card.name} is of the family {card.family}")
     if not path.is_file():
@@ -114,7 +114,8 @@ def add_colour_matching(card: Card, weights: Weights, path: Path) -> tuple[Card,
             "training": card.training | origin,
         }
     )
-    return card, weights | {f"colour.{name}": value.numpy() for name, value in net.state_dict().items()}
+    colours = {f"colour.{name}": value.numpy() for name, value in net.state_dict().items()}
+    return Bundle(card, bundle.weights | colours, bundle.sha256)
 
 
 def _weights(state: Mapping[str, Any]) -> Weights:

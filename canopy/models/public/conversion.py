@@ -1,5 +1,6 @@
 """Publishers' checkpoints, read as they are and written as bundles. Torch is imported once there is a file to read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,53 @@ def convert(
 
     Raises:
         ModelError: The checkpoint is damaged or of no family we know, or colour matching is for another than CHMv1.
-        OutputError: `out` exists, or its name is not a bundle's.
+        OutputError: `out` exists, cannot be written, or its name is not a bundle's.
     """
     if out.suffix != ".safetensors":
         raise OutputError(f"bundle {out}: a name ending in .safetensors expected")
     require_new(out, overwrite)
     path = find_bundle(model)
     bundle = read_bundle(path) if path.suffix == ".safetensors" else read_published(path)
-    card, weights = bundle.card, bundle.weights
     if colour_matching is not None:
         from canopy.models.public.chmv1_files import add_colour_matching
 
-        card, weights = add_colour_matching(card, weights, colour_matching)
-    changes: dict[str, Any] = {"name": out.stem, "licence": licence or card.licence, "gsd_m": gsd_m or card.gsd_m}
+        bundle = add_colour_matching(bundle, colour_matching)
+    return write_converted(bundle, out, gsd_m=gsd_m, licence=licence)
+
+
+def write_converted(
+    bundle: Bundle,
+    out: Path,
+    *,
+    gsd_m: float | None = None,
+    licence: str | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Card:
+    """Write a model under a new name, atomically, in place of any bundle of that name.
+
+    Args:
+        bundle: The model.
+        out: The bundle to write, whose stem is the new name.
+        gsd_m: Ground sampling distance of the images to feed the model; that of its card if None.
+        licence: Licence of the weights; that of the card if None.
+        origin: Further facts on where the model is from.
+
+    Returns:
+        The new bundle's card.
+
+    Raises:
+        ModelError: A value is out of range.
+        OutputError: `out` cannot be written.
+    """
+    changes: dict[str, Any] = {
+        "name": out.stem,
+        "licence": bundle.card.licence if licence is None else licence,
+        "gsd_m": bundle.card.gsd_m if gsd_m is None else gsd_m,
+        "training": bundle.card.training | dict(origin or {}),
+    }
     try:
-        card = Card.model_validate(card.model_dump() | changes)
+        card = Card.model_validate(bundle.card.model_dump() | changes)
     except ValidationError as error:
         raise ModelError(f"card of {out}: {describe_fault(error)}") from error
-    save_bundle(out, card, weights)
+    save_bundle(out, card, bundle.weights)
     return card

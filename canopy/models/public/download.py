@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import logging
+import re
 import time
 import urllib.error
 import urllib.request
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from canopy.errors import ModelError, OutputError, one_line
+from canopy.models.public.content import content_fault
 from canopy.progress import Progress, Report, ignore
 from canopy.version import __version__
 from tiles.files import file_sha256, rename, sync
@@ -24,7 +27,28 @@ ATTEMPTS = 5
 """Connections in a row that may bring nothing before the download fails."""
 REPORT_S = 1.0
 """Seconds between two reports of progress."""
+_LOG = logging.getLogger(__name__)
 _BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+
+
+@dataclass(frozen=True)
+class Download:
+    """A downloaded file."""
+
+    sha256: str
+    """SHA-256 of the file."""
+    revision: str | None = None
+    """Revision of the repository that the model hub states, if the file was downloaded from there now."""
+
+
+@dataclass
+class Stated:
+    """Statements of a server on a file."""
+
+    sha256: str | None = None
+    """SHA-256 of the file."""
+    revision: str | None = None
+    """Revision of the repository that the file belongs to."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +61,11 @@ class Part:
     """Path of the file once it is whole."""
     token: str | None = None
     """Bearer token, sent to the server named in `url` and to none that it redirects to."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file, as its address states it."""
+        return self.url.partition("?")[0].rpartition("/")[2]
 
     @property
     def partial(self) -> Path:
@@ -61,18 +90,21 @@ def download(
     sha256: str | None = None,
     token: str | None = None,
     report: Report = ignore,
-) -> str:
+) -> Download:
     """Download a file; an interrupted download continues where it stopped.
 
+    The file gets its name once its digest and its content are as expected. What is not is removed, so that the same
+    command downloads it again; an existing file that is not as expected is downloaded again at once.
+
     Args:
-        url: Address, http or https.
-        path: Path of the file. An existing file is taken to be whole, because no partial file has this name.
+        url: Address, http or https. The suffix of its name says what the file should be.
+        path: Path of the file.
         sha256: Expected digest, where the publisher states one; the server's own statement is used otherwise.
         token: Bearer token, for gated files.
         report: Called with megabytes done and in total, about once a second.
 
     Returns:
-        SHA-256 of the file.
+        The file's digest, and its revision where the server states one.
 
     Raises:
         ModelError: The server refuses, the connection keeps breaking, or the file is not the expected one.
@@ -81,33 +113,46 @@ def download(
     part = Part(url, path, token)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            return _verify(path, url, sha256)
-        busy = f"another run downloads {path}: wait for it"
-        with hold(part.lock, busy), part.partial.open("ab") as partial:
-            stated = _fill(part, partial, report)
-            partial.flush()
-            sync(part.partial)
-            digest = _verify(part.partial, url, sha256 or stated)
-            part.record.unlink(missing_ok=True)
-            rename(part.partial, path)
-            part.lock.unlink(missing_ok=True)
+        with hold(part.lock, f"another run downloads {path}: wait for it"):
+            if path.is_file():
+                digest = file_sha256(path)
+                fault = _fault(part, path, digest, sha256)
+                if fault is None:
+                    return Download(digest)
+                _LOG.warning("%s: %s; it is downloaded again", path, fault)
+                path.unlink()
+            result = _download_new(part, sha256, report)
+        part.lock.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    return digest
+    return result
 
 
-def _verify(path: Path, url: str, expected: str | None) -> str:
-    """Return the digest of a file; remove a wrong file, so that the next run downloads it again."""
-    digest = file_sha256(path)
-    if expected is not None and digest != expected:
-        path.unlink()
-        raise ModelError(f"{url}: sha256 {digest} came, {expected} expected; the file was removed")
-    return digest
+def _download_new(part: Part, sha256: str | None, report: Report) -> Download:
+    with part.partial.open("ab") as partial:
+        stated = _fill(part, partial, report)
+        partial.flush()
+    sync(part.partial)
+    digest = file_sha256(part.partial)
+    fault = _fault(part, part.partial, digest, sha256 or stated.sha256)
+    part.record.unlink(missing_ok=True)
+    if fault is not None:
+        part.partial.unlink()
+        raise ModelError(f"{part.url}: {fault}; it was removed, run the same command to download it again")
+    rename(part.partial, part.path)
+    return Download(digest, stated.revision)
 
 
-def _fill(part: Part, partial: IO[bytes], report: Report) -> str | None:
-    """Fill the part, over several connections if need be; return the SHA-256 that the server states, if any."""
+def _fault(part: Part, path: Path, digest: str, expected: str | None) -> str | None:
+    """Return what is wrong with a file, or None."""
+    fault = content_fault(path, part.name)  # first: it says more than that digests differ
+    if fault is None and expected is not None and digest != expected:
+        fault = f"sha256 {digest} came, {expected} expected"
+    return fault
+
+
+def _fill(part: Part, partial: IO[bytes], report: Report) -> Stated:
+    """Fill the part, over several connections if need be; return what the server states of the file."""
     failures, done_before = 0, -1
     while True:
         try:
@@ -126,8 +171,8 @@ def _fill(part: Part, partial: IO[bytes], report: Report) -> str | None:
         time.sleep(min(10.0, 0.2 * 2**failures))
 
 
-def _connect(part: Part, partial: IO[bytes], report: Report) -> tuple[str | None, int]:
-    """Append what one connection brings; return the server's SHA-256 and the size of the whole file."""
+def _connect(part: Part, partial: IO[bytes], report: Report) -> tuple[Stated, int]:
+    """Append what one connection brings; return what the server states of the file, and the size of all of it."""
     redirects = _Redirects()
     try:
         response = urllib.request.build_opener(redirects).open(_request(part, partial.tell()), timeout=TIMEOUT_S)
@@ -136,9 +181,10 @@ def _connect(part: Part, partial: IO[bytes], report: Report) -> tuple[str | None
             raise _refusal(part, error) from None
         # Range not satisfiable: the part is whole, or longer than the server's file.
         if error.headers.get("Content-Range") == f"bytes */{partial.tell()}":
-            return None, partial.tell()
+            return redirects.stated, partial.tell()
         _empty(partial)
-        return None, -1
+        return redirects.stated, -1
+    redirects.read_revision(response.headers)
     with response:
         if response.status != 206:
             _empty(partial)
@@ -149,7 +195,7 @@ def _connect(part: Part, partial: IO[bytes], report: Report) -> tuple[str | None
         total = start + int(length)
         part.record.write_text(json.dumps({"url": part.url, "etag": response.headers.get("ETag")}), encoding="utf-8")
         _copy(response, partial, total, report)
-    return redirects.stated_sha256, total
+    return redirects.stated, total
 
 
 def _empty(partial: IO[bytes]) -> None:
@@ -197,13 +243,21 @@ def _refusal(part: Part, error: urllib.error.HTTPError) -> Exception:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and remembers the SHA-256 that the model hub states in one."""
+    """Follows redirects, and remembers what the model hub states of the file in one."""
 
-    stated_sha256: str | None = None
+    def __init__(self) -> None:
+        self.stated = Stated()
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """Redirect as the standard library does, after a look at the headers."""
-        stated = (headers.get("X-Linked-Etag") or "").strip('"')
-        if len(stated) == 64:
-            self.stated_sha256 = stated
+        sha256 = (headers.get("X-Linked-Etag") or "").strip('"')
+        if re.fullmatch("[0-9a-f]{64}", sha256):
+            self.stated.sha256 = sha256
+        self.read_revision(headers)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def read_revision(self, headers: Any) -> None:
+        """Remember the revision that the hub states, of a file that it sends or redirects to."""
+        revision = headers.get("X-Repo-Commit") or ""
+        if re.fullmatch("[0-9a-f]{40}", revision):
+            self.stated.revision = revision

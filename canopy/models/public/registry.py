@@ -37,8 +37,14 @@ class Checkpoint:
     """Address of the publisher's page."""
     notes: str
     """Remarks to read before use."""
+    blocks: int
+    """Number of blocks of the encoder."""
+    width: int
+    """Channels of the encoder's tokens."""
     gated: bool = False
     """Whether the publisher asks for a registration first."""
+    revision: str | None = None
+    """Revision of the model hub's repository that is downloaded; the newest if None."""
     sha256: str | None = None
     """SHA-256 of the weights, where the publisher states it."""
 
@@ -63,37 +69,49 @@ class ModelRow:
     """Origin of the model: this package, or the publisher's page."""
 
 
-def _chmv1(name: str, file: str, size: str, notes: str) -> Checkpoint:
+_HUGE, _LARGE, _BASE, _SMALL = (32, 1280), (24, 1024), (12, 768), (12, 384)
+"""Blocks and width of vision transformers."""
+
+
+def _chmv1(name: str, file: str, size: str, shape: tuple[int, int], notes: str) -> Checkpoint:
     facts = PUBLIC_FAMILIES["chmv1"]
     return Checkpoint(
-        name, "chmv1", (f"{_CHMV1}/{file}",), size, facts.gsd_m, facts.licence, _APACHE, _CHMV1_PAGE, notes
+        name, "chmv1", (f"{_CHMV1}/{file}",), size, facts.gsd_m, facts.licence, _APACHE, _CHMV1_PAGE, notes, *shape
     )
 
 
-def _hub(name: str, family: FamilyName, repository: str, size: str, licence_url: str, notes: str) -> Checkpoint:
+def _hub(
+    name: str, family: FamilyName, repository: str, size: str, shape: tuple[int, int], licence_url: str, notes: str
+) -> Checkpoint:
     urls = tuple(f"{_HUB}/{repository}/resolve/main/{file}" for file in _LIBRARY_FILES)
     facts, page = PUBLIC_FAMILIES[family], f"{_HUB}/{repository}"
     return Checkpoint(
-        name, family, urls, size, facts.gsd_m, facts.licence, licence_url, page, notes, gated=family == "chmv2"
+        name, family, urls, size, facts.gsd_m, facts.licence, licence_url, page, notes, *shape, gated=family == "chmv2"
     )
 
 
 _ALL = (
-    _chmv1("chmv1-huge", "SSLhuge_satellite.pth", "2.9 GB", "ViT-H, decoder trained on satellite imagery."),
-    _chmv1("chmv1-huge-int8", "compressed_SSLhuge.pth", "749 MB", "chmv1-huge with linear weights of 8 bits."),
-    _chmv1("chmv1-huge-aerial", "compressed_SSLhuge_aerial.pth", "749 MB", "ViT-H, decoder trained on aerial imagery."),
-    _chmv1("chmv1-large", "compressed_SSLlarge.pth", "400 MB", "ViT-L, an ablation of the paper, weights of 8 bits."),
+    _chmv1("chmv1-huge", "SSLhuge_satellite.pth", "2.9 GB", _HUGE, "ViT-H, decoder trained on satellite imagery."),
+    _chmv1("chmv1-huge-int8", "compressed_SSLhuge.pth", "749 MB", _HUGE, "chmv1-huge with linear weights of 8 bits."),
+    _chmv1(
+        "chmv1-huge-aerial", "compressed_SSLhuge_aerial.pth", "749 MB", _HUGE,
+        "ViT-H, decoder trained on aerial imagery.",
+    ),
+    _chmv1(
+        "chmv1-large", "compressed_SSLlarge.pth", "400 MB", _LARGE,
+        "ViT-L, an ablation of the paper, weights of 8 bits.",
+    ),
     _hub(
-        "chmv2", "chmv2", "facebook/dinov3-vitl16-chmv2-dpt-head", "",
+        "chmv2", "chmv2", "facebook/dinov3-vitl16-chmv2-dpt-head", "", _LARGE,
         "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
         "DINOv3 ViT-L; needs the extra 'meta'.",
     ),
     _hub(
-        "depth-any-canopy-small", "depth-any-canopy", "DarthReca/depth-any-canopy-small", "99 MB", _APACHE,
+        "depth-any-canopy-small", "depth-any-canopy", "DarthReca/depth-any-canopy-small", "99 MB", _SMALL, _APACHE,
         "Depth Anything V2 small; needs the extra 'meta'.",
     ),
     _hub(
-        "depth-any-canopy-base", "depth-any-canopy", "DarthReca/depth-any-canopy-base", "390 MB", _APACHE,
+        "depth-any-canopy-base", "depth-any-canopy", "DarthReca/depth-any-canopy-base", "390 MB", _BASE, _APACHE,
         "Depth Anything V2 base, itself CC-BY-NC-4.0; needs the extra 'meta'.",
     ),
 )  # fmt: skip

@@ -9,11 +9,13 @@ from publisher import Publisher, serve
 
 from canopy.errors import ModelError, OutputBusyError, OutputError
 from canopy.models.public import download as downloads
-from canopy.models.public.download import Part, download
+from canopy.models.public.download import Download, Part, download
 from canopy.progress import Progress
 from tiles.locks import hold
 
-CONTENT = np.random.default_rng(0).bytes(3_000_000)
+CONTENT = b"\x80" + np.random.default_rng(0).bytes(2_999_999)
+"""Bytes that begin as a torch file."""
+PAGE = b"<html>Sign in</html>"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -32,7 +34,7 @@ def test_a_download_continues_after_a_break(publisher, tmp_path) -> None:
     publisher.cuts = [1_000_000, 500_000]
     reports: list[Progress] = []
     path = tmp_path / "SSLtiny.pth"
-    assert download(publisher.url(), path, report=reports.append) == DIGEST
+    assert download(publisher.url(), path, report=reports.append) == Download(DIGEST)
     assert path.read_bytes() == CONTENT
     assert [request.get("range") for request in publisher.requests] == [None, "bytes=1000000-", "bytes=1500000-"]
     assert reports[-1] == Progress(3.0, 3.0, "MB", "3 of 3 MB")
@@ -48,7 +50,7 @@ def test_an_interrupted_download_leaves_no_file_of_that_name_and_continues(publi
         download(publisher.url(), path)
     assert not path.exists()
     publisher.cuts, publisher.requests = [], []
-    assert download(publisher.url(), path, sha256=DIGEST) == DIGEST
+    assert download(publisher.url(), path, sha256=DIGEST).sha256 == DIGEST
     assert [request.get("range") for request in publisher.requests] == ["bytes=1000000-"]
 
 
@@ -57,7 +59,7 @@ def test_a_whole_part_is_not_downloaded_again(publisher, tmp_path) -> None:
     (tmp_path / "SSLtiny.pth.part").write_bytes(CONTENT)
     (tmp_path / "SSLtiny.pth.part.json").write_text(json.dumps({"url": publisher.url(), "etag": '"one"'}))
     publisher.cuts = [0] * 9
-    assert download(publisher.url(), path, sha256=DIGEST) == DIGEST
+    assert download(publisher.url(), path, sha256=DIGEST).sha256 == DIGEST
     assert len(publisher.requests) == 1
 
 
@@ -65,7 +67,7 @@ def test_a_part_longer_than_the_file_is_dropped(publisher, tmp_path) -> None:
     path = tmp_path / "SSLtiny.pth"
     (tmp_path / "SSLtiny.pth.part").write_bytes(CONTENT + b"more")
     (tmp_path / "SSLtiny.pth.part.json").write_text(json.dumps({"url": publisher.url(), "etag": '"one"'}))
-    assert download(publisher.url(), path) == DIGEST
+    assert download(publisher.url(), path).sha256 == DIGEST
     assert path.read_bytes() == CONTENT
 
 
@@ -74,9 +76,9 @@ def test_a_changed_file_is_downloaded_from_its_start(publisher, tmp_path) -> Non
     break_every_connection(publisher, after=1_000_000)
     with pytest.raises(ModelError):
         download(publisher.url(), path)
-    publisher.cuts, publisher.content, publisher.etag = [], CONTENT[::-1], '"two"'
-    assert download(publisher.url(), path) == hashlib.sha256(CONTENT[::-1]).hexdigest()
-    assert path.read_bytes() == CONTENT[::-1]
+    publisher.cuts, publisher.content, publisher.etag = [], CONTENT[:1000], '"two"'
+    assert download(publisher.url(), path).sha256 == hashlib.sha256(CONTENT[:1000]).hexdigest()
+    assert path.read_bytes() == CONTENT[:1000]
 
 
 def test_a_part_of_another_address_is_not_continued(publisher, tmp_path) -> None:
@@ -85,7 +87,7 @@ def test_a_part_of_another_address_is_not_continued(publisher, tmp_path) -> None
     with pytest.raises(ModelError):
         download(publisher.url("other.pth"), path)
     publisher.cuts, publisher.requests = [], []
-    assert download(publisher.url(), path) == DIGEST
+    assert download(publisher.url(), path).sha256 == DIGEST
     assert [request.get("range") for request in publisher.requests] == [None]
 
 
@@ -95,6 +97,47 @@ def test_a_wrong_digest_is_refused_and_removed(publisher, tmp_path) -> None:
         download(publisher.url(), path, sha256="0" * 64)
     assert not path.exists()
     assert not (tmp_path / "SSLtiny.pth.part").exists()
+
+
+def test_a_page_with_status_200_never_gets_the_name_and_blocks_no_retry(publisher, tmp_path) -> None:
+    path = tmp_path / "SSLtiny.pth"
+    publisher.content = PAGE
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"a web page came, SSLtiny\.pth expected; it was removed, run the same"):
+            download(publisher.url(), path)
+        assert not list(tmp_path.glob("SSL*"))
+    publisher.content, publisher.etag = CONTENT, '"two"'
+    assert download(publisher.url(), path).sha256 == DIGEST
+
+
+def test_a_page_in_the_middle_of_a_download_is_not_joined_to_it(publisher, tmp_path) -> None:
+    path = tmp_path / "SSLtiny.pth"
+    break_every_connection(publisher, after=1_000_000)
+    with pytest.raises(ModelError, match="1000000 bytes are kept"):
+        download(publisher.url(), path)
+    publisher.cuts, publisher.content, publisher.etag = [], PAGE, '"page"'
+    with pytest.raises(ModelError, match="a web page came"):
+        download(publisher.url(), path)
+    publisher.content, publisher.etag = CONTENT, '"one"'
+    assert download(publisher.url(), path).sha256 == DIGEST
+
+
+@pytest.mark.parametrize("content", [PAGE, b"", CONTENT[:-1]])
+def test_a_bad_file_under_the_final_name_is_downloaded_again(publisher, tmp_path, caplog, content) -> None:
+    """As an earlier version left it."""
+    path = tmp_path / "SSLtiny.pth"
+    path.write_bytes(content)
+    assert download(publisher.url(), path, sha256=DIGEST).sha256 == DIGEST
+    assert "it is downloaded again" in caplog.text
+    assert path.read_bytes() == CONTENT
+
+
+def test_the_revision_that_the_hub_states_is_returned(publisher, tmp_path) -> None:
+    publisher.revision = "0123456789abcdef0123456789abcdef01234567"
+    assert download(publisher.url(), tmp_path / "a.pth") == Download(DIGEST, publisher.revision)
+    assert download(publisher.url(), tmp_path / "a.pth") == Download(DIGEST), "not asked for again"
+    publisher.revision = "main; rm -rf"
+    assert download(publisher.url(), tmp_path / "b.pth").revision is None
 
 
 @pytest.mark.parametrize(("status", "message"), [(401, "HF_TOKEN"), (403, "gates this file"), (404, "HTTP 404")])
@@ -114,14 +157,14 @@ def test_a_server_in_trouble_is_asked_again(publisher, tmp_path) -> None:
 
 
 def test_a_token_is_not_passed_on_and_the_stated_digest_is_checked(publisher, tmp_path) -> None:
-    assert download(publisher.url("moved"), tmp_path / "a.pth", token="secret") == DIGEST
+    assert download(publisher.url("moved"), tmp_path / "a.pth", token="secret").sha256 == DIGEST
     assert [request.get("authorization") for request in publisher.requests] == ["Bearer secret", None]
     break_every_connection(publisher, after=10)
     with pytest.raises(ModelError):
         download(publisher.url("moved"), tmp_path / "b.pth")
-    (tmp_path / "b.pth.part").write_bytes(b"x" * 10)
+    (tmp_path / "b.pth.part").write_bytes(b"\x80" * 10)
     publisher.cuts = []
-    with pytest.raises(ModelError, match="expected; the file was removed"):
+    with pytest.raises(ModelError, match="expected; it was removed, run the same command"):
         download(publisher.url("moved"), tmp_path / "b.pth")
 
 
