@@ -11,6 +11,7 @@ from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
 
 from canopy.errors import ImageryError
+from canopy.imagery.files import shown
 
 _ALIASES = {"r": "red", "g": "green", "b": "blue"}
 _OPAQUE_SHARE = 0.5
@@ -73,7 +74,7 @@ def _requested_bands(dataset: DatasetReader, requested: Sequence[int], alpha: in
     """Check the bands that the user named."""
     if len(requested) != 3 or not all(1 <= band <= dataset.count for band in requested):
         raise ImageryError(
-            f"{dataset.name}: bands {_join(requested)} are requested, expected three numbers from 1 to "
+            f"{shown(dataset.name)}: bands {_join(requested)} are requested, expected three numbers from 1 to "
             f"{dataset.count} (red,green,blue); correct --bands"
         )
     opacity = alpha if alpha not in requested else None
@@ -103,7 +104,7 @@ def _by_count(dataset: DatasetReader, alpha: int | None) -> Bands:
     if len(colours) == 3:
         return Bands(colours, ColourModel.RGB, alpha, f"bands {_join(colours)} (in order)")
     raise ImageryError(
-        f"{dataset.name}: {len(colours)} bands without colour names, expected red, green and blue marked "
+        f"{shown(dataset.name)}: {len(colours)} bands without colour names, expected red, green and blue marked "
         "(could be RGBN or BGRN); say which with --bands, for instance --bands 1,2,3 or --bands 3,2,1"
     )
 

@@ -18,6 +18,7 @@ from rasterio.io import DatasetReader
 from rasterio.transform import GCPTransformer
 
 from canopy.errors import ImageryError, one_line
+from canopy.imagery.files import shown
 from canopy.imagery.longitudes import polygon, recentred, turn
 from tiles.ground import longer_side_m
 
@@ -78,7 +79,7 @@ def read_placement(dataset: DatasetReader, crs: str | None = None) -> Placement:
     Raises:
         ImageryError: The raster has no georeference or no CRS, or its CRS is not on Earth.
     """
-    name = dataset.name
+    name = shown(dataset.name)
     gcps, gcp_crs = dataset.gcps
     if not is_placed(dataset):
         raise ImageryError(_unplaced(name, bool(dataset.rpcs)))

@@ -123,13 +123,14 @@ def inspect(path: str, reach: Reach, overrides: Overrides) -> RasterScene:
         ImageryError: The file cannot be read, has no place on Earth, is a height map, or its values are not
             intensities.
     """
+    name = shown(path)
     with opened(path, reach) as file:
         if file.dataset.count == 0:
             raise ImageryError(
-                f"{path}: no bands of its own, expected a raster; copy one of its subdatasets with gdal_translate"
+                f"{name}: no bands of its own, expected a raster; copy one of its subdatasets with gdal_translate"
             )
         if is_height_map(file.dataset):
-            raise ImageryError(f"{path}: a canopy height map, expected imagery; name the image that it was made from")
+            raise ImageryError(f"{name}: a canopy height map, expected imagery; name the image that it was made from")
         return facts(file, overrides)
 
 
@@ -172,7 +173,7 @@ def facts(file: OpenFile, overrides: Overrides) -> RasterScene:
         negative=negative,
         lossy=lossy,
         vrt=dataset.driver == "VRT",
-        outline=outline(path, placement),
+        outline=outline(shown(path), placement),
         gsd_m=gsd_m(placement),
         acquired=acquisition(dataset),
         remarks=tuple(remark for remark in (bands.warning, *remarks) if remark),
@@ -198,10 +199,12 @@ def _type(dataset: DatasetReader, bands: Bands) -> str:
     """Return the type of the colour bands' values; refuse those that are no intensities."""
     dtypes = sorted({str(dataset.dtypes[band - 1]) for band in bands.colours})
     if len(dtypes) > 1:
-        raise ImageryError(f"{dataset.name}: colour bands of types {', '.join(dtypes)}, expected one type; convert it")
+        raise ImageryError(
+            f"{shown(dataset.name)}: colour bands of types {', '.join(dtypes)}, expected one type; convert it"
+        )
     if np.dtype(dtypes[0]).kind not in "uif":
-        raise ImageryError(f"{dataset.name}: {dtypes[0]} values, expected integers or floats; give RGB imagery")
-    check_type(dataset.name, bands, dtypes[0])
+        raise ImageryError(f"{shown(dataset.name)}: {dtypes[0]} values, expected integers or floats; give RGB imagery")
+    check_type(shown(dataset.name), bands, dtypes[0])
     return dtypes[0]
 
 

@@ -1,7 +1,13 @@
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from imagery_reading import refusal, refused
+from imagery_reading import read, refusal, refused
+from rasterio import Affine
 from rasters import make_raster
 
 from canopy.errors import ImageryError
@@ -98,3 +104,70 @@ def test_an_error_shows_no_secret() -> None:
     with pytest.raises(ImageryError) as caught:
         open_imagery("http://user:secret@127.0.0.1:9/a.tif?token=secret")
     assert "secret" not in str(caught.value) and "127.0.0.1:9/a.tif" in str(caught.value)
+
+
+SERVER = """
+import re, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Ranges(BaseHTTPRequestHandler):
+    def do_GET(self):
+        path = Path(self.path.partition("?")[0].strip("/"))
+        content = path.read_bytes() if path.is_file() else b""
+        span = re.fullmatch(r"bytes=(\\d+)-(\\d+)", self.headers.get("Range", ""))
+        part = content[int(span[1]) : int(span[2]) + 1] if span else content
+        self.send_response(404 if not content else 206 if span else 200)
+        if span:
+            self.send_header("Content-Range", f"bytes {span[1]}-{int(span[1]) + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(part)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """Address of a server of the test's folder, with a user and a password.
+
+    In a process of its own: rasterio keeps Python's lock during some of GDAL's requests.
+    """
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield f"http://user:secret@127.0.0.1:{server.stdout.readline().strip()}"
+        server.terminate()
+
+
+def test_no_message_shows_a_secret(tmp_path: Path, served: str) -> None:
+    placed: dict[str, Any] = {"crs": None, "transform": Affine.identity()}
+    rasters: dict[str, tuple[dict[str, Any], str]] = {
+        "bands.tif": ({"bands": 4, "colorinterp": ["undefined"] * 4}, "4 bands without colour names"),
+        "crs.tif": ({"crs": None}, "no CRS"),
+        "unplaced.tif": (placed, "no georeference"),
+        "far.tif": ({"crs": "EPSG:4326"}, "outside the area of its CRS"),
+        "complex.tif": ({"dtype": "complex64"}, "complex64 values"),
+        "map.tif": ({"tags": {"CANOPY_MODEL": "x"}}, "a canopy height map"),
+    }
+    for name, (options, reason) in rasters.items():
+        make_raster(tmp_path / name, pattern="constant", **options)
+        with pytest.raises(ImageryError, match=f"{name}: .*{reason}") as caught:
+            open_imagery(f"{served}/{name}?token=secret")
+        assert "secret" not in str(caught.value)
+
+
+def test_imagery_at_an_address_is_read(tmp_path: Path, served: str) -> None:
+    path = make_raster(tmp_path / "a.tif", pattern="noise")
+    np.testing.assert_array_equal(read(f"{served}/a.tif?token=secret"), read(path))
