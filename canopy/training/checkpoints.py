@@ -42,13 +42,14 @@ def save_checkpoint(parts: dict[str, Any], run: Path, step: int) -> None:
             torch.save(state, file)
         # Old checkpoints go only now that the new one is on the disk. Those of later steps are damaged, or of a start
         # that was given up: a resumed run must not go on from them.
-        numbered = _newest_first(run)
+        numbered = checkpoint_paths(run)
         earlier = [other for other in numbered if int(other.stem) <= step]
         for other in set(numbered) - set(earlier[:KEEP_CHECKPOINTS]):
             other.unlink()
 
 
-def _newest_first(run: Path) -> list[Path]:
+def checkpoint_paths(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, sound or not, newest first."""
     numbered = [path for path in (run / "checkpoints").glob("*.pt") if path.stem.isdecimal()]
     return sorted(numbered, key=lambda path: int(path.stem), reverse=True)
 
@@ -78,7 +79,7 @@ def restore_checkpoint(parts: dict[str, Any], run: Path) -> int:
 
 def _sound(run: Path, names: tuple[str, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the checkpoints that can be read and trusted, newest first, with their state."""
-    for path in _newest_first(run):
+    for path in checkpoint_paths(run):
         try:
             yield path, _read(path, names)
         except Exception as error:  # a damaged file can make its readers raise anything

@@ -9,7 +9,7 @@ from pathlib import Path
 from canopy.config import Config, dump_config, load_config
 from canopy.errors import TrainingError
 from canopy.progress import Progress, Report
-from canopy.training.checkpoints import REMEDY
+from canopy.training.checkpoints import REMEDY, checkpoint_paths
 from canopy.training.log import LogEntry
 from canopy.training.ranks import rank
 from tiles.files import make_folder, replacing, reported, sweep_drafts
@@ -55,11 +55,13 @@ def hold_run(run: Path, config: Config, *, resume: bool) -> Iterator[None]:
 def check_run(run: Path, config: Config, *, resume: bool) -> None:
     """Refuse a folder with a run that may not be gone on with.
 
+    A run that left neither a checkpoint nor a bundle has nothing to lose: any configuration may start there.
+
     Raises:
         TrainingError: The folder has a run and `resume` is not set, or a run of another configuration.
     """
     record = run / RECORD
-    if not record.is_file():
+    if not record.is_file() or not (checkpoint_paths(run) or any(run.glob("*.safetensors"))):
         return
     if not resume:
         raise TrainingError(f"{run} has a run: pass --resume to go on with it, or name another folder with --out")

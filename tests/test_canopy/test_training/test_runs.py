@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from training import tiny_config, trained
 from canopy.errors import CanopyError, DatasetError, OutputBusyError, OutputError, TrainingError
 from canopy.progress import Progress
 from canopy.training import decoder, runs, sampling
+from canopy.training.checkpoints import save_checkpoint
 from canopy.training.decoder import train
 from canopy.training.runs import check_run, claim_run, hold_run, report_entry
 from tiles.locks import hold
@@ -87,6 +89,7 @@ def test_resuming_takes_the_lock(tmp_path: Path) -> None:
 def test_a_run_is_claimed_by_its_configuration(tmp_path: Path) -> None:
     with hold_run(tmp_path / "run", tiny_config(), resume=False):
         claim_run(tmp_path / "run", tiny_config())
+        save_checkpoint({}, tmp_path / "run", 1)
     check_run(tmp_path / "run", tiny_config(), resume=True)
     with pytest.raises(TrainingError, match="--resume"):
         check_run(tmp_path / "run", tiny_config(), resume=False)
@@ -117,6 +120,22 @@ def test_a_first_step_that_fails_leaves_no_folder_and_the_corrected_command_work
         train(tiny_config(), run)
     assert not run.exists()
     assert train(tiny_config(batch=2), run).is_file()
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    diverging = tiny_config(loop={**EVERY, "lr": 1e30, "steps": 9, "evaluate_every": 9, "checkpoint_every": 9})
+    with pytest.raises(TrainingError, match="last good checkpoint: none"):
+        train(diverging, tmp_path / "run")
+    assert (tmp_path / "run" / "log.jsonl").is_file()
+    assert train(tiny_config(), tmp_path / "run").is_file()
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_bundles_without_checkpoints_are_not_overwritten(tmp_path: Path) -> None:
+    run = trained(tiny_config(), tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(TrainingError, match="--resume"):
+        train(tiny_config(batch=2), run)
 
 
 def torn_chip(*_: Any) -> None:
