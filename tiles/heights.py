@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -231,6 +232,12 @@ def rasterio_window(window: PixelWindow) -> Window:
     return Window(window.col0, window.row0, window.width, window.height)
 
 
+@lru_cache(maxsize=1024)
+def _warn(message: str, *values: object) -> None:
+    """Log a warning once, however often the same file is opened."""
+    _LOG.warning(message, *values)
+
+
 def _height_band(path: Path, dataset: DatasetReader) -> int:
     """Return the band of heights: the only one, or the only one whose name says so."""
     names = [str(name or "") for name in dataset.descriptions]
@@ -264,16 +271,16 @@ def _unit(path: Path, dataset: DatasetReader, band: int, unit: str | float | Non
         )
     if tag:
         if UNITS_M[tag] != 1:
-            _LOG.warning("%s: heights converted from %s", path, tag)
+            _warn("%s: heights converted from %s", path, tag)
         return scale * UNITS_M[tag], offset * UNITS_M[tag]
     vertical_m = _vertical_unit_m(dataset)
     if vertical_m != 1:
-        _LOG.warning("%s: heights converted from the feet of its vertical CRS", path)
+        _warn("%s: heights converted from the feet of its vertical CRS", path)
         return scale * vertical_m, offset * vertical_m
     if (scale, offset) != (1, 0) or np.dtype(dtype).kind == "f" or dtype == "uint8":
         return scale, offset
     if dtype == "uint16" and dataset.nodatavals[band - 1] == 65535:
-        _LOG.warning("%s: uint16 with nodata 65535; read as centimetres", path)
+        _warn("%s: uint16 with nodata 65535; read as centimetres", path)
         return 0.01, 0.0
     raise RasterError(
         f"{path}: {dtype} without unit, scale or nodata 65535: its unit is unknown; "
@@ -297,7 +304,7 @@ def _mask_is_believed(path: Path, dataset: DatasetReader, band: int, unit_m: flo
     nodata = dataset.nodatavals[band - 1]
     if nodata is None or nodata * unit_m + offset_m != 0 or MaskFlags.nodata not in dataset.mask_flag_enums[band - 1]:
         return True
-    _LOG.warning(
+    _warn(
         "%s: declares 0 as nodata; heights of 0 count as bare ground (where they are unknown, give them another value: "
         "gdalwarp -srcnodata 0 -dstnodata -9999)",
         path,
@@ -315,6 +322,6 @@ def _fills(path: Path, dataset: DatasetReader, band: int, unit_m: float, offset_
     plausible = [fill for fill in FILLS if PLAUSIBLE_M[0] < fill * unit_m + offset_m < PLAUSIBLE_M[1]]
     if dataset.dtypes[band - 1] == "uint8" and unit_m == 1:
         if dataset.nodatavals[band - 1] is None:
-            _LOG.warning("%s: uint8 without nodata; read as whole metres with 255 unknown", path)
+            _warn("%s: uint8 without nodata; read as whole metres with 255 unknown", path)
         plausible.append(_UINT8_UNKNOWN)
     return tuple(plausible)

@@ -9,33 +9,40 @@ from typing import Any
 import numpy as np
 
 from canopy.calibration.curves import Calibration, write_calibration
-from canopy.calibration.fitting import FLOOR_M, Row, digest, fit
-from canopy.calibration.shots import gather, shot_features
-from canopy.gedi.shots import read_shots
+from canopy.calibration.fitting import MethodRow, fit
+from canopy.calibration.matched_shots import FLOOR_M, MatchedShots
+from canopy.calibration.representation import Representation, represent
+from canopy.calibration.shots import Gathered, Slopes, gather, shot_features
+from canopy.calibration.terrain import MAX_SLOPE_DEG
+from canopy.gedi.storage import read_shots
 from canopy.progress import Report, ignore
 from canopy.version import __version__
 from tiles.files import file_sha256, require_new
 
+PROVEN = "agreement with held-out shots"
+NOT_JUDGED = "not judged"
+
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a fit made.
-
-    Attributes:
-        path: The calibration.
-        calibration: Itself.
-        table: Methods on held-out ground.
-        shots: How many were used.
-        dropped: How many lay off the map or on unknown cells.
-        block_m: Side of the blocks that were held out together.
-    """
+    """A calibration, and what it was chosen by."""
 
     path: Path
+    """File of the calibration."""
     calibration: Calibration
-    table: tuple[Row, ...]
+    """The calibration."""
+    table: tuple[MethodRow, ...]
+    """Methods on held-out ground."""
     shots: int
+    """Number of shots used."""
     dropped: int
+    """Number of shots off the map, on unknown cells or on ground too steep."""
     block_m: float
+    """Side of the blocks that were held out together, metres."""
+    slopes: Slopes | None
+    """What slopes did to shots; None where they were not judged."""
+    representation: Representation
+    """How far the shots represent the map."""
 
 
 def calibrate(
@@ -44,8 +51,11 @@ def calibrate(
     out: Path,
     *,
     block_m: float | None = None,
+    dem: Path | None = None,
+    max_slope_deg: float = MAX_SLOPE_DEG,
     imagery: Sequence[str | Path] | None = None,
     model: str | Path | None = None,
+    force: bool = False,
     overwrite: bool = False,
     report: Report = ignore,
 ) -> Calibrated:
@@ -56,57 +66,65 @@ def calibrate(
         shots: GeoParquet of `canopy gedi read`.
         out: JSON to write.
         block_m: Side of the blocks held out together; about 25 of them if None.
-        imagery: With `model`, also try a gain foretold from the encoder's features.
-        model: The map's model.
+        dem: Terrain model of the map's area; None leaves slopes unjudged.
+        max_slope_deg: Steepest ground of which shots are used, degrees.
+        imagery: Imagery whose features may predict a gain, which is then tried as well.
+        model: Model of the map, for `imagery`.
+        force: Accept shots that do not represent the map.
         overwrite: Replace `out`.
         report: Called as footprints and features are done.
 
     Raises:
-        CanopyError: Map, shots or imagery are unusable, or the shots too few; one line says why.
+        CanopyError: Map, shots or imagery are unusable, or the shots too few or no sample of the map; one line says
+            why.
     """
     require_new(out, overwrite)
-    given = read_shots(shots)
-    footprints, held, side = gather(pred, given, block_m=block_m, report=report)
+    points = read_shots(shots)
+    gathered = gather(pred, points, block_m=block_m, dem=dem, max_slope_deg=max_slope_deg, report=report)
+    representation = represent(pred, gathered.shots, gathered.points)
+    representation.require(force)
+    matched = gathered.shots
     if imagery:
-        from canopy.imagery import open_imagery
-        from canopy.models.bundle import DEFAULT_MODEL
-        from canopy.models.model import load_model
-
-        network = load_model(model or DEFAULT_MODEL)
-        features, known = shot_features(open_imagery(list(imagery)), network, held, report)
-        footprints = dataclasses.replace(footprints, features=features, model_sha256=network.sha256).take(known)
-    calibration, table = fit(footprints, side)
-    made = calibration.model_copy(update={"fit": _record(pred, shots, footprints, side, table)})
-    write_calibration(made, out)
-    return Calibrated(out, made, tuple(table), len(footprints), len(given) - len(footprints), side)
-
-
-def _record(pred: Path, shots: Path, footprints: Any, side: float, table: list[Row]) -> dict[str, Any]:
-    """What the calibration says of its making."""
-    return {
+        matched = _with_features(gathered, imagery, model, report)
+    calibration, table = fit(matched, gathered.block_m)
+    about = {
         "map": pred.name,
         "map_sha256": file_sha256(pred),
         "shots": shots.name,
-        "shots_sha256": digest(footprints),
-        "n": len(footprints),
-        "blocks": len(np.unique(footprints.block)),
-        "block_m": side,
-        "floor_m": FLOOR_M,
+        **_about_shots(matched, gathered, representation),
         "canopy_version": __version__,
         "held_out": [dataclasses.asdict(row) for row in table],
     }
+    calibration = calibration.model_copy(update={"fit": about})
+    write_calibration(calibration, out)
+    dropped = len(points) - len(matched)
+    return Calibrated(out, calibration, table, len(matched), dropped, gathered.block_m, gathered.slopes, representation)
 
 
-def print_table(made: Calibrated) -> None:
-    """Print the methods on held-out ground, the chosen one marked."""
-    from rich.console import Console
-    from rich.table import Table
+def _with_features(
+    gathered: Gathered, imagery: Sequence[str | Path], model: str | Path | None, report: Report
+) -> MatchedShots:
+    """Return the shots that the imagery shows, with the features of the model's encoder."""
+    from canopy.imagery import open_imagery
+    from canopy.models.bundle import DEFAULT_MODEL
+    from canopy.models.model import load_model
 
-    table = Table(title=f"{made.shots} shots, blocks of {made.block_m:.0f} m held out", title_justify="left")
-    for column in ("method", "MAE m", "bias m", "RMSE m", "gain m", "95 %", ""):
-        table.add_column(column, justify="left" if column in ("method", "") else "right")
-    for row in made.table:
-        gain, low, high = row.gain_m
-        figures = (f"{row.mae_m:.2f}", f"{row.bias_m:+.2f}", f"{row.rmse_m:.2f}", f"{gain:+.2f}")
-        table.add_row(row.name, *figures, f"{low:+.2f} to {high:+.2f}", "chosen" if row.chosen else "")
-    Console(stderr=True, width=110).print(table)
+    network = load_model(model or DEFAULT_MODEL)
+    features, valid = shot_features(open_imagery(list(imagery)), network, gathered.points, report)
+    shots = dataclasses.replace(gathered.shots, features=features, model_sha256=network.sha256)
+    return shots.take(valid)
+
+
+def _about_shots(shots: MatchedShots, gathered: Gathered, representation: Representation) -> dict[str, Any]:
+    """Return what a calibration's file says of the shots that it was fitted on."""
+    slopes = gathered.slopes
+    return {
+        "shots_sha256": shots.digest(),
+        "n": len(shots),
+        "blocks": len(np.unique(shots.block)),
+        "block_m": gathered.block_m,
+        "floor_m": FLOOR_M,
+        "proven": PROVEN,
+        "slope": NOT_JUDGED if slopes is None else {**dataclasses.asdict(slopes), "dem": slopes.dem.name},
+        "representation": dataclasses.asdict(representation),
+    }

@@ -1,9 +1,13 @@
-"""What a calibration does to a height: a rising curve, a gain that varies over the land, and what it reads besides.
+"""What a calibration does to a height: a rising curve, a gain that varies over the land, and what else it reads.
 
-    calibrated = gain * curve(height + upper * max(0, p95 - max(height, 2 m)))
+    calibrated = gain * curve(height + upper * max(0, p95 - max(height, doubt_m)))
 
-The curve goes through the origin, so ground stays ground unless the model itself holds a tall canopy possible there
-(`upper` > 0): a map's zeros are either meadows or forest that it missed, and its height alone cannot tell which.
+The curve goes through the origin, so ground stays ground unless the model itself doubts it (`upper` > 0): a map's
+zeros are either meadows or forest that it missed, and its height alone cannot say which. Its 95th percentile can, where
+it lies above `doubt_m`, the level that it reaches over nearly all bare ground.
+
+The ends of the interval take the curve and the gain, never the way toward p95, which would lift the low end with the
+height; then they move apart until held-out shots lie between them.
 """
 
 import hashlib
@@ -23,10 +27,12 @@ from tiles.files import replacing
 
 Array = NDArray[np.floating[Any]]
 Kind = Literal["identity", "percentile", "linear", "isotonic", "quantile", "local", "features"]
+"""Method of the fit; linear and isotonic stand in older files."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-TREE_M = 2.0
+CANOPY_M = 2.0
+"""Height from which a cell counts as canopy; the curve leaves lower heights as they are."""
 LIMIT = math.log(2.0)
-"""A gain lies between a half and two."""
+"""Largest logarithm of a gain: it lies between a half and two."""
 
 
 class _Frozen(BaseModel):
@@ -52,8 +58,8 @@ class GainGrid(_Frozen):
             raise ValueError("rows of log_gain differ in length, or are empty")
         return self
 
-    def at(self, x: Array, y: Array) -> Array:
-        """Log gain at places of its CRS; same shape as x and y."""
+    def log_gain_at(self, x: Array, y: Array) -> Array:
+        """Return the log gain at coordinates of its CRS; same shape as x and y."""
         values = np.array(self.log_gain)
         row = np.clip((self.top - y) / self.step, 0, values.shape[0] - 1)
         col = np.clip((x - self.left) / self.step, 0, values.shape[1] - 1)
@@ -65,17 +71,21 @@ class GainGrid(_Frozen):
         mixed: Array = above * (1 - dy) + below * dy
         return mixed
 
-    def on(self, geobox: GeoBox) -> Array:
-        """Log gain (H, W) at the centres of a geobox's pixels, of any CRS."""
+    def log_gain_on(self, geobox: GeoBox) -> Array:
+        """Return the log gain (H, W) at the centres of a geobox's pixels, of any CRS.
+
+        Raises:
+            CalibrationError: The geobox has no CRS.
+        """
         height, width = geobox.shape
         cols, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-        place = geobox.affine
-        x, y = place.a * cols + place.b * rows + place.c, place.d * cols + place.e * rows + place.f
+        a = geobox.affine
+        x, y = a.a * cols + a.b * rows + a.c, a.d * cols + a.e * rows + a.f
         if geobox.crs is None:
             raise CalibrationError("a map without CRS cannot be calibrated with a local calibration")
         if geobox.crs != self.crs:
             x, y = Transformer.from_crs(geobox.crs.to_wkt(), self.crs, always_xy=True).transform(x, y)
-        return self.at(x, y)
+        return self.log_gain_at(x, y)
 
 
 class FeatureGain(_Frozen):
@@ -86,25 +96,50 @@ class FeatureGain(_Frozen):
     weights: tuple[Finite, ...] = Field(min_length=1)
     bias: Finite
     sigma_m: Finite = Field(gt=0)
-    """Of the Gaussian footprint."""
+    """Standard deviation of the Gaussian footprint, metres."""
+
+
+class IntervalEnds(_Frozen):
+    """How far the ends of the interval move apart, by calibrated height: linear between its knots, constant beyond."""
+
+    height_m: tuple[Finite, ...] = Field(min_length=1)
+    """Calibrated heights of the knots, rising."""
+    lower_m: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
+    """Metres by which the low end goes down at each knot."""
+    upper_m: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
+    """Metres by which the high end goes up at each knot."""
+
+    @model_validator(mode="after")
+    def _has_one_offset_a_knot(self) -> Self:
+        if not len(self.height_m) == len(self.lower_m) == len(self.upper_m):
+            raise ValueError("height_m, lower_m and upper_m differ in length")
+        if any(b <= a for a, b in pairwise(self.height_m)):
+            raise ValueError("height_m must rise")
+        return self
+
+    def widened(self, height_m: Array, low_m: Array, high_m: Array) -> tuple[Array, Array]:
+        """Return both ends moved apart, the low end not below 0; arrays of one shape, metres."""
+        low_m = low_m - np.interp(height_m, self.height_m, self.lower_m)
+        return np.maximum(low_m, 0), high_m + np.interp(height_m, self.height_m, self.upper_m)
 
 
 class Calibration(_Frozen):
-    """A fitted calibration: one JSON file.
-
-    Attributes:
-        knots_m: (map height, calibrated height) from (0, 0) on, both never falling; beyond the last, its ratio.
-        upper: Share of the way from the height to its 95th percentile, in [0, 1).
-        fit: On what it was fitted, and the table of methods before and after.
-    """
+    """A fitted calibration: one JSON file."""
 
     version: Literal[1] = 1
     kind: Kind
     knots_m: tuple[tuple[Finite, Finite], ...] = Field(min_length=2)
+    """(map height, calibrated height) from (0, 0) on, both never falling; beyond the last, its ratio."""
     upper: Finite = Field(default=0, ge=0, lt=1)
+    """Share of the way from the height to its 95th percentile, in [0, 1)."""
+    doubt_m: Finite = Field(default=CANOPY_M, ge=CANOPY_M)
+    """95th percentile from which heights move toward it, metres."""
     gain: GainGrid | None = None
     features: FeatureGain | None = None
+    interval: IntervalEnds | None = None
+    """How the ends of the interval move apart; None in a file that was fitted without an interval."""
     fit: dict[str, Any] = Field(default_factory=dict)
+    """What it was fitted on, and the table of methods on held-out ground."""
 
     @model_validator(mode="after")
     def _rises_from_the_origin(self) -> Self:
@@ -116,51 +151,69 @@ class Calibration(_Frozen):
 
     @property
     def sha256(self) -> str:
-        """Of what it does, whatever it was fitted on."""
-        return hashlib.sha256(self.model_dump_json(exclude={"fit"}).encode()).hexdigest()
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether it leaves every height as it is."""
-        straight = all(x == y for x, y in self.knots_m)
-        return straight and self.upper == 0 and self.gain is None and self.features is None
+        """Identity of what it does, whatever it was fitted on."""
+        # Fields added later are left out at their defaults, so that older files keep the identity in maps' tags.
+        defaults = {"doubt_m": CANOPY_M, "interval": None}
+        later = {name for name, value in defaults.items() if getattr(self, name) == value}
+        return hashlib.sha256(self.model_dump_json(exclude={"fit", *later}).encode()).hexdigest()
 
     def apply(self, height_m: Array, *, p95_m: Array | None = None, log_gain: Array | None = None) -> Array:
-        """Calibrated heights, monotone in `height_m`.
+        """Return calibrated heights, monotone in `height_m`.
 
         Args:
             height_m: Metres, any shape, NaN where unknown.
             p95_m: Upper end of the 90 % interval, same shape; needed where `upper` is not 0.
-            log_gain: Logarithm of the gain, same shape: `gain` or `features` at those places, or 0.
+            log_gain: Logarithm of the gain, same shape: `gain` or `features` at those cells, or 0.
 
         Returns:
-            Metres, float32, 0 or more; NaN where `height_m` is.
+            float32 metres, same shape, at least 0.
 
         Raises:
-            CalibrationError: The calibration reads the 95th percentile and there is none.
+            CalibrationError: The calibration reads `p95_m`, and there is none.
         """
-        if self.upper > 0 and p95_m is None:
-            raise CalibrationError("this calibration reads canopy_height_p95: map with --uncertainty")
-        seen = height_m if p95_m is None else raised_m(height_m, p95_m, self.upper)
+        read_m = height_m
+        if self.upper > 0:
+            if p95_m is None:
+                raise CalibrationError("this calibration reads canopy_height_p95: map with --uncertainty")
+            read_m = raised_m(height_m, p95_m, self.upper, self.doubt_m)
+        return self._curved(read_m, log_gain)
+
+    def apply_bands(self, bands_m: Array, *, log_gain: Array | None = None) -> Array:
+        """Return calibrated height, or height with its interval.
+
+        Args:
+            bands_m: (1, H, W) height, or (3, H, W) height with the ends of its interval, metres.
+            log_gain: (H, W) logarithm of the gain, or None.
+
+        Returns:
+            float32 metres, same shape; low end <= height <= high end.
+        """
+        if len(bands_m) == 1:
+            return self.apply(bands_m[0], log_gain=log_gain)[None]
+        height_m = self.apply(bands_m[0], p95_m=bands_m[2], log_gain=log_gain)
+        low_m, high_m = self.ends(height_m, bands_m[1], bands_m[2], log_gain=log_gain)
+        return np.stack([height_m, np.minimum(low_m, height_m), np.maximum(high_m, height_m)]).astype(np.float32)
+
+    def ends(
+        self, calibrated_m: Array, low_m: Array, high_m: Array, *, log_gain: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the calibrated ends of the interval of heights that are calibrated already; arrays of one shape."""
+        low_m, high_m = self._curved(low_m, log_gain), self._curved(high_m, log_gain)
+        return (low_m, high_m) if self.interval is None else self.interval.widened(calibrated_m, low_m, high_m)
+
+    def _curved(self, height_m: Array, log_gain: Array | None) -> Array:
+        """Return the curve's heights times the gain."""
         x, y = np.array(self.knots_m).T
-        seen = np.asarray(seen, np.float64)
-        curved = np.where(seen > x[-1], seen * (y[-1] / x[-1]), np.interp(seen, x, y))
+        height_m = np.asarray(height_m, np.float64)
+        curved = np.where(height_m > x[-1], height_m * (y[-1] / x[-1]), np.interp(height_m, x, y))
         if log_gain is not None:
             curved = curved * np.exp(np.clip(log_gain, -LIMIT, LIMIT))
         return np.where(np.isnan(height_m), np.nan, np.maximum(curved, 0)).astype(np.float32)
 
-    def apply_bands(self, bands_m: Array, *, log_gain: Array | None = None) -> Array:
-        """Calibrated height, or height with its interval: (1, H, W) or (3, H, W) metres.
 
-        The ends of the interval take the same way as the height, so they keep their order and their coverage.
-        """
-        p95_m = bands_m[2] if len(bands_m) == 3 else None
-        return np.stack([self.apply(band, p95_m=p95_m, log_gain=log_gain) for band in bands_m])
-
-
-def raised_m(height_m: Array, p95_m: Array, upper: float) -> Array:
-    """Heights moved toward their 95th percentile where that is a tree's; monotone in `height_m`."""
-    raised: Array = height_m + upper * np.maximum(0, p95_m - np.maximum(height_m, TREE_M))
+def raised_m(height_m: Array, p95_m: Array, upper: float, doubt_m: float) -> Array:
+    """Return heights moved toward their 95th percentile where that is beyond doubt; monotone in `height_m`."""
+    raised: Array = height_m + upper * np.maximum(0, p95_m - np.maximum(height_m, doubt_m))
     return raised
 
 

@@ -106,7 +106,13 @@ def chm(
     clouds: Annotated[list[Path], typer.Argument(help="LAS, LAZ or COPC files in one CRS.")],
     out: Annotated[Path, typer.Option(help="Output GeoTIFF.")],
     resolution: Annotated[float, typer.Option(help="Cell size, metres.")] = 1.0,
-    crs: Annotated[str | None, typer.Option(help="CRS of the output, and of clouds without one.")] = None,
+    crs: Annotated[
+        str | None, typer.Option(help="CRS of the output, and of clouds that record none, or none that can be right.")
+    ] = None,
+    cloud_crs: Annotated[str | None, typer.Option(help="CRS of the clouds, whatever they record.")] = None,
+    z_unit: Annotated[
+        str | None, typer.Option(help="Unit of elevation, whatever the clouds record: m, ft or us-ft.")
+    ] = None,
     ground: Annotated[str, typer.Option(help="Source of the ground: auto, classified or smrf.")] = "auto",
     ground_out: Annotated[Path | None, typer.Option(help="Terrain model to write as well.")] = None,
     quality: Annotated[
@@ -116,16 +122,14 @@ def chm(
     as_json: Json = False,
 ) -> None:
     """Compute a canopy height model from airborne lidar."""
-    from dataclasses import asdict
-
     from canopy.lidar import build_chm
 
     with show_progress() as report:
         summary = build_chm(
-            clouds, out, resolution_m=resolution, crs=crs, ground=ground, ground_out=ground_out, quality=quality,
-            overwrite=overwrite, report=report,
+            clouds, out, resolution_m=resolution, crs=crs, cloud_crs=cloud_crs, z_unit=z_unit, ground=ground,
+            ground_out=ground_out, quality=quality, overwrite=overwrite, report=report,
         )  # fmt: skip
-    typer.echo(json.dumps(asdict(summary), default=str) if as_json else str(summary.path))
+    typer.echo(json.dumps(summary.to_json()) if as_json else str(summary.path))
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """Shots as GEDI would take them over a canopy height model, written in the layout of L2A V002.
 
 The waveform is that of the Gaussian footprint's height distribution, widened by the pulse: so RH metrics over bare
-ground are not 0, and geolocation errs by track and by shot. After Hancock et al. (2019), much simplified: there is no
-understorey, no slope and no noise but that of RH.
+ground are not 0, and geolocation errs by track and by shot. On a terrain model, heights count from the mean ground of
+the footprint, so slopes widen the waveform as they do in orbit. After Hancock et al. (2019), much simplified: there is
+no understorey and no noise but that of RH.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from scipy.special import erf
 from canopy.errors import LidarError, OutputError, one_line
 from canopy.gedi.footprints import COVER_HEIGHT_M, FOOTPRINT_SIGMA_M
 from tiles.files import replacing
-from tiles.heights import open_heights
+from tiles.heights import HeightRaster, elevation_unit_m, open_heights, open_raster, readable
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +32,7 @@ ALONG_M, ACROSS_M = 60.0, 600.0
 PULSE_SIGMA_M = 0.98
 """15.6 ns at half maximum, in metres of height."""
 BIN_M = 0.15
-HEIGHTS_M = np.arange(-5, 100, BIN_M)
+HEIGHTS_M = np.arange(-20, 100, BIN_M)
 REACH_M = 18.0
 
 _LEVELS = np.clip(np.arange(101) / 100, 0.005, 0.995)
@@ -87,7 +88,7 @@ class BeamShots:
         return cls(*(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
-def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -> int:
+def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0, dem: Path | None = None) -> int:
     """Take shots over a canopy height model and return their number.
 
     Args:
@@ -95,9 +96,10 @@ def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -
         out: HDF5 to write, in the layout of L2A V002.
         orbit: How shots lie; `Orbit()` if None.
         seed: Seed of all randomness.
+        dem: Terrain model on the grid of the canopy height model; flat ground if None.
 
     Raises:
-        LidarError: The model's CRS is not projected, or no footprint lies on it.
+        LidarError: The model's CRS is not projected, no footprint lies on it, or the terrain is on another grid.
         OutputError: `out` cannot be written.
     """
     orbit = orbit or Orbit()
@@ -108,10 +110,11 @@ def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -
             raise LidarError(f"{path}: a projected CRS in metres expected, found {crs.name}")
         heights_m = raster.read().astype(np.float64)
         bounds = raster.dataset.bounds
+        ground_m = np.zeros(heights_m.shape) if dem is None else _terrain_m(dem, raster)
     parts: dict[str, list[BeamShots]] = {name: [] for name in BEAMS}
     for number in range(orbit.passes):
         for track, (name, x, y) in enumerate(_tracks(bounds, orbit, number, generator)):
-            rh_m, cover, valid = _measured(heights_m, transform, x, y, orbit, generator)
+            rh_m, cover, valid = _measured(heights_m, ground_m, transform, x, y, orbit, generator)
             numbers = shot_numbers(1 + 100 * number + track // len(BEAMS), BEAMS.index(name), len(x))
             seconds = number * 86400.0 + track + np.arange(len(x)) * 0.008
             parts[name].append(
@@ -125,13 +128,31 @@ def simulate(path: Path, out: Path, orbit: Orbit | None = None, seed: int = 0) -
     return count
 
 
+def _terrain_m(dem: Path, canopy: HeightRaster) -> Floats:
+    """Return the elevations of a terrain model that lies on the grid of a canopy height model, metres."""
+    with open_raster(dem) as dataset:
+        if dataset.shape != canopy.dataset.shape or not dataset.transform.almost_equals(canopy.dataset.transform):
+            raise LidarError(f"{dem}: the grid of {canopy.path} expected (gdalwarp -te -ts resamples it)")
+        with readable(dem):
+            values = dataset.read(1, masked=True).astype(np.float64)
+        return np.asarray(np.ma.filled(values, np.nan) * elevation_unit_m(dataset), np.float64)
+
+
 def _measured(
-    heights_m: Floats, transform: Affine, x: Floats, y: Floats, orbit: Orbit, generator: np.random.Generator
+    heights_m: Floats,
+    ground_m: Floats,
+    transform: Affine,
+    x: Floats,
+    y: Floats,
+    orbit: Orbit,
+    generator: np.random.Generator,
 ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Return what `waveforms` returns for one track, whose true places differ from the recorded ones."""
     shift = generator.normal(0, orbit.track_error_m / np.sqrt(2), 2)
     jitter = generator.normal(0, orbit.shot_error_m / np.sqrt(2), (len(x), 2))
-    rh_m, cover, valid = waveforms(heights_m, transform, x + shift[0] + jitter[:, 0], y + shift[1] + jitter[:, 1])
+    rh_m, cover, valid = waveforms(
+        heights_m, transform, x + shift[0] + jitter[:, 0], y + shift[1] + jitter[:, 1], ground_m
+    )
     return rh_m + generator.normal(0, orbit.height_error_m, (len(rh_m), 1)), cover, valid
 
 
@@ -158,7 +179,9 @@ def _tracks(
     return tracks
 
 
-def waveforms(heights_m: Floats, transform: Affine, x: Floats, y: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+def waveforms(
+    heights_m: Floats, transform: Affine, x: Floats, y: Floats, ground_m: Floats | None = None
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Return the RH metrics of Gaussian footprints.
 
     Args:
@@ -166,6 +189,7 @@ def waveforms(heights_m: Floats, transform: Affine, x: Floats, y: Floats) -> tup
         transform: Transform of the raster, north up.
         x: (n,) first coordinate of the footprints' true centres.
         y: (n,) second coordinate of the footprints' true centres.
+        ground_m: (H, W) elevations of the ground, metres; flat if None.
 
     Returns:
         (n, 101) RH in metres; (n,) cover, the share of energy from 2 m and more; (n,) whether the footprint lies on
@@ -182,16 +206,19 @@ def waveforms(heights_m: Floats, transform: Affine, x: Floats, y: Floats) -> tup
     for shot in np.flatnonzero(valid):
         top, left = int(rows[shot]), int(cols[shot])
         part = heights_m[top - reach : top + reach, left - reach : left + reach]
-        if np.isnan(part).any():
+        ground = part * 0 if ground_m is None else ground_m[top - reach : top + reach, left - reach : left + reach]
+        if np.isnan(part + ground).any():
             valid[shot] = False
             continue
         down_m, right_m = (steps + top + 0.5 - rows[shot]) * cell_m, (steps + left + 0.5 - cols[shot]) * cell_m
         weight = np.exp(-(down_m[:, None] ** 2 + right_m[None] ** 2) / (2 * FOOTPRINT_SIGMA_M**2))
-        energy, _ = np.histogram(part, edges_m, weights=weight)
+        # RH counts from the ground's own return, whose middle is the mean elevation under the beam.
+        above_m = part + ground - (weight * ground).sum() / weight.sum()
+        energy, _ = np.histogram(above_m, edges_m, weights=weight)
         wave = np.convolve(energy, _PULSE, mode="same")
         rising = np.cumsum(wave) / wave.sum()
         rh_m[shot] = np.interp(_LEVELS, rising, HEIGHTS_M + BIN_M / 2)
-        cover[shot] = energy[HEIGHTS_M >= COVER_HEIGHT_M].sum() / energy.sum()
+        cover[shot] = weight[part >= COVER_HEIGHT_M].sum() / weight.sum()
     return rh_m, cover, valid
 
 

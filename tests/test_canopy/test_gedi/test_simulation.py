@@ -6,12 +6,13 @@ import h5py
 import numpy as np
 import pytest
 from affine import Affine
-from gedi_shots import EVERYTHING, write_map
+from gedi_shots import EVERYTHING, woodland, write_map
 from rasters import make_raster
 
 from canopy.errors import LidarError
+from canopy.gedi.footprints import FOOTPRINT_SIGMA_M
 from canopy.gedi.shots import read_granules
-from canopy.gedi.simulation import BEAMS, BeamShots, Orbit, shot_numbers, simulate, waveforms
+from canopy.gedi.simulation import BEAMS, PULSE_SIGMA_M, BeamShots, Orbit, shot_numbers, simulate, waveforms
 
 
 def test_bare_ground_and_a_flat_roof_have_the_heights_of_the_pulse() -> None:
@@ -78,3 +79,26 @@ def test_a_model_in_degrees_or_too_small_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LidarError, match="no footprint"):
         simulate(write_map(tmp_path / "s.tif", np.zeros((20, 20), np.float32)), tmp_path / "s.h5")
     assert not list(tmp_path.glob("*.h5"))
+
+
+@pytest.mark.parametrize("deg", [10, 20])
+def test_slopes_widen_the_waveform_and_leave_its_middle(deg: float) -> None:
+    """Of a plane under the beam, RH98 lies 2.05 times the spread of pulse and ground together above its middle."""
+    transform, centre = Affine(1, 0, 0, 0, -1, 100), np.array([50.0])
+    rise_m = np.broadcast_to(np.tan(np.radians(deg)) * np.arange(100.0), (100, 100))
+    rh_m, cover, _ = waveforms(np.zeros((100, 100)), transform, centre, centre, rise_m)
+    spread_m = np.hypot(PULSE_SIGMA_M, FOOTPRINT_SIGMA_M * np.tan(np.radians(deg)))
+    assert rh_m[0, 50] == pytest.approx(0, abs=0.1)
+    assert rh_m[0, 98] == pytest.approx(2.05 * spread_m, rel=0.06)
+    assert cover[0] == 0, "steep ground is no canopy"
+
+
+def test_a_terrain_model_lies_on_the_grid_of_the_canopy(tmp_path: Path) -> None:
+    chm = write_map(tmp_path / "chm.tif", woodland(120))
+    flat, steep = tmp_path / "flat.h5", tmp_path / "steep.h5"
+    orbit = Orbit(passes=2, across_m=20, along_m=20)
+    dem = write_map(tmp_path / "dem.tif", np.tile(np.arange(120, dtype=np.float32) * 0.5, (120, 1)))
+    assert simulate(chm, flat, orbit) == simulate(chm, steep, orbit, dem=dem) > 5
+    assert flat.read_bytes() != steep.read_bytes()
+    with pytest.raises(LidarError, match=r"the grid of .*chm.tif expected"):
+        simulate(chm, tmp_path / "x.h5", orbit, dem=write_map(tmp_path / "small.tif", np.zeros((60, 60), np.float32)))
