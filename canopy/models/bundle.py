@@ -199,7 +199,7 @@ def save_bundle(path: Path, card: Card, weights: Mapping[str, np.ndarray]) -> No
         OutputError: The disk is full, or the folder is not writable.
     """
     with reported(path, SafetensorError), replacing(path) as draft:
-        draft.touch()
+        draft.touch()  # with the user's own mode
         mode = draft.stat().st_mode
         save_file(dict(weights), draft, metadata={CARD_KEY: card.model_dump_json()})
         draft.chmod(mode)  # safetensors lets only the owner read
@@ -238,6 +238,7 @@ def find_bundle(model: str | Path) -> Path:
     path = Path(model)
     if (path / PUBLISHED_CONFIG).is_file():
         return path
+    # A path comes before a name: who names an existing file means that file.
     for candidate in (path, BUNDLED / f"{model}.safetensors", models_folder() / f"{model}.safetensors"):
         if candidate.is_file():
             return candidate

@@ -85,8 +85,10 @@ class DPTHeights(HeightNet):
             (B, bins, H / 2, W / 2) logits.
         """
         features = self.tapped(image) if taps is None else list(taps)
+        # Tokens of different encoders and blocks differ in scale by orders of magnitude; layer norm without weights.
         if self._normed:
             features = [F.layer_norm(tokens.movedim(1, -1), tokens.shape[1:2]).movedim(-1, 1) for tokens in features]
+        # No prefix tokens (None): the readout ignores them.
         decoded = self.dpt.decoder(features, [None] * len(features))
         if self.detail is not None:
             decoded = torch.cat([decoded, self.detail(image)], dim=1)
@@ -119,11 +121,13 @@ class DPTHeights(HeightNet):
             (B, K, H, W) decoded values.
         """
         height, width = image.shape[-2:]
+        # Decoded first, then enlarged: heights and quantiles are few channels, logits are many.
         half = decode(self(self.padded(image)))
         return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
 
     def tokens(self, image: Tensor) -> Tensor:
         """Return the encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
+        # An enlarged image has more patches; their mean is that of a patch of 16 px on the ground.
         return F.avg_pool2d(self.tapped(self.padded(image))[-1], self._enlarge)
 
     def tapped(self, image: Tensor) -> list[Tensor]:
@@ -153,6 +157,7 @@ class Detail(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return features at half of the resolution: (B, 3, H, W) RGB in [0, 1] to (B, width, H / 2, W / 2)."""
+        # From [0, 1] to [-1, 1]; then from the coarsest level on, each is enlarged and added to the next finer one.
         merged: Tensor | None = None
         pyramid = zip(self.stages(2 * image - 1), self.lateral, self.smooth, strict=True)
         for features, lateral, smooth in reversed(list(pyramid)):
@@ -174,6 +179,7 @@ def load_stages(stages: nn.Module, path: Path) -> None:
         ModelError: No such file, or weights of another network.
     """
     try:
+        # By order, not by name: zip drops the layers of the classifier, which come last.
         tensors = torch.load(path, map_location="cpu", weights_only=True).values()
         stages.load_state_dict(dict(zip(stages.state_dict(), tensors, strict=False)))
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:

@@ -37,6 +37,7 @@ def encoder_card(path: Path) -> Card:
     except RuntimeError as error:
         raise ModelError(f"timm knows no pretrained weights {name!r}") from error
     assert pretrained is not None
+    # Patches of 16 px, whatever the model's own: the DPT decoder needs them, and timm resamples the weights.
     return Card.model_validate(
         {
             "name": name,

@@ -43,6 +43,7 @@ class HeightBins(nn.Module):
         if spacing not in WARPS:
             raise ModelError(f"no spacing {spacing!r} of height bins: {', '.join(WARPS)} expected")
         self.bins, self.max_m, self.spacing = bins, max_m, spacing
+        # In float64, rounded once: edges of narrow bins near the ground stay apart.
         edges_m = self._metres(torch.linspace(0, 1, bins + 1, dtype=torch.float64))
         self.register_buffer("edges_m", edges_m.float(), persistent=False)
         self.register_buffer("centres_m", ((edges_m[1:] + edges_m[:-1]) / 2).float(), persistent=False)
@@ -88,6 +89,7 @@ class HeightBins(nn.Module):
     def position(self, height_m: Tensor) -> Tensor:
         """Return the position of a height on the axis of bins, in bins: 0 at the ground, `bins` at `max_m`."""
         height_m = height_m.clamp(0, self.max_m)
+        # The square root has an inverse; the other spacings are inverted between the edges of the bin.
         if self.spacing == "sqrt":
             return self.bins * (height_m / self.max_m).sqrt()
         upper = torch.searchsorted(self.edges_m, height_m.contiguous(), right=True).clamp(1, self.bins)

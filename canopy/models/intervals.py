@@ -86,6 +86,7 @@ def interval_m(bins: Bins, intervals: HeightIntervals, logits: Tensor) -> Tensor
     height, low, high = raw_interval_m(bins, logits).unbind(dim=1)
     low = low - _interpolate(height, intervals.height_m, intervals.lower_m)
     high = high + _interpolate(height, intervals.height_m, intervals.upper_m)
+    # An end drawn in may pass the height itself, and a low end may pass the ground.
     return torch.stack([height, torch.minimum(low, height).clamp_min(0), torch.maximum(high, height)], dim=1)
 
 
@@ -130,6 +131,7 @@ def fit_intervals(raw_m: Floats, truth_m: Floats) -> HeightIntervals:
         binding = [true for true in true_classes if (true & cells).sum() >= BINDING_SHARE * true.sum()]
         return min(0.0, max((_conformal(scores[true], EACH) for true in binding), default=-np.inf))
 
+    # Bounds of both ends first: they do not depend on the level that is searched for below.
     bounds = [[least_offset(scores, cells) for cells in classes] for scores in (below, above)]
 
     def at_level(level: float) -> HeightIntervals:
@@ -154,6 +156,7 @@ def _joined_classes(number: NDArray[np.int64]) -> list[Mask]:
     classes: list[Mask] = []
     for index in range(len(EDGES_M) - 1):
         members = number == index
+        # The lowest class stays whatever its size: there is none below it to join.
         if classes and members.sum() < FEWEST_CELLS:
             classes[-1] |= members
         else:

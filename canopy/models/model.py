@@ -61,6 +61,7 @@ class CanopyModel:
         self.backend = f"{backend.name} on {device.type}"
         self.chip_by_chip = backend.chip_by_chip
         self._net = net.to(device).to(memory_format=backend.memory_format).eval().requires_grad_(False)
+        # Each function is compiled alone and at its first call: a map needs one or two of the three.
         self._heights = backend.accelerate(self._net.height_m, "heights")
         self._tokens = backend.accelerate(self._net.tokens, "tokens")
         self._interval = backend.accelerate(self._net_interval, "interval")
@@ -137,6 +138,7 @@ def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto", backend:
         ModelError: No such model, a damaged one, weights that do not fit its card, no such device, or a backend that
             cannot run it.
     """
+    # From cheap to dear: names, then the file, then shapes alone, then memory for the network, then one small image.
     check_device(device)
     check_backend(backend, device)
     path = find_bundle(model)

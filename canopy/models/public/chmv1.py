@@ -93,6 +93,7 @@ class CHMv1(HeightNet):
         """Return tokens after each tap, the class token first: 4 x (B, 1 + H / 16 * W / 16, width)."""
         patches = self.encoder.patch_embed.proj(self.normalise(image))
         located = patches.flatten(2).mT + self._positions(*patches.shape[-2:])
+        # The class token has a position of its own, which is not interpolated.
         first = cast(Tensor, self.encoder.cls_token) + cast(Tensor, self.encoder.pos_embed)[:, :1]
         tokens = torch.cat([first.expand(len(image), -1, -1), located], dim=1)
         tapped: list[Tensor] = []
@@ -111,6 +112,7 @@ class CHMv1(HeightNet):
         rows, cols = (side // PATCH_PX for side in image.shape[-2:])
         levels: list[Tensor] = []
         for level, tokens in enumerate(self._encode(image)):
+            # DPT's readout "project" (Ranftl et al. 2021, section 3): the class token next to every patch token.
             both = torch.cat([tokens[:, 1:], tokens[:, :1].expand_as(tokens[:, 1:])], dim=-1)
             mixed = F.gelu(self.readout[level](both)).mT.reshape(len(image), -1, rows, cols)
             levels.append(self.lateral[level](self.resize[level](self.reassemble[level](mixed))))

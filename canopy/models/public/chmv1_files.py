@@ -119,6 +119,7 @@ def add_colour_matching(bundle: Bundle, path: Path) -> Bundle:
 
 
 def _weights(state: Mapping[str, Any]) -> Weights:
+    # Strictly what the network has: weights that the head does not read are left out, anything else is an error later.
     used = {name: value for name, value in state.items() if not _UNUSED.match(name)}
     return {_renamed(name, _HEIGHT_NAMES): value.detach().float().numpy() for name, value in used.items()}
 

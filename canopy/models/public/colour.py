@@ -45,6 +45,7 @@ class ColourMatching(nn.Module):
 
     def expected(self, image: Tensor) -> Tensor:
         """Predict the percentiles of a satellite image: (B, 3, H, W) in [0, 1] to (2, B, 3, 1, 1)."""
+        # The regression is fully connected, so the network takes images of one size only.
         if image.shape[-2:] != (SIDE_PX, SIDE_PX):
             image = F.interpolate(image, (SIDE_PX, SIDE_PX), mode="bilinear", antialias=True)
         features = self.stages[0](image)

@@ -132,6 +132,7 @@ def _download_new(part: Part, sha256: str | None, report: Report) -> Download:
     with part.partial.open("ab") as partial:
         stated = _fill(part, partial, report)
         partial.flush()
+    # On the disk before it gets its name: a machine that fails between the two leaves no file of zeros.
     sync(part.partial)
     digest = file_sha256(part.partial)
     fault = _fault(part, part.partial, digest, sha256 or stated.sha256)
@@ -186,6 +187,7 @@ def _connect(part: Part, partial: IO[bytes], report: Report) -> tuple[Stated, in
         return redirects.stated, -1
     redirects.read_revision(response.headers)
     with response:
+        # Only "partial content" continues: any other answer is the whole file, and the part starts again.
         if response.status != 206:
             _empty(partial)
         start = partial.tell()

@@ -43,6 +43,7 @@ def fetch(
     """
     folder = folder or models_folder()
     bundle = folder / f"{checkpoint.name}.safetensors"
+    # What costs nothing comes first: no licence is asked for a model that is there.
     if _is_fetched(bundle, checkpoint):
         return bundle
     if not accept(checkpoint):
@@ -90,7 +91,7 @@ def _download_files(checkpoint: Checkpoint, downloads: Path, report: Report) -> 
     """Download the files of a checkpoint, those of the model hub of one revision; return them and their origin."""
     record = downloads / "revision"
     revision = checkpoint.revision or (record.read_text(encoding="ascii") if record.is_file() else None)
-    files = []
+    files: list[Path] = []
     for url in checkpoint.urls:
         if revision is not None:
             url = url.replace(_NEWEST, f"/resolve/{revision}/")
@@ -123,11 +124,12 @@ def _require_match(checkpoint: Checkpoint, bundle: Bundle) -> None:
     Raises:
         ModelError: Family, depth or width of the encoder differ.
     """
-    found = (bundle.card.family, *_encoder_shape(bundle.card))
+    received = (bundle.card.family, *_encoder_shape(bundle.card))
     expected = (checkpoint.family, checkpoint.blocks, checkpoint.width)
-    if found != expected:
+    if received != expected:
+        family, blocks, width = received
         raise ModelError(
-            f"{checkpoint.urls[-1]}: a model of the family {found[0]}, {found[1]} blocks, {found[2]} wide, came; "
+            f"{checkpoint.urls[-1]}: a model of the family {family}, {blocks} blocks, {width} wide, came; "
             f"{expected[0]}, {expected[1]} blocks, {expected[2]} wide, expected"
         )
 

@@ -37,8 +37,8 @@ def test_weights_of_timm_are_named_as_timm_names_them(monkeypatch: pytest.Monkey
 
 
 def test_timm_without_such_weights_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match=r"timm knows no pretrained weights 'vit_tiny_patch16_224\.nobody'"):
-        read_encoder(Path("timm:vit_tiny_patch16_224.nobody"))
+    with pytest.raises(ModelError, match=r"timm knows no pretrained weights 'vit_tiny_patch16_224\.unknown'"):
+        read_encoder(Path("timm:vit_tiny_patch16_224.unknown"))
 
     def offline(*args: object, **options: object) -> None:
         raise OSError("no network\nat all")

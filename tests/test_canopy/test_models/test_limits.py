@@ -87,8 +87,8 @@ def test_every_argument_is_one_of_timms() -> None:
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    known = {*inspect.signature(VisionTransformer).parameters, *inspect.signature(Eva).parameters}
-    assert set(ENCODER_ARGS) <= known
+    parameters = {*inspect.signature(VisionTransformer).parameters, *inspect.signature(Eva).parameters}
+    assert set(ENCODER_ARGS) <= parameters
 
 
 def test_taps_rise_below_the_deepest_encoder() -> None:
