@@ -57,7 +57,8 @@ def predict_array(
         image.rio.to_raster(memory.name, driver="GTiff")
         source = open_imagery(memory.name, scale=scale)
         crs = CRS(image.rio.crs.to_wkt())
-        area = box(*image.rio.bounds(), crs)
+        left, bottom, right, top = image.rio.bounds()
+        area = box(left, bottom, right, top, crs)
         check_gsd(source, network.card, force)
         gsd_m = network.card.gsd_m
         work = working_lattice(area, output_lattice(area, "auto", None, gsd_m), gsd_m)
