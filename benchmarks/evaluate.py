@@ -19,8 +19,8 @@ from scipy import ndimage
 BLOCK_PX = 512
 
 
-def make_pair(folder: Path, side_px: int) -> tuple[Path, Path]:
-    """A truth and a prediction of 1 m cells, made block by block."""
+def write_pair(folder: Path, side_px: int) -> tuple[Path, Path]:
+    """Write a prediction and its truth with cells of 1 m, block by block, and return their paths."""
     generator = np.random.default_rng(0)
     truth = np.clip(ndimage.gaussian_filter(generator.normal(0, 1, (BLOCK_PX, BLOCK_PX)), 3) * 90, 0, None)
     pred = np.clip(ndimage.gaussian_filter(truth, 2) + generator.normal(0, 1, truth.shape), 0, None)
@@ -29,20 +29,20 @@ def make_pair(folder: Path, side_px: int) -> tuple[Path, Path]:
 
 def _write(path: Path, heights: np.ndarray, side_px: int) -> Path:
     profile = {"driver": "GTiff", "count": 1, "dtype": "float32", "width": side_px, "height": side_px, "nodata": np.nan}
-    place = {"crs": "EPSG:32612", "transform": Affine(1, 0, 500_000, 0, -1, 4_980_000)}
+    georeference = {"crs": "EPSG:32612", "transform": Affine(1, 0, 500_000, 0, -1, 4_980_000)}
     tiling = {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "compress": "deflate", "zlevel": 1}
-    with rasterio.open(path, "w", **profile, **place, **tiling) as made:
-        for _, window in made.block_windows(1):
-            made.write(heights[: window.height, : window.width].astype(np.float32), 1, window=window)
+    with rasterio.open(path, "w", **profile, **georeference, **tiling) as dataset:
+        for _, window in dataset.block_windows(1):
+            dataset.write(heights[: window.height, : window.width].astype(np.float32), 1, window=window)
     return path
 
 
-def streamed(pred: Path, truth: Path) -> dict[str, float]:
-    """Seconds, CPU seconds and peak MiB of the evaluation in a process of its own."""
+def measure_evaluation(pred: Path, truth: Path) -> dict[str, float]:
+    """Return seconds, CPU seconds and peak MiB of the evaluation in a process of its own."""
     code = (
         "import sys, json, time; from pathlib import Path\n"
         "from canopy.evaluation.comparison import evaluate\n"
-        "began = time.perf_counter(); made = evaluate([Path(sys.argv[1])], Path(sys.argv[2]))\n"
+        "began = time.perf_counter(); evaluate([Path(sys.argv[1])], Path(sys.argv[2]))\n"
         "peak = [l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
         "took = time.perf_counter() - began; cpu_s = time.process_time()\n"
         "print(json.dumps({'wall_s': took, 'cpu_s': cpu_s, 'peak_mib': int(peak) / 1024}))\n"
@@ -52,8 +52,8 @@ def streamed(pred: Path, truth: Path) -> dict[str, float]:
     return dict(json.loads(done.stdout))
 
 
-def plain_cpu_s(pred: Path, truth: Path) -> float:
-    """CPU seconds of the same metrics in plain numpy on whole arrays, reading included."""
+def measure_numpy_s(pred: Path, truth: Path) -> float:
+    """Return the CPU seconds of the same metrics in plain numpy on whole arrays, reading included."""
     began = time.process_time()
     p, t = (rasterio.open(path).read(1).astype(np.float64) for path in (pred, truth))
     error = p - t
@@ -67,17 +67,22 @@ def plain_cpu_s(pred: Path, truth: Path) -> float:
     return time.process_time() - began
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measure both sizes and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side-px", type=int, default=16000)
-    parser.add_argument("--small-px", type=int, default=3000)
+    parser.add_argument("--side-px", type=int, default=16000, help="side of the large pair, pixels")
+    parser.add_argument("--small-px", type=int, default=3000, help="side of the pair that numpy scores too, pixels")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        large = streamed(*make_pair(Path(name), arguments.side_px))
-        pair = make_pair(Path(name), arguments.small_px)
-        small, plain_s = streamed(*pair), plain_cpu_s(*pair)
-    rate = arguments.side_px**2 / 1e6
+        large = measure_evaluation(*write_pair(Path(name), arguments.side_px))
+        pair = write_pair(Path(name), arguments.small_px)
+        small, numpy_s = measure_evaluation(*pair), measure_numpy_s(*pair)
+    megapixels = arguments.side_px**2 / 1e6
     print(f"{arguments.side_px} px: {large['wall_s']:.0f} s wall, {large['cpu_s']:.0f} s CPU, ", end="")
-    print(f"{rate / large['wall_s']:.1f} Mpx/s wall, {rate / large['cpu_s']:.1f} Mpx/s of CPU")
+    print(f"{megapixels / large['wall_s']:.1f} Mpx/s wall, {megapixels / large['cpu_s']:.1f} Mpx/s of CPU")
     print(f"peak memory {large['peak_mib']:.0f} MiB   (target 1000)")
-    print(f"plain numpy over streamed, CPU time, {arguments.small_px} px: {plain_s / small['cpu_s']:.2f}")
+    print(f"plain numpy over canopy, CPU time, {arguments.small_px} px: {numpy_s / small['cpu_s']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -40,6 +40,8 @@ ABOVE_M = (4.0, 12.0, 16.0, 19.0, 18.0, 15.0, 12.0, 12.0)
 """Reach of the interval below and above predicted heights: about the widths that canopy-small's has by height."""
 SPREAD, SPREAD_CELLS = 0.35, 6
 """Standard deviation of the logarithm of the interval's noise, and its reach."""
+HIGHEST_M = 60.0
+"""Where the bins of a model end."""
 DOUBTED_M, DOUBT_CELLS, BARE_DOUBTED = 15.0, 10, 1.65
 HILL_M, MEDIAN_SLOPE_DEG = 80.0, 12.0
 
@@ -68,6 +70,7 @@ def distorted(truth_m: Array, seed: int) -> Array:
     doubted = np.where(missed, doubt > 0, (height_m < TREE_M) & (doubt > BARE_DOUBTED))
     doubted_m = DOUBTED_M * np.exp(SPREAD * smooth_field(generator, shape, SPREAD_CELLS))
     upper_m = np.where(doubted, np.maximum(upper_m, doubted_m), upper_m)
+    upper_m = np.minimum(upper_m, HIGHEST_M)
     lower_m = np.maximum(height_m - np.interp(height_m, HEIGHTS_M, BELOW_M), 0)
     return np.stack([height_m, lower_m, upper_m]).astype(np.float32)
 

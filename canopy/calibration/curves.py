@@ -31,6 +31,8 @@ Kind = Literal["identity", "percentile", "linear", "isotonic", "quantile", "loca
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 CANOPY_M = 2.0
 """Height from which a cell counts as canopy; the curve leaves lower heights as they are."""
+TALLEST_M = 130.0
+"""Greatest calibrated height, metres: trees end there, and a curve goes on past its last knot."""
 LIMIT = math.log(2.0)
 """Largest logarithm of a gain: it lies between a half and two."""
 
@@ -120,7 +122,8 @@ class IntervalEnds(_Frozen):
     def widened(self, height_m: Array, low_m: Array, high_m: Array) -> tuple[Array, Array]:
         """Return both ends moved apart, the low end not below 0; arrays of one shape, metres."""
         low_m = low_m - np.interp(height_m, self.height_m, self.lower_m)
-        return np.maximum(low_m, 0), high_m + np.interp(height_m, self.height_m, self.upper_m)
+        widened_m = high_m + np.interp(height_m, self.height_m, self.upper_m)
+        return np.maximum(low_m, 0), np.minimum(widened_m, np.fmax(high_m, TALLEST_M))
 
 
 class Calibration(_Frozen):
@@ -208,7 +211,9 @@ class Calibration(_Frozen):
         curved = np.where(height_m > x[-1], height_m * (y[-1] / x[-1]), np.interp(height_m, x, y))
         if log_gain is not None:
             curved = curved * np.exp(np.clip(log_gain, -LIMIT, LIMIT))
-        return np.where(np.isnan(height_m), np.nan, np.maximum(curved, 0)).astype(np.float32)
+        # What lies above the tallest tree already stays as it is.
+        curved = np.clip(curved, 0, np.fmax(height_m, TALLEST_M))
+        return np.where(np.isnan(height_m), np.nan, curved).astype(np.float32)
 
 
 def raised_m(height_m: Array, p95_m: Array, upper: float, doubt_m: float) -> Array:

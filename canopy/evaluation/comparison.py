@@ -4,20 +4,35 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
 from canopy.errors import EvaluationError
 from canopy.evaluation.intervals import ScoreIntervals, confidence_intervals
 from canopy.evaluation.metrics import Heights, HeightSums, Scores, Totals
 from canopy.evaluation.pictures import Pictures
-from canopy.evaluation.rasters import RegriddedHeights, mask_on, overlap, require_mask, require_north_up, truth_grid
+from canopy.evaluation.prediction_intervals import (
+    HIGH_BAND,
+    LOW_BAND,
+    IntervalResult,
+    IntervalSums,
+    IntervalTotals,
+)
+from canopy.evaluation.rasters import (
+    RegriddedHeights,
+    cells_outside,
+    mask_on,
+    overlap,
+    require_mask,
+    require_north_up,
+    truth_grid,
+)
+from canopy.evaluation.sites import Site, read_sites
 from canopy.evaluation.truth_grid import BLOCK_M, TruthGrid
 from canopy.progress import Progress, Report, ignore
 from tiles.heights import UNITS_M, HeightRaster, open_heights, open_raster
@@ -31,26 +46,61 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Sums:
+    """What was added up of one prediction, over all of the truth or over one site."""
+
+    heights: Totals
+    """Sums of heights."""
+    interval: IntervalTotals | None
+    """Sums of the interval; None where the prediction has none."""
+    cluster_m: float
+    """Side of a cluster, metres."""
+
+    def __add__(self, other: "Sums") -> "Sums":
+        both = self.interval is not None and other.interval is not None
+        interval = self.interval + other.interval if both else None  # type: ignore[operator]
+        return Sums(self.heights + other.heights, interval, max(self.cluster_m, other.cluster_m))
+
+    def result(self, sites: "dict[str, Result] | None" = None) -> "Result":
+        """Return the scores of the sums, with those of sites."""
+        intervals = confidence_intervals(self.heights) if len(self.heights.clusters) else None
+        interval = self.interval.result() if self.interval is not None else None
+        return Result(
+            self.heights.scores(), intervals, len(self.heights.clusters), self.cluster_m, interval, sites or {}
+        )
+
+
+@dataclass(frozen=True)
 class Result:
     """Scores of one prediction, with their intervals."""
 
     scores: Scores
     """Metrics and errors by height class."""
-    intervals: ScoreIntervals
-    """95 % intervals of the metrics."""
+    intervals: ScoreIntervals | None
+    """95 % intervals of the metrics; None without cells."""
     clusters: int
     """Number of clusters that the intervals are drawn from."""
     cluster_m: float
     """Side of a cluster, metres."""
+    interval: IntervalResult | None = None
+    """Scores of the prediction's own interval; None where it has none."""
+    sites: "dict[str, Result]" = field(default_factory=dict)
+    """Result of each site, by its name; empty unless asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON."""
-        return {
-            **self.scores.to_json(),
-            "ci": asdict(self.intervals),
-            "ci_clusters": self.clusters,
-            "ci_cluster_m": self.cluster_m,
-        }
+        document = self.scores.to_json()
+        if self.intervals is not None:
+            document |= {
+                "ci": asdict(self.intervals),
+                "ci_clusters": self.clusters,
+                "ci_cluster_m": self.cluster_m,
+            }
+        if self.interval is not None and self.interval.scores.n_px:
+            document["interval"] = self.interval.to_json()
+        if self.sites:
+            document["sites"] = {name: site.to_json() for name, site in self.sites.items()}
+        return document
 
 
 @dataclass(frozen=True)
@@ -59,6 +109,8 @@ class Comparison:
 
     results: dict[str, Result]
     """Result of each prediction, by its path."""
+    sums: tuple[Sums, ...]
+    """What was added up of each prediction, in their order."""
     grid: TruthGrid
     """Scored part of the truth's grid."""
     window: PixelWindow
@@ -74,12 +126,35 @@ class Comparison:
         return results if len(results) > 1 else next(iter(results.values()))
 
 
+@dataclass(frozen=True)
+class TruthOptions:
+    """How a truth is read and split."""
+
+    unit: str | None = None
+    """Unit (m, cm or ft), in place of what the file says."""
+    nodata: float | None = None
+    """Value that means unknown, in place of what the file says."""
+    sites: Path | None = None
+    """Polygons of sites, any CRS."""
+    by: str | None = None
+    """Field that names the site of a polygon."""
+
+    def __post_init__(self) -> None:
+        """Refuse a unit that is none, and sites without a field or a field without sites."""
+        if self.unit is not None and self.unit not in UNITS_M:
+            raise EvaluationError(f"--truth-unit {self.unit!r}: m, cm or ft expected")
+        if (self.sites is None) != (self.by is None):
+            raise EvaluationError(
+                "--sites and --by belong together: the file of polygons, and the field that names them"
+            )
+
+
 def evaluate(
     predictions: Sequence[Path],
     truth: Path,
     *,
     mask: Path | None = None,
-    truth_unit: str | None = None,
+    options: TruthOptions | None = None,
     window_px: int = WINDOW_PX,
     draw: bool = False,
     report: Report = ignore,
@@ -90,10 +165,10 @@ def evaluate(
     mask is zero. Memory follows `window_px`, not the rasters.
 
     Args:
-        predictions: Rasters of heights, any grid.
+        predictions: Rasters of heights, any grid; those with an interval have it scored too.
         truth: Raster of heights, north-up.
-        mask: Raster, nonzero where excluded; any grid.
-        truth_unit: Unit of the truth (m, cm or ft), in place of what its file says.
+        mask: Raster that excludes cells where it is neither 0 nor nodata; any grid.
+        options: How the truth is read and split; as its file says if None.
         window_px: Side of a window, cells of the truth; changes no result.
         draw: Whether to gather what the report's figures need.
         report: Called after each window.
@@ -102,28 +177,45 @@ def evaluate(
         EvaluationError: No common ground, nothing known, or rasters that cannot be scored together.
         RasterError: A file is damaged or no raster of heights.
     """
-    if truth_unit is not None and truth_unit not in UNITS_M:
-        raise EvaluationError(f"--truth-unit {truth_unit!r}: m, cm or ft expected")
+    options = options or TruthOptions()
     if len(set(predictions)) < len(predictions):
         raise EvaluationError("a prediction is named twice: each once expected")
     with ExitStack() as files:
         files.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_MB))
-        rasters = _Rasters.open(files, predictions, truth, mask, truth_unit)
-        sums = [HeightSums(rasters.grid) for _ in predictions]
+        rasters = _Rasters.open(files, predictions, truth, mask, options)
+        parts = [_Parts(rasters, prediction) for prediction in rasters.predictions]
         pictures = [Pictures(rasters.grid) for _ in predictions] if draw else []
         windows = list(_windows(rasters.grid, window_px))
         scored_px = 0
         for number, window in enumerate(windows, 1):
-            _add_window(rasters, window, sums, pictures)
+            _add_window(rasters, window, parts, pictures)
             scored_px += window.height * window.width
             all_px = int(np.prod(rasters.grid.shape))
             report(Progress(scored_px / 1e6, all_px / 1e6, "Mpx", f"window {number}/{len(windows)}"))
-        totals = [part.totals() for part in sums]
         crs = rasters.truth.dataset.crs.to_string()
-    _check(totals[0], truth)
-    results = {str(path): _result(part, rasters.grid) for path, part in zip(predictions, totals, strict=True)}
-    by_path = dict(zip(results, pictures, strict=True)) if draw else {}
-    return Comparison(results, rasters.grid, rasters.window, crs, by_path)
+    sums = tuple(part.sums() for part in parts)
+    _check(sums[0].heights, truth)
+    names = [str(path) for path in predictions]
+    results = {name: part.result() for name, part in zip(names, parts, strict=True)}
+    by_path = dict(zip(names, pictures, strict=True)) if draw else {}
+    return Comparison(results, sums, rasters.grid, rasters.window, crs, by_path)
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """A prediction on the truth's grid, with the ends of its interval if it has one."""
+
+    heights: RegriddedHeights
+    ends: tuple[RegriddedHeights, RegriddedHeights] | None
+
+    @classmethod
+    def of(cls, raster: HeightRaster, target: DatasetReader) -> "_Prediction":
+        """Return a raster of heights on the grid of another."""
+        low, high = raster.named(LOW_BAND), raster.named(HIGH_BAND)
+        heights = RegriddedHeights(raster, target)
+        if low is None or high is None:
+            return cls(heights, None)
+        return cls(heights, (RegriddedHeights(low, target), RegriddedHeights(high, target)))
 
 
 @dataclass(frozen=True)
@@ -131,16 +223,19 @@ class _Rasters:
     """The open files, on the common part of the truth's grid."""
 
     truth: HeightRaster
-    predictions: tuple[RegriddedHeights, ...]
+    predictions: tuple[_Prediction, ...]
     mask: tuple[Path, DatasetReader] | None
+    sites: tuple[Site, ...]
     window: PixelWindow
     grid: TruthGrid
 
     @classmethod
     def open(
-        cls, files: ExitStack, predictions: Sequence[Path], truth: Path, mask: Path | None, unit: str | None
+        cls, files: ExitStack, predictions: Sequence[Path], truth: Path, mask: Path | None, options: TruthOptions
     ) -> "_Rasters":
-        reference = files.enter_context(open_heights(truth, unit=unit, remedy="--truth-unit"))
+        reference = files.enter_context(
+            open_heights(truth, unit=options.unit, nodata=options.nodata, remedy="--truth-unit")
+        )
         maps = [files.enter_context(open_heights(path)) for path in predictions]
         for raster in (reference, *maps):
             require_north_up(raster.path, raster.dataset)
@@ -151,37 +246,72 @@ class _Rasters:
         if window is None:
             names = ", ".join(str(path) for path in predictions)
             raise EvaluationError(f"no common ground: {names} and {truth} do not all overlap")
-        regridded = tuple(RegriddedHeights(raster, reference.dataset) for raster in maps)
-        return cls(reference, regridded, excluded, window, truth_grid(reference.dataset, window))
+        sites: tuple[Site, ...] = ()
+        if options.sites is not None and options.by is not None:
+            sites = read_sites(options.sites, options.by, reference.dataset.crs.to_wkt())
+        regridded = tuple(_Prediction.of(raster, reference.dataset) for raster in maps)
+        return cls(reference, regridded, excluded, sites, window, truth_grid(reference.dataset, window))
+
+    def on_truth(self, window: PixelWindow) -> PixelWindow:
+        """Return a window of the scored part in the truth's own cells."""
+        return PixelWindow(self.window.row0 + window.row0, self.window.col0 + window.col0, *window.shape)
 
     def read(self, window: PixelWindow) -> tuple[Heights, list[Heights]]:
         """Return truth and predictions over a window of the scored part; the truth is unknown where one of them is."""
-        on_truth = PixelWindow(self.window.row0 + window.row0, self.window.col0 + window.col0, *window.shape)
+        on_truth = self.on_truth(window)
         truth = self.truth.read(on_truth)
-        predictions = [prediction.read(on_truth) for prediction in self.predictions]
+        predictions = [prediction.heights.read(on_truth) for prediction in self.predictions]
         unknown = np.isnan(truth) | np.logical_or.reduce([np.isnan(heights) for heights in predictions])
-        unknown |= _outside(window, self.grid.shape)
+        unknown |= cells_outside(window, self.grid.shape)
         if self.mask is not None:
             unknown |= mask_on(*self.mask, self.truth.dataset, on_truth)
         truth[unknown] = np.nan
         return truth, predictions
 
 
-def _add_window(
-    rasters: _Rasters, window: PixelWindow, sums: Sequence[HeightSums], pictures: Sequence[Pictures]
-) -> None:
+class _Parts:
+    """Sums of one prediction over all of the truth, and over each site."""
+
+    def __init__(self, rasters: _Rasters, prediction: _Prediction) -> None:
+        self._rasters, self._prediction = rasters, prediction
+        self._heights = [HeightSums(rasters.grid) for _ in range(1 + len(rasters.sites))]
+        self._intervals = [IntervalSums(rasters.grid) for _ in self._heights] if prediction.ends else []
+
+    def add(self, heights: Heights, truth: Heights, window: PixelWindow) -> None:
+        """Add a window; heights and truth have one cell more on each side."""
+        row0, col0 = window.row0, window.col0
+        ends = [end.read(self._rasters.on_truth(window)) for end in self._prediction.ends or ()]
+        transform = self._rasters.truth.dataset.transform
+        padded = self._rasters.on_truth(window.pad(1))
+        for number, site in enumerate((None, *self._rasters.sites)):
+            part = truth
+            if site is not None:
+                on_site = site.on(transform * transform.translation(padded.col0, padded.row0), padded.shape)
+                if not on_site.any():
+                    continue
+                part = np.where(on_site, truth, np.float32(np.nan))
+            self._heights[number].add(heights, part, row0, col0)
+            if ends:
+                self._intervals[number].add(ends[0], ends[1], part[1:-1, 1:-1], row0, col0)
+
+    def sums(self, number: int = 0) -> Sums:
+        """Return the sums over all of the truth, or over a site by its number from 1."""
+        interval = self._intervals[number].totals() if self._intervals else None
+        return Sums(self._heights[number].totals(), interval, self._rasters.grid.cluster_m)
+
+    def result(self) -> Result:
+        """Return the scores over all of the truth, with those of sites."""
+        sites = {site.name: self.sums(number).result() for number, site in enumerate(self._rasters.sites, 1)}
+        return self.sums().result(sites)
+
+
+def _add_window(rasters: _Rasters, window: PixelWindow, parts: Sequence[_Parts], pictures: Sequence[Pictures]) -> None:
     truth, predictions = rasters.read(window.pad(1))
-    for part, heights in zip(sums, predictions, strict=True):
-        part.add(heights, truth, window.row0, window.col0)
+    for part, heights in zip(parts, predictions, strict=True):
+        part.add(heights, truth, window)
     inside = truth[1:-1, 1:-1]
     for picture, heights in zip(pictures, predictions, strict=bool(pictures)):
         picture.add(heights[1:-1, 1:-1], np.maximum(inside, 0), window.row0, window.col0)
-
-
-def _outside(window: PixelWindow, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the cells of a window beyond the scored part."""
-    rows, cols = np.arange(window.row0, window.row1), np.arange(window.col0, window.col1)
-    return np.asarray(((rows < 0) | (rows >= shape[0]))[:, None] | ((cols < 0) | (cols >= shape[1])))
 
 
 def _windows(grid: TruthGrid, window_px: int) -> Iterator[PixelWindow]:
@@ -198,10 +328,6 @@ def _cuts(grid: TruthGrid, axis: int, window_px: int) -> list[int]:
     step = max(1, int(window_px * grid.cell_m[axis] / BLOCK_M))
     # Groups of blocks may begin anywhere: a block is whole in one of them.
     return [0, *(np.flatnonzero(np.diff(blocks // step)) + 1).tolist(), len(blocks)]
-
-
-def _result(totals: Totals, grid: TruthGrid) -> Result:
-    return Result(totals.scores(), confidence_intervals(totals), len(totals.clusters), grid.cluster_m)
 
 
 def _check(totals: Totals, truth: Path) -> None:

@@ -85,8 +85,9 @@ def mask_on(path: Path, mask: DatasetReader, target: DatasetReader, window: Pixe
     if covered is None:
         return np.zeros(window.shape, bool)
     with readable(path):
-        values = mask.read(1, window=rasterio_window(covered))
-    return np.asarray(mover.nearest(values, covered, window) != 0)
+        values = mask.read(1, window=rasterio_window(covered), masked=True)
+    excluded = (np.ma.filled(values, 0) != 0) & ~np.isnan(np.ma.filled(values, 0).astype(np.float64))
+    return np.asarray(mover.nearest(excluded, covered, window))
 
 
 def regridder(source: DatasetReader, target: DatasetReader) -> Regridder:
@@ -107,6 +108,12 @@ def overlap(target: DatasetReader, sources: list[DatasetReader]) -> PixelWindow 
         reach = PixelWindow(row, col, height, width) if height > 0 and width > 0 else None
         window = window.intersect(reach) if window is not None and reach is not None else None
     return window
+
+
+def cells_outside(window: PixelWindow, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return which cells of a window lie beyond a raster of a shape, (H, W)."""
+    rows, cols = np.arange(window.row0, window.row1), np.arange(window.col0, window.col1)
+    return np.asarray(((rows < 0) | (rows >= shape[0]))[:, None] | ((cols < 0) | (cols >= shape[1])))
 
 
 def truth_grid(dataset: DatasetReader, window: PixelWindow) -> TruthGrid:

@@ -5,7 +5,7 @@ import html
 import importlib.util
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
@@ -19,7 +19,17 @@ from rasterio.windows import Window
 
 from canopy.errors import EvaluationError, OutputError
 from canopy.evaluation.comparison import Comparison, Result
-from canopy.evaluation.table import COLUMNS, cell, class_cell
+from canopy.evaluation.pairs import Evaluation
+from canopy.evaluation.table import (
+    COLUMNS,
+    INTERVAL_COLUMNS,
+    SITE_COLUMNS,
+    cell,
+    class_cell,
+    interval_cell,
+    interval_class_cell,
+    site_cells,
+)
 from canopy.version import __version__
 from tiles.files import file_sha256, replacing
 from tiles.heights import open_raster, readable
@@ -60,6 +70,35 @@ def write_report(
     return save_page(folder, "evaluation.html", render(comparison, figures, files), figures)
 
 
+def write_reports(
+    evaluation: Evaluation,
+    folder: Path,
+    truths: Sequence[Path],
+    masks: Sequence[Path] = (),
+    *,
+    image: Path | None = None,
+) -> list[Path]:
+    """Write a page for the one truth, or one a site in a folder of its own, and return their paths.
+
+    Args:
+        evaluation: Result of `evaluate_pairs` with `draw=True`.
+        folder: Folder of the pages, created if missing.
+        truths: Truths of the evaluation.
+        masks: Masks of the evaluation.
+        image: Imagery shown next to the maps.
+
+    Raises:
+        OutputError: The folder cannot be written.
+        RasterError: The image is damaged.
+    """
+    pages = []
+    for number, (name, comparison) in enumerate(evaluation.comparisons.items()):
+        mask = masks[number] if len(masks) > 1 else next(iter(masks), None)
+        site = folder if len(truths) == 1 else folder / name.replace("/", "_").replace("\\", "_")
+        pages.append(write_report(comparison, site, truth=truths[number], mask=mask, image=image))
+    return pages
+
+
 def save_page(folder: Path, name: str, page: str, figures: dict[str, bytes]) -> Path:
     """Write figures and then the page, each whole or not at all, and return the page's path.
 
@@ -72,7 +111,7 @@ def save_page(folder: Path, name: str, page: str, figures: dict[str, bytes]) -> 
                 draft.write_bytes(content)
     except OSError as error:
         raise OutputError(f"cannot write the report to {folder}: {error.strerror}") from error
-    return folder / name
+    return folder / name.replace("/", "_").replace("\\", "_")
 
 
 def image_tag(png: bytes, alt: str) -> str:
@@ -102,6 +141,8 @@ def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path])
         "lead": _lead(names, results),
         "scores": _scores(names, results),
         "classes": _classes(names, results),
+        "intervals": _intervals(names, results),
+        "sites": _sites(names, results),
         "sections": "".join(_section(number, name, figures) for number, name in enumerate(names, 1)),
     }
     return PAGE.substitute(facts)
@@ -195,6 +236,41 @@ def _classes(names: list[str], results: dict[str, Result]) -> str:
 
 def _class_cells(result: Result) -> str:
     return "".join(f"<td>{class_cell(row)}</td>" for row in (result.scores.by_height or {}).values())
+
+
+def _intervals(names: list[str], results: dict[str, Result]) -> str:
+    """Return the table of the maps' own intervals, empty where no map has one."""
+    rows = [(name, result.interval) for name, result in zip(names, results.values(), strict=True) if result.interval]
+    if not rows:
+        return ""
+    classes = list(rows[0][1].by_height)
+    head = "".join(f"<th>{_text(title)}</th>" for title in (*INTERVAL_COLUMNS.values(), *(f"{c} m" for c in classes)))
+    body = "".join(
+        f"<tr><th>{_text(name)}</th>"
+        + "".join("<td>{}<small>{}</small></td>".format(*interval_cell(interval, key)) for key in INTERVAL_COLUMNS)
+        + "".join(f"<td>{interval_class_cell(row)}</td>" for row in interval.by_height.values())
+        + "</tr>"
+        for name, interval in rows
+    )
+    caption = "The map's own 90 % interval: coverage, width and interval score; coverage by height of the truth"
+    return f'<div class="scroll"><table><caption>{caption}</caption><tr><th></th>{head}</tr>{body}</table></div>'
+
+
+def _sites(names: list[str], results: dict[str, Result]) -> str:
+    """Return a table of sites for each prediction, empty where none were asked for."""
+    tables = []
+    for name, result in zip(names, results.values(), strict=True):
+        if result.sites:
+            head = "".join(f"<th>{_text(title)}</th>" for title in SITE_COLUMNS)
+            rows = "".join(
+                f"<tr><th>{_text(site)}</th>{''.join(f'<td>{_text(value)}</td>' for value in site_cells(row))}</tr>"
+                for site, row in result.sites.items()
+            )
+            caption = f"{_text(name)} by site"
+            tables.append(
+                f'<div class="scroll"><table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table></div>'
+            )
+    return "".join(tables)
 
 
 def _section(number: int, name: str, figures: dict[str, bytes]) -> str:

@@ -76,6 +76,14 @@ def test_curve_goes_through_its_knots_and_on_at_its_last_ratio() -> None:
     np.testing.assert_allclose(heights_m, [0, 1.5, 3, 16.5, 60, np.nan])
 
 
+def test_a_curve_goes_on_no_further_than_trees_do() -> None:
+    """Past the last knot the ratio is kept: the high end of an interval once left what a map may contain."""
+    calibration = Calibration(kind="quantile", knots_m=((0, 0), (20, 60)), interval=ENDS)
+    bands_m = calibration.apply_bands(np.array([[[30.0, 60]], [[20, 50]], [[60, 80]]]))
+    np.testing.assert_allclose(bands_m, [[[90, 130]], [[56, 126]], [[130, 130]]], rtol=1e-6)
+    np.testing.assert_array_equal(IDENTITY.apply(np.array([140.0])), [140])
+
+
 def test_p95_lifts_zeros_that_the_model_doubts_and_no_others() -> None:
     p95_m = np.array([0, 1.9, 16])
     heights_m = Calibration(kind="quantile", knots_m=CURVE, upper=0.5).apply(np.zeros(3), p95_m=p95_m)

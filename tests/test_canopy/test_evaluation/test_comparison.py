@@ -15,7 +15,7 @@ from rasterio import Affine
 from rasters import make_raster
 
 from canopy.errors import CanopyError, EvaluationError, RasterError
-from canopy.evaluation.comparison import Comparison, Result, evaluate
+from canopy.evaluation.comparison import Comparison, Result, TruthOptions, evaluate
 
 
 def only(comparison: Comparison) -> Result:
@@ -109,7 +109,7 @@ def test_units_of_the_truth(tmp_path: Path, case: str) -> None:
     heights[:, 20:] = 3.0
     truth = height_raster(tmp_path / "t.tif", heights * factor, **options)
     pred = height_raster(tmp_path / "p.tif", (heights + 0.5).astype(np.float32))
-    assert only(evaluate([pred], truth, truth_unit=unit)).scores.bias_m == pytest.approx(0.5, abs=1e-5)
+    assert only(evaluate([pred], truth, options=TruthOptions(unit))).scores.bias_m == pytest.approx(0.5, abs=1e-5)
 
 
 def test_heights_that_look_like_feet_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,20 +141,56 @@ def bad(tmp_path: Path, fault: str) -> dict[str, Any]:
         **{"values": values[None], "dtype": "float32", "origin": ORIGIN, "resolution": 1.0, "nodata": None, **pred},
     )
     predictions = {"missing": [tmp_path / "none.tif"], "twice": [good, good]}.get(fault, [path])
-    return {"predictions": predictions, "truth": good, "truth_unit": "yard" if fault == "unit" else None}
+    return {"predictions": predictions, "truth": good}
 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [("no overlap", "no common ground"), ("no crs", "no CRS"), ("integers", "unit is unknown"), ("bands", "2 bands"),
      ("unknown", "nothing to score"), ("truncated", "cannot read"), ("missing", "cannot read"), ("twice", "twice"),
-     ("unit", "yard"), ("rotated", "north-up")],
+     ("rotated", "north-up")],
 )  # fmt: skip
 def test_a_fault_is_one_line(tmp_path: Path, fault: str, reason: str) -> None:
     with pytest.raises(CanopyError, match=reason) as error:
         evaluate(**bad(tmp_path, fault))
     assert "\n" not in str(error.value)
     assert isinstance(error.value, EvaluationError | RasterError)
+
+
+def test_options_that_make_no_sense_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="yard"):
+        TruthOptions(unit="yard")
+    with pytest.raises(EvaluationError, match="belong together"):
+        TruthOptions(sites=tmp_path / "sites.gpkg")
+
+
+@pytest.mark.parametrize("nodata", [0, 255])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_bare_ground_counts_whatever_the_truth_declares(tmp_path: Path, dtype: str, nodata: int) -> None:
+    """A truth with nodata 0 once lost its bare ground, and one in whole metres its nodata of 255."""
+    values = np.zeros((40, 40))
+    values[:, 20:30], values[:, 30:] = 12, 255 if dtype == "uint8" else np.nan
+    truth = height_raster(tmp_path / "t.tif", values, dtype=dtype, nodata=nodata)
+    pred = height_raster(tmp_path / "p.tif", np.full((40, 40), 3, np.float32))
+    scores = only(evaluate([pred], truth)).scores
+    assert scores.n_px == 30 * 40
+    assert scores.bias_m == pytest.approx((20 * 3 - 10 * 9) / 30)
+    believed = only(evaluate([pred], truth, options=TruthOptions(nodata=0))).scores
+    assert believed.n_px == (20 if dtype == "uint8" else 10) * 40
+
+
+@pytest.mark.parametrize("nodata", [0, 255, np.nan])
+def test_the_nodata_of_a_mask_excludes_nothing(tmp_path: Path, pair: tuple[Path, Path], nodata: float) -> None:
+    pred, truth = soft_crowns()
+    values = np.zeros(truth.shape)
+    values[25:50, 40:100] = 1
+    values[60:] = nodata
+    dtype = "float32" if np.isnan(nodata) else "uint8"
+    mask = height_raster(tmp_path / "m.tif", values, dtype=dtype, nodata=None if nodata == 0 else nodata)
+    truth[25:50, 40:100] = np.nan
+    assert_scores(only(evaluate([pair[0]], pair[1], mask=mask)).scores, brute_force(pred, truth, CORNER))
+    bare = height_raster(tmp_path / "n.tif", np.where(values == 1, 1, 0), dtype="float32", nodata=0)
+    assert_scores(only(evaluate([pair[0]], pair[1], mask=bare)).scores, brute_force(pred, truth, CORNER))
 
 
 def test_progress_ends_at_the_whole(pair: tuple[Path, Path]) -> None:

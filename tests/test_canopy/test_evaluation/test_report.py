@@ -3,13 +3,15 @@
 import importlib.util
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 from height_maps import ORIGIN, height_raster, soft_crowns
 from rasters import make_raster
+from shapely.geometry import box
 
 from canopy.errors import EvaluationError, OutputError
-from canopy.evaluation.comparison import Comparison, evaluate
+from canopy.evaluation.comparison import Comparison, TruthOptions, evaluate
 from canopy.evaluation.report import file_row, image_tag, read_image, render, save_page
 from tiles.files import file_sha256
 
@@ -53,6 +55,19 @@ def test_predictions_of_one_name_are_named_by_their_paths(tmp_path: Path, pair: 
     both = evaluate([pair[0], other], pair[1], draw=True)
     figures = {f"{number}-{kind}.png": b"" for number in (1, 2) for kind in ("maps", "scatter", "errors")}
     assert f"<h2>{other}</h2>" in render(both, figures, [])
+
+
+def test_the_page_states_intervals_and_sites(interval_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    ground = [box(ORIGIN[0], ORIGIN[1] - 400, ORIGIN[0] + 200, ORIGIN[1])]
+    sites = tmp_path / "s.gpkg"
+    gpd.GeoDataFrame({"site": ["a <west>"]}, geometry=ground, crs="EPSG:32631").to_file(sites)
+    scored = evaluate([interval_pair[0]], interval_pair[1], options=TruthOptions(sites=sites, by="site"), draw=True)
+    page = render(scored, {f"1-{kind}.png": b"" for kind in ("maps", "scatter", "errors")}, [])
+    (result,) = scored.results.values()
+    assert result.interval is not None
+    assert f"<td>{result.interval.scores.coverage:.2f}<small>" in page
+    assert "<th>a &lt;west&gt;</th>" in page
+    assert f"<td>{result.sites['a <west>'].scores.n_px:,}</td>" in page
 
 
 def test_an_image_is_stretched_over_the_pixels_of_the_maps(
