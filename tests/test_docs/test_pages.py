@@ -49,8 +49,6 @@ def sample_area(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         for beam in (group for name, group in granule.items() if name.startswith("BEAM")):
             beam["delta_time"][...] += 500 * 86_400.0  # simulated passes begin in 2018, before GEDI was in orbit
     write_training_scenes(folder / "DATA")
-    for number in range(3):
-        write_pair(make_forest(64, seed=number), folder / "PAIRS" / f"plot_{number}")
     return folder, earlier
 
 
