@@ -13,7 +13,8 @@ from rasterio.errors import CRSError, RasterioError
 
 from canopy.errors import TrainingError, one_line
 from pretrain.config import TilesConfig, TileSourceConfig
-from pretrain.tiling import mirror_to_side, tile_windows
+from pretrain.tiling import tile_windows
+from tiles.fill import extend
 from tiles.ground import true_gsd_m
 
 
@@ -55,7 +56,9 @@ def cut_files(source: TileSourceConfig, config: TilesConfig) -> Iterator[Cut | B
             continue
         for rows, cols in tile_windows(image.shape[1:], config.tile_px):
             if valid[rows, cols].mean() >= 1 - config.empty:
-                yield Cut(mirror_to_side(image[:, rows, cols], config.tile_px), gsd_m)
+                tile = image[:, rows, cols]
+                missing = (config.tile_px - tile.shape[1], config.tile_px - tile.shape[2])
+                yield Cut(extend(tile, (0, 0), missing), gsd_m)
 
 
 def _files(source: TileSourceConfig) -> list[Path]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pretrain.encoder import Encoder
 from tiles.files import replacing
+from tiles.fill import extend
 
 CHIP_PX = 128
 STEPS = 4
@@ -34,7 +35,7 @@ def patch_map(encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[np.float32]
     shift, margin, inner = encoder.patch_px // STEPS, CHIP_PX // 4, CHIP_PX // 2
     chips = [-(-length // inner) for length in image.shape[1:]]
     beyond = [n * inner - length + margin + encoder.patch_px for n, length in zip(chips, image.shape[1:], strict=True)]
-    padded = np.pad(image, [(0, 0), (margin, beyond[0]), (margin, beyond[1])], mode="symmetric")
+    padded = extend(image, (margin, margin), (beyond[0], beyond[1]))
     # In patches: side of a chip, first patch of its inner half, patches of that half.
     side, first, used = CHIP_PX // encoder.patch_px, margin // encoder.patch_px, inner // encoder.patch_px
     features = np.zeros((chips[0] * used * STEPS, chips[1] * used * STEPS, encoder.width), np.float32)

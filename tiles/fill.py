@@ -4,21 +4,37 @@ A network that reads a border as an edge of the forest sees heights fall to noth
 is known, reflected: an image on its own goes on as its mirror image, as training chips do.
 """
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 Image = NDArray[np.float32]
+Pixel = TypeVar("Pixel", bound=np.generic)
 MOST_REFLECTIONS = 64
 """A strip narrower than its distance is reflected to and fro; what stays unresolved takes the nearest value."""
+
+
+def extend(image: NDArray[Pixel], before: tuple[int, int], after: tuple[int, int]) -> NDArray[Pixel]:
+    """Extend an image without unknown pixels by its reflection: what `fill_unknown` does around a rectangle.
+
+    Args:
+        image: (C, h, w), any type.
+        before: Rows and columns to add above and to the left.
+        after: Rows and columns to add below and to the right.
+
+    Returns:
+        (C, h + ..., w + ...), same type.
+    """
+    return np.pad(image, ((0, 0), *zip(before, after, strict=True)), mode="symmetric")
 
 
 def fill_unknown(image: Image, part: tuple[slice, slice] | None = None) -> Image:
     """Fill the unknown pixels of an image by reflection across the nearest known pixel.
 
     Where a reflection lands on an unknown pixel it is reflected again, up to `MOST_REFLECTIONS` times; what stays
-    unresolved takes the nearest known value. A rectangle of known pixels goes on as by `numpy.pad` with mode
-    ``symmetric``.
+    unresolved takes the nearest known value. A rectangle of known pixels goes on as `extend` does it.
 
     Args:
         image: (3, H, W) float32, NaN in all bands where unknown.

@@ -21,6 +21,7 @@ from canopy.dataset.registration import Shift
 from canopy.dataset.scene_files import SceneFiles
 from canopy.dataset.store import UNKNOWN_CM
 from canopy.imagery.placement import transformer
+from tiles.fill import extend
 from tiles.windows import PixelWindow, window_starts
 
 _READ_PX = 4_000_000
@@ -98,8 +99,7 @@ def _chip_windows(gridded: GriddedScene, side: int, stride: int) -> Iterator[Pix
 def _cut(gridded: GriddedScene, window: PixelWindow, side: int, cell_px: int, record: ChipRecord) -> Candidate:
     content = gridded.image.read(window)
     # Figures are those of the real part: a mirrored border would count its pixels twice.
-    beyond = ((0, 0), (0, side - window.height), (0, side - window.width))
-    image = np.pad(content.image, beyond, mode="symmetric")
+    image = extend(content.image, (0, 0), (side - window.height, side - window.width))
     record = replace(record, **asdict(image_figures(content.image, content.valid)))
     if gridded.heights is None:
         return Candidate(image, None, record)

@@ -22,6 +22,7 @@ from canopy.models.intervals import (
     raw_interval_m,
     widened,
 )
+from tiles.fill import extend
 from tiles.windows import window_starts
 
 INTERVAL_BLOCK_M = 64
@@ -92,12 +93,8 @@ def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
         (3, H, W) float32 metres.
     """
     rows, cols = scene.image.shape[1:]
-    pad = [
-        (0, 0),
-        (0, max(chip_px, -(-rows // 32) * 32) - rows),
-        (0, max(chip_px, -(-cols // 32) * 32) - cols),
-    ]
-    padded = np.pad(scene.image, pad, mode="symmetric")
+    missing_rows, missing_cols = (max(chip_px, -(-length // 32) * 32) - length for length in (rows, cols))
+    padded = extend(scene.image, (0, 0), (missing_rows, missing_cols))
     # Chips do not overlap, except that the last of a row or column is moved back to end at the border.
     starts = [window_starts(length, chip_px) for length in padded.shape[1:]]
     total = np.zeros((3, padded.shape[1] // 2, padded.shape[2] // 2), np.float32)

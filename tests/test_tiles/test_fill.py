@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiles import fill
-from tiles.fill import fill_unknown
+from tiles.fill import extend, fill_unknown
 
 
 def noise(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -25,6 +25,7 @@ def test_a_rectangle_goes_on_as_a_symmetric_pad(
     image = noise((height, width))
     pads = ((0, 0), (top, bottom), (left, right))
     unknown = np.pad(image, pads, constant_values=np.nan)
+    np.testing.assert_array_equal(fill_unknown(unknown), extend(image, (top, left), (bottom, right)))
     np.testing.assert_array_equal(fill_unknown(unknown), np.pad(image, pads, mode="symmetric"))
 
 
@@ -62,3 +63,14 @@ def test_a_reflection_without_end_takes_the_nearest_known_value(monkeypatch: pyt
 
 def test_without_one_known_pixel_the_image_is_black() -> None:
     assert not fill_unknown(np.full((3, 4, 5), np.nan, np.float32)).any()
+
+
+@pytest.mark.parametrize(("shape", "tile_px"), [((5, 8), 8), ((3, 2), 8), ((8, 8), 8)])
+def test_a_small_image_is_mirrored_to_the_right_and_downwards(shape: tuple[int, int], tile_px: int) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (3, *shape)).astype(np.uint8)
+    tile = extend(image, (0, 0), (tile_px - shape[0], tile_px - shape[1]))
+    assert tile.shape == (3, tile_px, tile_px)
+    np.testing.assert_array_equal(tile[:, : shape[0], : shape[1]], image)
+    # pixel n of a mirrored axis of length L is n mod 2L, counted back in the second half
+    rows, cols = ([min(n % (2 * side), 2 * side - 1 - n % (2 * side)) for n in range(tile_px)] for side in shape)
+    np.testing.assert_array_equal(tile, image[:, rows][:, :, cols])
