@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from canopy.config import Config
+from canopy.dataset.store import MAX_CHIP_PX
 
 
 def _require_plain_name(name: str) -> str:
@@ -119,11 +120,11 @@ class DatasetConfig(Config):
     """Pixel side of labelled chips, metres."""
     height_cell_m: float = Field(default=1.0, gt=0)
     """Cell side of the heights, metres: a whole multiple of `gsd_m`."""
-    chip_px: int = Field(default=320, gt=0)
+    chip_px: int = Field(default=320, gt=0, le=MAX_CHIP_PX)
     """Side of labelled chips; larger than a training crop, so that turned crops fit inside."""
-    stride_px: int = Field(default=256, gt=0)
+    stride_px: int = Field(default=256, gt=0, le=MAX_CHIP_PX)
     """Distance between labelled chips, pixels."""
-    unlabelled_px: int = Field(default=256, gt=0)
+    unlabelled_px: int = Field(default=256, gt=0, le=MAX_CHIP_PX)
     """Side of unlabelled chips, and the distance between them, pixels."""
     curation: CurationConfig = CurationConfig()
     splits: SplitConfig = SplitConfig()

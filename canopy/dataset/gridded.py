@@ -34,6 +34,8 @@ from tiles.windows import PixelWindow
 
 HIGHEST_M = 130.0
 """No tree is higher: heights beyond are in another unit."""
+MAX_SCENE_PX = 20_000_000_000
+"""Most pixels of a scene, 50 km square at 0.35 m: a small file may claim a size that no one could ever read."""
 _STRIP_CELLS = 2_000_000
 """Height cells in a window of a pass over a whole scene."""
 
@@ -160,6 +162,7 @@ def open_labelled(
         # The pixels divide the heights' cells, so that each cell is a whole number of them.
         affine = heights.geobox.affine @ Affine.scale(1 / cell_px)
         geobox = GeoBox((rows * cell_px, cols * cell_px), affine, heights.geobox.crs)
+        _require_readable(scene.heights, *geobox.shape)
         image = _image_reader(scene.image, geobox)
         _require_plausible(heights)
         # Before registration, which would find no shift and say nothing.
@@ -186,6 +189,7 @@ def open_unlabelled(scene: SceneFiles) -> GriddedScene:
     gsd_m = open_imagery(scene.image).gsd_m
     with quiet(), rasterio.open(scene.image) as opened:
         geobox = GeoBox(opened.shape, opened.transform, opened.crs)
+    _require_readable(scene.image, *geobox.shape)
     return GriddedScene(_image_reader(scene.image, geobox), geobox, gsd_m)
 
 
@@ -217,6 +221,7 @@ def _open_tile(path: Path, tile: MapTile) -> GriddedScene:
             shape, bands = opened.shape, opened.count
     except RasterioError as error:
         raise DatasetError(f"{path} cannot be read ({one_line(error)}); copy it again") from error
+    _require_readable(path, *shape)
     if bands < 3:
         raise DatasetError(f"{path}: {bands} bands, red, green and blue expected")
     geobox = GeoBox(shape, tile.transform @ Affine.scale(1 / shape[1], 1 / shape[0]), tile.crs)
@@ -243,6 +248,13 @@ def _open_heights(scene: SceneFiles, unit: float | None, cell_m: float, stack: E
     elif mask.shape != dataset.shape:
         raise DatasetError(f"{scene.exclude}: {mask.shape} cells over heights of {dataset.shape}")
     return HeightReader(raster, geobox, mask)
+
+
+def _require_readable(path: Path | None, rows: int, cols: int) -> None:
+    if rows * cols > MAX_SCENE_PX:
+        raise DatasetError(
+            f"{path}: {cols} x {rows} pixels to read, at most {MAX_SCENE_PX / 1e9:g} Gpx expected; cut it into parts"
+        )
 
 
 def _require_grid(path: Path, geobox: GeoBox, cell_m: float) -> None:

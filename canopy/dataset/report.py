@@ -15,6 +15,7 @@ from canopy.dataset.records import DROP, KEEP, PARTS, ChipRecord
 from canopy.dataset.store import ChipStore, read_records
 from canopy.errors import DatasetError
 from canopy.evaluation.metrics import HEIGHT_CLASSES_M
+from tiles.files import replacing, reported
 
 _SHEET_CHIPS = 48
 _SHEET_COLS = 8
@@ -172,6 +173,7 @@ def contact_sheet(folder: Path, path: Path, seed: int = 0) -> Path:
 
     Raises:
         DatasetError: No chip store there, or one without chips.
+        OutputError: The image cannot be written.
     """
     tiles: list[NDArray[np.uint8]] = []
     for part in PARTS:
@@ -179,7 +181,8 @@ def contact_sheet(folder: Path, path: Path, seed: int = 0) -> Path:
         tiles += [_tile(store, row) for row in _spread(store, _SHEET_CHIPS // 2, seed)]
     if not tiles:
         raise DatasetError(f"{folder} has no chip to draw")
-    Image.fromarray(_mosaic(tiles)).save(path, format="PNG")
+    with reported(path), replacing(path) as draft:
+        Image.fromarray(_mosaic(tiles)).save(draft, format="PNG")
     return path
 
 

@@ -6,7 +6,6 @@ size; a chip from a smaller scene is mirrored out to that size, and its index ro
 mirrored border is no forest edge, and its heights are unknown.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,19 @@ from zarr.codecs import BloscCodec
 from canopy.dataset.records import PARTS, ChipRecord
 from canopy.errors import DatasetError, one_line
 
+_NEEDED = (
+    "chip", "part", "decision", "reason", "split", "source", "scene", "site", "licence", "credit", "crs", "row",
+    "real_rows", "real_cols", "weight", "gsd_m", "x", "y",
+)  # fmt: skip
+"""Columns without which a store is of no use."""
 STORE = "chips.zarr"
 INDEX = "chips.parquet"
 FORMAT = {"format": "canopy-chips", "version": 1}
 UNKNOWN_CM = 65535
 """Stored height of a cell without one."""
 SHARD_CHIPS = 64
+MAX_CHIP_PX = 8192
+"""Largest side of a chip, pixels."""
 _CODEC = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=1)
 
 
@@ -91,17 +97,21 @@ class ChipStore:
             raise DatasetError(f"no part {part!r} in a chip store: {' or '.join(PARTS)} expected")
         try:
             group: Any = zarr.open_group(folder / STORE, mode="r")
-            attributes = dict(group.attrs)
-            arrays = dict(group[part].arrays())
-        except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+            members = group[part]
+            # One by one: read together, the second damaged array would print its error to the terminal.
+            arrays = {name: members[name] for name in ("image", "height") if name in members}
+            arrays = {name: array for name, array in arrays.items() if isinstance(array, zarr.Array)}
+            attributes = {**dict(group.attrs), **dict(members.attrs)}
+        except Exception as error:  # zarr raises a dozen kinds where its metadata is damaged
             raise DatasetError(
-                f"{folder} is no chip store ({one_line(error)}): canopy dataset build makes one"
+                f"{folder} is no chip store ({one_line(error, 300)}): canopy dataset build makes one"
             ) from error
-        if {key: attributes.get(key) for key in FORMAT} != FORMAT or "image" not in arrays:
+        if {key: attributes.get(key) for key in FORMAT} != FORMAT:
             raise DatasetError(
                 f"{folder / STORE}: {attributes.get('format')} {attributes.get('version')}, {FORMAT} expected"
             )
-        return cls(folder, part, arrays, {**attributes, **dict(group[part].attrs)})
+        _require_chips(folder / STORE / part, arrays, attributes)
+        return cls(folder, part, arrays, attributes)
 
     def __len__(self) -> int:
         return int(self._image.shape[0])
@@ -142,10 +152,24 @@ class ChipStore:
     def _read(self, array: Any, row: int) -> NDArray[Any]:
         try:
             return np.asarray(array[row])
-        except (RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # of zarr, of its codecs, or of the system
             raise DatasetError(
-                f"{self.folder / STORE}: chip {row} cannot be read ({one_line(error)}); rebuild the store"
+                f"{self.folder / STORE}: chip {row} cannot be read ({one_line(error, 300)}); rebuild the store"
             ) from error
+
+
+def _require_chips(path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    """Refuse arrays of other shapes than a build writes: reading one chip of them could take all memory, or hours."""
+    expected = {"image": ("uint8", 4), "height": ("uint16", 3)}
+    for name, array in arrays.items():
+        dtype, dimensions = expected[name]
+        fits = array.dtype == dtype and array.ndim == dimensions and max(array.shape[1:]) <= MAX_CHIP_PX
+        whole = fits and array.chunks == (1, *array.shape[1:]) and array.shards == (SHARD_CHIPS, *array.shape[1:])
+        if not whole or (name == "image" and array.shape[1] != len("rgb")):
+            raise DatasetError(f"{path}: {name} is {array.shape} {array.dtype}, chips expected; rebuild the store")
+    numbers = [attributes.get(name) for name in ("gsd_m", "height_cell_m", "chip_px")]
+    if "image" not in arrays or not all(isinstance(value, int | float) and value > 0 for value in numbers):
+        raise DatasetError(f"{path}: images or their gsd_m, height_cell_m or chip_px are missing; rebuild the store")
 
 
 @dataclass(frozen=True)
@@ -204,11 +228,15 @@ def read_index(folder: Path) -> pa.Table:
         DatasetError: No index, or a damaged one.
     """
     try:
-        return pq.read_table(folder / INDEX)
-    except (OSError, pa.ArrowException) as error:
+        index = pq.read_table(folder / INDEX)
+        index.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DatasetError(
-            f"{folder / INDEX} is no chip index ({one_line(error)}): canopy dataset build makes one"
+            f"{folder / INDEX} is no chip index ({one_line(error, 300)}): canopy dataset build makes one"
         ) from error
+    if missing := [name for name in _NEEDED if name not in index.column_names]:
+        raise DatasetError(f"{folder / INDEX} is no chip index: column {missing[0]} is missing; rebuild the store")
+    return index
 
 
 def read_records(folder: Path) -> list[ChipRecord]:

@@ -117,6 +117,18 @@ def test_heights_are_moved_onto_the_image(tmp_path: Path) -> None:
     np.testing.assert_allclose(height_m[3:-3, 2:-2], truth.chm_m[3:-3, 2:-2], atol=0.006)
 
 
+def test_a_scene_that_no_one_could_read_is_refused_at_once(tmp_path: Path) -> None:
+    """A sparse file of a few kilobytes may claim any size."""
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", width=200_000, height=200_000, count=3, dtype="uint8", SPARSE_OK=True,
+        tiled=True, blockxsize=4096, blockysize=4096, compress="deflate", crs="EPSG:32611",
+        transform=rasterio.Affine(0.5, 0, *ORIGIN[:1], 0, -0.5, 4_100_000),
+    ):  # fmt: skip
+        pass
+    with pytest.raises(DatasetError, match=r"a\.tif: 200000 x 200000 pixels to read, at most 20 Gpx expected"):
+        open_unlabelled(SceneFiles("i", "a", tmp_path / "a.tif"))
+
+
 def test_the_last_window_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[PixelWindow] = []
 

@@ -11,7 +11,7 @@ from PIL import Image
 from canopy.dataset.build import build
 from canopy.dataset.report import contact_sheet, describe_dataset
 from canopy.dataset.store import ChipStore, read_records
-from canopy.errors import DatasetError
+from canopy.errors import DatasetError, OutputError
 
 KEYS = ["path", "name", "chips", "heights_share", "splits", "sites", "licences", "dropped", "shifts"]
 
@@ -77,6 +77,13 @@ def test_the_sheet_shows_images_and_heights(mixed: Path, tmp_path: Path) -> None
     assert sheet.shape[0] == -(-labelled // 8) * (2 * 160 + 4) + 164
     again = np.asarray(Image.open(contact_sheet(mixed, tmp_path / "again.png")))
     np.testing.assert_array_equal(sheet, again)
+
+
+def test_a_sheet_that_cannot_be_written_is_one_line(mixed: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write .*sheet\.png: (Not a directory|File exists)"):
+        contact_sheet(mixed, tmp_path / "file" / "sheet.png")
+    assert contact_sheet(mixed, tmp_path / "new" / "sheet.png").is_file()
 
 
 def test_the_sheet_of_no_store_is_an_error(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """The chip store: what was written is read."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 import zarr
@@ -182,6 +184,43 @@ def test_damage_is_named(tmp_path: Path) -> None:
     header.write_text(header.read_text().replace('"version": 1', '"version": 99'))
     with pytest.raises(DatasetError, match=r"canopy-chips 99, .*version.* expected"):
         ChipStore.open(tmp_path / "store")
+
+
+def edited(text: str, old: str, new: str) -> str:
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+ARRAY = "chips.zarr/labelled/{}/zarr.json"
+DAMAGE = {
+    "a chip of all memory": (ARRAY.format("height"), '"shape": [\n    8,\n    16', '"shape": [\n    8,\n    999999999'),
+    "other chunks": (ARRAY.format("image"), '"chunk_shape": [\n          1,\n          3',
+                     '"chunk_shape": [\n          1,\n          1'),
+    "other values": (ARRAY.format("height"), '"data_type": "uint16"', '"data_type": "float32"'),
+    "an unknown codec": (ARRAY.format("image"), '"blosc"', '"blosd"'),
+    "a group for an array": (ARRAY.format("image"), '"node_type": "array"', '"node_type": "group"'),
+    "no JSON": (ARRAY.format("image"), "{", "["),
+    "a setting that is no number": ("chips.zarr/zarr.json", '"gsd_m": 0.5', '"gsd_m": "0.5"'),
+    "a setting that is missing": ("chips.zarr/zarr.json", '"height_cell_m"', '"height_cell"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_metadata_are_one_line(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(OLD_STORE, tmp_path / "store")
+    path, old, new = DAMAGE[name]
+    file = tmp_path / "store" / path
+    file.write_text(edited(file.read_text(), old, new))
+    with pytest.raises(DatasetError) as caught:
+        ChipStore.open(tmp_path / "store")
+    assert "\n" not in str(caught.value) and str(tmp_path / "store") in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_table_without_the_columns_of_an_index_is_refused(tmp_path: Path) -> None:
+    pq.write_table(read_index(OLD_STORE).drop_columns(["site"]), tmp_path / INDEX)
+    with pytest.raises(DatasetError, match="column site is missing"):
+        read_records(tmp_path)
 
 
 def test_an_index_of_other_chips_is_refused(tmp_path: Path, small_forests: Path, forests: Path) -> None:
