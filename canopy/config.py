@@ -1,4 +1,4 @@
-"""Configurations: frozen values from YAML, overridden by flags, dumped beside every output."""
+"""Configurations: frozen values from YAML, overridden by flags, written next to every output."""
 
 import difflib
 import re
