@@ -78,15 +78,17 @@ def _print_reading(reading: "Reading", out: Path, as_json: bool) -> None:
 
 @gedi.command()
 def validate(
-    pred: Annotated[Path, typer.Option(help="Height map.")],
-    shots: Annotated[Path, typer.Option(help="Shots of canopy gedi read.")],
+    pred: Annotated[list[Path], typer.Option(help="Height map; repeatable: each is a site, with shots of its own.")],
+    shots: Annotated[list[Path], typer.Option(help="Shots of canopy gedi read; repeatable: one a map.")],
     radius: Annotated[float, typer.Option(min=1, help="Radius of the disc around a shot, metres.")] = 12.0,
     drop_edges: Annotated[bool, typer.Option("--drop-edges", help="Leave out discs with a tree edge.")] = False,
     shift_search: Annotated[bool, typer.Option("--shift-search", help="Search the shift of each track.")] = False,
+    sites: Annotated[Path | None, typer.Option(help="Polygons of sites to score one by one, with --by.")] = None,
+    by: Annotated[str | None, typer.Option(help="Field of --sites that names the site.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for a page with figures.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a height map against shots."""
+    """Score height maps, and their intervals, against shots."""
     from canopy.gedi.table import print_validation
     from canopy.gedi.validation import validate_map
 
@@ -96,7 +98,8 @@ def validate(
         require_plots()
     with show_progress() as show:
         validation = validate_map(
-            pred, shots, radius_m=radius, keep_edges=not drop_edges, shift_search=shift_search, report=show
+            pred, shots, radius_m=radius, keep_edges=not drop_edges, shift_search=shift_search, sites=sites, by=by,
+            report=show,
         )
     if as_json:
         typer.echo(json.dumps(validation.to_json()))

@@ -14,9 +14,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from canopy.evaluation.report import STYLE, file_row, image_tag, save_page
+from canopy.evaluation.table import INTERVAL_COLUMNS
 from canopy.gedi.filters import Step
 from canopy.gedi.storage import read_funnel
-from canopy.gedi.table import METRICS, figures
+from canopy.gedi.table import METRICS, figures, interval_cells
 from canopy.gedi.validation import ClassScore, Validation
 from canopy.version import __version__
 
@@ -27,6 +28,7 @@ _TITLES = {
     "by_cover": "By cover",
     "by_beam": "By beam",
     "by_sensitivity": "By sensitivity",
+    "by_site": "By site",
 }
 _CAPTIONS = {
     "gedi-scatter.png": "Each square counts shots; below the dashed line the map is too low.",
@@ -40,7 +42,9 @@ def write_page(validation: Validation, folder: Path) -> Path:
     Raises:
         OutputError: The folder cannot be written.
     """
-    pictures = {"gedi-scatter.png": _scatter(validation), "gedi-residuals.png": _residuals(validation)}
+    pictures = {"gedi-scatter.png": _scatter(validation)}
+    if len(validation.pairs) == 1:  # sites may lie a continent apart
+        pictures["gedi-residuals.png"] = _residuals(validation)
     return save_page(folder, "gedi.html", _render(validation, pictures), pictures)
 
 
@@ -48,24 +52,27 @@ def _render(validation: Validation, pictures: Mapping[str, bytes]) -> str:
     """Return the page as text."""
     residuals = validation.residuals
     side = "too high" if residuals.bias_m > 0 else "too low"
+    maps = ", ".join(pred.name for pred, _ in validation.pairs)
     return PAGE.substitute(
         style=STYLE,
-        lead=f"<strong>{html.escape(validation.pred.name)}</strong> errs by {residuals.mae_m:.1f} m on average and "
+        lead=f"<strong>{html.escape(maps)}</strong> errs by {residuals.mae_m:.1f} m on average and "
         f"lies {abs(residuals.bias_m):.1f} m {side}.",
         counts=_counts(validation),
         scores=_scores(validation),
         radius=f"{validation.radius_m:g}",
         block_m=f"{validation.block_m:.0f}",
-        tables="".join(_table(title, getattr(validation, name)) for name, title in _TITLES.items()),
+        tables="".join(
+            _table(title, scores) for name, title in _TITLES.items() if (scores := getattr(validation, name))
+        ),
         figures="".join(
             f"<figure>{image_tag(png, name)}<figcaption>{_CAPTIONS[name]}</figcaption></figure>"
             for name, png in pictures.items()
         ),
-        funnel=_funnel(read_funnel(validation.shots)),
+        funnel="".join(_funnel(read_funnel(shots)) for _, shots in validation.pairs),
         command=html.escape(shlex.join(["canopy", *sys.argv[1:]])),
         version=__version__,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        files="".join(file_row(path) for path in (validation.pred, validation.shots)),
+        files="".join(file_row(path) for pair in validation.pairs for path in pair),
     )
 
 
@@ -88,6 +95,9 @@ def _counts(validation: Validation) -> str:
 def _scores(validation: Validation) -> str:
     head = "".join(f"<th>{name}</th>" for name in METRICS.values())
     cells = "".join(f"<td>{value}<small>{interval}</small></td>" for value, interval in figures(validation))
+    if validation.interval is not None:
+        head += "".join(f"<th>{name}</th>" for name in INTERVAL_COLUMNS.values())
+        cells += "".join(f"<td>{value}</td>" for value in interval_cells(validation.interval))
     return f"<tr>{head}</tr><tr>{cells}</tr>"
 
 
@@ -99,6 +109,10 @@ def _table(title: str, scores: Mapping[str, ClassScore]) -> str:
         "MAE m": "".join(f"<td>{row.residuals.mae_m:.2f}</td>" for row in rows),
         "bias m": "".join(f"<td>{row.residuals.bias_m:+.2f}</td>" for row in rows),
     }
+    if any(row.interval for row in rows):
+        figures_of = [interval_cells(row.interval) for row in rows]
+        for number, column in enumerate(INTERVAL_COLUMNS.values()):
+            lines[column] = "".join(f"<td>{cells[number] if cells else '–'}</td>" for cells in figures_of)
     body = "".join(f"<tr><th>{name}</th>{cells}</tr>" for name, cells in lines.items())
     return f'<div class="scroll"><table><caption>{title}</caption><tr><th></th>{head}</tr>{body}</table></div>'
 

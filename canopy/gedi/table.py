@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console
 from rich.table import Table
 
+from canopy.evaluation.prediction_intervals import IntervalScores
 from canopy.evaluation.residuals import Interval
+from canopy.evaluation.table import INTERVAL_COLUMNS
 from canopy.gedi.validation import FEWEST_OF_TRACK, ClassScore, ShiftSearch, Validation
 
 METRICS = {"mae_m": "MAE m", "rmse_m": "RMSE m", "bias_m": "bias m", "r2": "R²"}
@@ -16,8 +18,9 @@ def print_validation(validation: Validation) -> None:
     """Print metrics and tables to standard output."""
     console = Console(width=110)
     console.print(_head(validation))
-    for name in ("by_height", "by_cover", "by_beam", "by_sensitivity"):
-        console.print(_class_table(name, getattr(validation, name)))
+    for name in ("by_height", "by_cover", "by_beam", "by_sensitivity", "by_site"):
+        if scores := getattr(validation, name):
+            console.print(_class_table(name, scores))
     if validation.shift_search:
         console.print(_shift_line(validation.shift_search))
 
@@ -36,17 +39,29 @@ def _head(validation: Validation) -> Table:
     table = Table(title=title)
     for name in METRICS.values():
         table.add_column(name, justify="right")
-    table.add_row(*("\n".join(filter(None, pair)) for pair in figures(validation)))
+    interval = interval_cells(validation.interval)
+    for name in INTERVAL_COLUMNS.values() if interval else ():
+        table.add_column(name, justify="right")
+    table.add_row(*("\n".join(filter(None, pair)) for pair in figures(validation)), *interval)
     return table
 
 
 def _class_table(name: str, scores: Mapping[str, ClassScore]) -> Table:
     table = Table(title=name.replace("_", " "))
-    for column in (name[3:], "shots", "MAE m", "bias m"):
+    with_interval = any(score.interval for score in scores.values())
+    for column in (name[3:], "shots", "MAE m", "bias m", *(INTERVAL_COLUMNS.values() if with_interval else ())):
         table.add_column(column, justify="right")
     for label, score in scores.items():
-        table.add_row(label, f"{score.n:,}", f"{score.residuals.mae_m:.2f}", f"{score.residuals.bias_m:+.2f}")
+        residuals = f"{score.residuals.mae_m:.2f}", f"{score.residuals.bias_m:+.2f}"
+        table.add_row(label, f"{score.n:,}", *residuals, *interval_cells(score.interval))
     return table
+
+
+def interval_cells(interval: IntervalScores | None) -> tuple[str, ...]:
+    """Return the figures of an interval as text; none without an interval."""
+    if interval is None:
+        return ()
+    return tuple(f"{getattr(interval, name):.2f}" for name in INTERVAL_COLUMNS)
 
 
 def _shift_line(search: ShiftSearch) -> str:

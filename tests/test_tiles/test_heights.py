@@ -1,6 +1,7 @@
 """One canopy, written in every unit, type, band order and fill that files come in, reads as the same metres."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,34 @@ def test_the_remedies_that_messages_name_work(tmp_path: Path) -> None:
     ):
         main_group.main(["edit-info", str(path), *options], standalone_mode=False)
     np.testing.assert_allclose(read(path), 7)
+
+
+OTHER_RASTERS = {
+    "canopy/calibration/terrain.py": "terrain",
+    "canopy/cli/description.py": "tags of a map",
+    "canopy/dataset/gridded.py": "images and masks",
+    "canopy/dataset/scene_folders.py": "images and masks",
+    "canopy/evaluation/comparison.py": "masks",
+    "canopy/evaluation/report.py": "an image, and the truth's grid",
+    "canopy/gedi/simulation.py": "terrain",
+    "canopy/imagery/resample.py": "imagery",
+    "canopy/imagery/scene.py": "imagery",
+    "pretrain/geotiff.py": "imagery",
+    "pretrain/probe.py": "images",
+    "tiles/cog.py": "blocks of our own maps, as they are stored",
+    "tiles/stac.py": "the grid of our own maps",
+    "tiles/validation.py": "the profile of our own maps",
+}
+"""Modules that open rasters of another kind, and what they read."""
+
+
+def test_no_other_code_opens_a_raster_of_heights() -> None:
+    """One file means the same metres in every command: whoever opens rasters names what else they are."""
+    repository = Path(__file__).resolve().parent.parent.parent
+    opening = {
+        path.relative_to(repository).as_posix()
+        for package in ("canopy", "pretrain", "tiles")
+        for path in (repository / package).rglob("*.py")
+        if re.search(r"rasterio\.open\(|\bopen_raster\(|open_rasterio|gdal\.Open", path.read_text(encoding="utf-8"))
+    }
+    assert opening - {"tiles/heights.py"} <= OTHER_RASTERS.keys()

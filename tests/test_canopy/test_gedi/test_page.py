@@ -24,7 +24,7 @@ def test_a_page_needs_no_other_file_and_says_the_figures(validation: Validation,
     assert f"errs by {validation.residuals.mae_m:.1f} m" in text
     assert f"{validation.n:,} shots on known cells" in text
     assert f"{validation.edges:,} with a tree edge, kept." in text
-    for step in read_funnel(validation.shots):
+    for step in read_funnel(validation.pairs[0][1]):
         assert f"<th>{step.rule}</th><td>{step.before:,}</td><td>{step.dropped:,}</td>" in text
 
 
@@ -32,7 +32,7 @@ def test_names_of_files_are_escaped(validation: Validation, tmp_path: Path) -> N
     from dataclasses import replace
 
     odd = tmp_path / "a<b>&.tif"
-    odd.write_bytes(validation.pred.read_bytes())
-    text = write_page(replace(validation, pred=odd), tmp_path / "page").read_text(encoding="utf-8")
+    odd.write_bytes(validation.pairs[0][0].read_bytes())
+    text = write_page(replace(validation, pairs=((odd, validation.pairs[0][1]),)), tmp_path / "page").read_text(encoding="utf-8")
     assert "a&lt;b&gt;&amp;.tif" in text
     assert "a<b>" not in text

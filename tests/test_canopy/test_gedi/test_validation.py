@@ -4,10 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
+import rasterio
 from affine import Affine
 from gedi_shots import EVERYTHING, woodland, write_map
+from rasters import make_raster
+from shapely.geometry import box
 
 from canopy.errors import EvaluationError
 from canopy.gedi.shots import Reading, read_granules
@@ -109,3 +113,92 @@ def test_shifts_of_tracks_are_searched(tmp_path: Path) -> None:
     result = validation.to_json()["shift_search"]
     assert result["mae_after_m"] == search.mae_after_m
     assert set(next(iter(result["tracks"].values()))) == {"east_m", "north_m", "n"}
+
+
+INTERVAL_BANDS = ("canopy_height", "canopy_height_p05", "canopy_height_p95")
+
+
+@pytest.fixture(scope="module")
+def interval_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the woodland as a map whose interval reaches 3 m down and 4 m up."""
+    heights = woodland()
+    bands = np.stack([heights, np.maximum(heights - 3, 0), heights + 4])
+    path = tmp_path_factory.mktemp("interval") / "west.tif"
+    return make_raster(
+        path, values=bands, dtype="float32", crs="EPSG:32611", origin=(500_000.0, 4_000_000.0), resolution=1.0,
+        nodata=np.nan, descriptions=INTERVAL_BANDS,
+    )  # fmt: skip
+
+
+def test_intervals_are_scored_at_shots(interval_map: Path, shots: Path, good: Validation) -> None:
+    validation = validate_map(interval_map, shots)
+    points, interval = validation.points, validation.interval
+    assert interval is not None
+    inside = (points["low_m"] <= points["lidar_m"]) & (points["lidar_m"] <= points["high_m"])
+    assert interval.coverage == pytest.approx(inside.mean())
+    assert interval.width_m == pytest.approx(7, abs=0.1)
+    assert interval.interval_score_m > interval.width_m
+    result = json.loads(json.dumps(validation.to_json()))
+    assert result["interval"] == {
+        "level": 0.9,
+        "coverage": interval.coverage,
+        "width_m": interval.width_m,
+        "interval_score_m": interval.interval_score_m,
+    }
+    row = next(iter(result["by_height"].values()))
+    assert {"n", "mae_m", "coverage", "interval_score_m"} <= row.keys()
+    assert good.interval is None
+    assert "interval" not in good.to_json()
+
+
+def test_a_map_in_centimetres_has_the_same_scores(shots: Path, tmp_path: Path, good: Validation) -> None:
+    """Read as metres, it once had a bias of a kilometre."""
+    path = write_map(tmp_path / "cm.tif", np.round(woodland() * 100))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.units = ("cm",)
+    assert validate_map(path, shots).residuals.bias_m == pytest.approx(good.residuals.bias_m, abs=0.005)
+
+
+def test_shots_are_scored_by_polygons_of_sites(chm: Path, shots: Path, tmp_path: Path) -> None:
+    north = gpd.GeoDataFrame(
+        {"plot": ["north"]}, geometry=[box(500_000, 3_999_800, 500_400, 4_000_000)], crs="EPSG:32611"
+    )
+    north.to_file(tmp_path / "sites.gpkg")
+    validation = validate_map(chm, shots, sites=tmp_path / "sites.gpkg", by="plot")
+    assert list(validation.by_site) == ["north", "outside all sites"]
+    y = read_shots(shots).to_crs(32611).geometry.y
+    assert sum(score.n for score in validation.by_site.values()) == validation.n
+    assert validation.by_site["north"].n == pytest.approx((y > 3_999_800).sum(), abs=25)
+    assert validation.to_json()["by_site"].keys() == validation.by_site.keys()
+
+
+def test_maps_of_several_sites_are_scored_together_and_alone(
+    chm: Path, interval_map: Path, shots: Path, good: Validation, canopy, tmp_path: Path
+) -> None:
+    low = write_map(tmp_path / "east.tif", woodland() * 0.7)
+    validation = validate_map([chm, low], [shots, shots])
+    assert list(validation.by_site) == ["chm", "east"]
+    assert validation.n == 2 * good.n
+    assert validation.by_site["chm"].residuals == good.residuals
+    assert validation.by_site["east"].residuals.bias_m < good.residuals.bias_m - 3
+    assert validation.blocks == 2 * good.blocks
+    files = ["--pred", interval_map, "--shots", shots, "--pred", low, "--shots", shots]
+    code, out, err = canopy("gedi", "validate", *files, "--report", tmp_path / "page")
+    assert code == 0, err
+    assert "by site" in out
+    assert "west" in (tmp_path / "page" / "gedi.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"maps": 2}, "2 maps for 1 files of shots"),
+        ({"sites": Path("s.gpkg")}, "belong together"),
+        ({"maps": 2, "files": 2, "shift_search": True}, "take one map"),
+    ],
+)
+def test_maps_shots_and_sites_must_match(chm: Path, shots: Path, options: dict, words: str) -> None:
+    options = dict(options)
+    maps, files = [chm] * options.pop("maps", 1), [shots] * options.pop("files", 1)
+    with pytest.raises(EvaluationError, match=words):
+        validate_map(maps, files, **options)
