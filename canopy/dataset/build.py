@@ -306,21 +306,41 @@ def _write_index(records: Sequence[ChipRecord], path: Path) -> None:
 
 
 def _claim(out: Path, digest: str, overwrite: bool) -> None:
-    """Refuse a store of another configuration or of other inputs, or clear it away."""
-    if not (out / STORE).exists() and not (out / INDEX).exists():
+    """Refuse a folder with anything but this store under its names, or clear the names.
+
+    Raises:
+        DatasetError: Files of the user, or a store of another configuration or of other inputs.
+    """
+    present = [name for name in (STORE, _CONFIG, INDEX) if (out / name).exists()]
+    if not present:
         return
-    stored = None
-    if (out / INDEX).is_file() and (out / STORE / "zarr.json").is_file():
-        stored = json.loads((out / STORE / "zarr.json").read_text(encoding="utf-8"))["attributes"].get("digest")
-    if stored == digest:
+    stored = _stored_digest(out / STORE)
+    if stored is None:
+        raise DatasetError(f"{out / present[0]} is no part of a chip store and would be replaced: name another --out")
+    finished = (out / INDEX).is_file()
+    if finished and stored == digest:
         return
-    if not overwrite and (out / INDEX).is_file():
+    if finished and not overwrite:
         raise DatasetError(
             f"{out} has a store of another configuration or of other inputs: name another --out, or pass --overwrite"
         )
-    # The index goes first, so that no moment shows an index over half a store.
-    (out / INDEX).unlink(missing_ok=True)
-    shutil.rmtree(out / STORE, ignore_errors=True)
+    # The index goes first, so that no moment shows an index over half a store, and the chips go in one rename, so that
+    # what a killed run leaves is known as ours.
+    for name in (INDEX, _CONFIG):
+        (out / name).unlink(missing_ok=True)
+    replaced = out / _WORK / STORE
+    shutil.rmtree(replaced, ignore_errors=True)
+    rename(out / STORE, replaced)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _stored_digest(store: Path) -> str | None:
+    """Return the digest in the header of a store's chips; None where there is no such header."""
+    try:
+        attributes = json.loads((store / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        return str(attributes["digest"]) if attributes["format"] == FORMAT["format"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

@@ -90,6 +90,35 @@ def test_a_finished_store_is_left_alone_and_another_is_not_overwritten(small_for
     assert digests(out) == before
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "chips.parquet", "chips.zarr/zarr.json", "chips.zarr/own/0"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_the_user_are_never_replaced(small_forests: Path, tmp_path: Path, name: str, overwrite: bool) -> None:
+    """A configuration lies in the output folder, or someone's own Zarr: no flag means them."""
+    (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DatasetError, match=r"is no part of a chip store and would be replaced: name another --out"):
+        build(forest_config(small_forests / "data"), tmp_path, overwrite=overwrite)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("step", ["unlink", "rename"])
+def test_a_kill_while_a_store_is_cleared_away_loses_nothing_of_the_next(
+    small_forests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    config = forest_config(small_forests / "data")
+    out = shutil.copytree(small_forests / "store", tmp_path / "store")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(*((Path, "unlink") if step == "unlink" else (build_module, "rename")), killed)
+        build(forest_config(small_forests / "data", stride_px=64), out, overwrite=True)
+    build(config, out)
+    assert digests(out) == digests(small_forests / "store")
+    assert sorted(path.name for path in out.iterdir()) == STORED
+
+
 def test_two_builds_of_one_folder_do_not_mix(small_forests: Path, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     with hold(tmp_path / "store" / ".lock", "held by the test"), pytest.raises(OutputBusyError, match="another build"):
