@@ -33,6 +33,8 @@ def test_names_of_files_are_escaped(validation: Validation, tmp_path: Path) -> N
 
     odd = tmp_path / "a<b>&.tif"
     odd.write_bytes(validation.pairs[0][0].read_bytes())
-    text = write_page(replace(validation, pairs=((odd, validation.pairs[0][1]),)), tmp_path / "page").read_text(encoding="utf-8")
+    text = write_page(replace(validation, pairs=((odd, validation.pairs[0][1]),)), tmp_path / "page").read_text(
+        encoding="utf-8"
+    )
     assert "a&lt;b&gt;&amp;.tif" in text
     assert "a<b>" not in text
