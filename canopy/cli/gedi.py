@@ -98,7 +98,13 @@ def validate(
         require_plots()
     with show_progress() as show:
         validation = validate_map(
-            pred, shots, radius_m=radius, keep_edges=not drop_edges, shift_search=shift_search, sites=sites, by=by,
+            pred,
+            shots,
+            radius_m=radius,
+            keep_edges=not drop_edges,
+            shift_search=shift_search,
+            sites=sites,
+            by=by,
             report=show,
         )
     if as_json:
