@@ -8,9 +8,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import rasterio
-from bundles import tiny_bundle
 from odc.geo.geom import box
 from recipe_modules import load
+from tiny_models import save_tiny_model
 from training import SMALL_STORE
 
 import canopy
@@ -66,7 +66,7 @@ def run(benchmark: ModuleType, bundle: Path, out: Path, capsys: pytest.CaptureFi
 def test_scores_are_those_of_the_commands_and_work_that_is_done_is_not_done_again(
     benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = tiny_bundle(tmp_path / "tiny.safetensors", chip_px=64)
+    bundle = save_tiny_model(tmp_path / "tiny.safetensors")
     row = run(benchmark, bundle, tmp_path / "out", capsys)
     (pred,), (truth,) = tmp_path.glob("out/tiny-*/b-b_1.tif"), tmp_path.glob("out/scenes-*/*-chm.tif")
     (record,), (whole,) = tmp_path.glob("out/tiny-*/*-scores.json"), tmp_path.glob("out/tiny-*/all.json")

@@ -1,4 +1,4 @@
-"""Kill `canopy predict` at random times, with the real model over many tiles, until it is done: same bytes, no leftovers.
+"""Kill `canopy predict` at random times, with the real model over many tiles: same bytes in the end, no leftovers.
 
     python tests/hard/predict_kills.py --folder build/hard [--kills 200]
 
