@@ -57,7 +57,7 @@ def predict(
     resolution: Annotated[
         float | None, typer.Option(help="Cell size in units of the CRS (default: the model's GSD).")
     ] = None,
-    device: Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda or mps (Apple; untested).")] = "auto",
+    device: Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda or mps (untested).")] = "auto",
     backend: Annotated[
         str, typer.Option(help="Library that runs the model: auto, eager, compile, openvino or bf16.")
     ] = "auto",
