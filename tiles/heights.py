@@ -159,11 +159,13 @@ class HeightRaster:
         return heights_m
 
     def _metres(self, values: NDArray[Any], unknown: NDArray[np.bool_]) -> Heights:
+        # Fill values are file values, so they are looked for before the unit is applied.
         for fill in self.unknown:
             unknown = unknown | (values == fill)
         heights_m = values.astype(np.float32)
         if (self.unit_m, self.offset_m) != (1.0, 0.0):
             heights_m = (values * self.unit_m + self.offset_m).astype(np.float32)
+        # NaN compares false, and is unknown either way.
         with np.errstate(invalid="ignore"):
             plausible = (heights_m > PLAUSIBLE_M[0]) & (heights_m < PLAUSIBLE_M[1])
         return np.where(unknown | ~plausible, np.float32(np.nan), heights_m)
@@ -248,6 +250,7 @@ def _height_band(path: Path, dataset: DatasetReader) -> int:
         return bands[0]
     exact = [k for k, name in enumerate(names, 1) if name.strip().lower() in _HEIGHT_WORDS]
     by_name = [k for k, name in enumerate(names, 1) if _HEIGHT_WORDS & set(re.findall("[a-z]+", name.lower()))]
+    # `height` next to `height_error` is meant; two bands that both only mention height are not.
     for candidates in (exact, by_name):
         if len(candidates) == 1:
             return candidates[0]
@@ -269,10 +272,12 @@ def _unit(path: Path, dataset: DatasetReader, band: int, unit: str | float | Non
             f"{path}: heights in {tag!r}: m, cm or ft expected; "
             f"tag its unit (rio edit-info --bidx {band} --units m {path.name}){override}"
         )
+    # A unit tag names the unit of the values after scale and offset, as GDAL defines them.
     if tag:
         if UNITS_M[tag] != 1:
             _warn("%s: heights converted from %s", path, tag)
         return scale * UNITS_M[tag], offset * UNITS_M[tag]
+    # Compound CRSs of American lidar are in feet; those in metres say nothing new.
     vertical_m = _vertical_unit_m(dataset)
     if vertical_m != 1:
         _warn("%s: heights converted from the feet of its vertical CRS", path)

@@ -35,6 +35,7 @@ def apply_to_bands(
         log_gain: (H, W) logarithm of the gain that features predict, where the calibration reads them.
     """
     if calibration.gain is not None:
+        # Gains multiply, so their logarithms add up.
         local = calibration.gain.log_gain_on(geobox)
         log_gain = local if log_gain is None else local + log_gain
     return calibration.apply_bands(bands_m, log_gain=log_gain).astype(np.float32)
@@ -72,6 +73,7 @@ def calibrate_map(
         raise CalibrationError("this calibration reads the encoder's features: apply it with canopy predict")
     with open_heights(path) as heights:
         bands = _bands(path, heights.dataset, calibration)
+        # Through the one reader: a map stored in centimetres is calibrated in metres.
         rasters = [band for name in bands if (band := heights.named(name)) is not None]
         record = MapRecord.from_tags(heights.dataset.tags(), describe_calibration(calibration))
         shape, crs = heights.dataset.shape, heights.dataset.crs.to_wkt()
@@ -87,6 +89,7 @@ def calibrate_map(
                     write_tile(tile, apply_to_bands(calibration, bands_m, grid), grid, plan="calibrate")
                     members.append((tile, window.row0, window.col0))
                     report(Progress(number, len(windows), "tiles", f"tile {number}/{len(windows)}"))
+                # Tiles are committed one by one; the map gets its name, style and item in one place, last.
                 publish_map(members, out, geobox, bands, record, Path(folder))
         except OSError as error:
             raise OutputError(f"cannot write {out}: {error.strerror or one_line(error)}") from error

@@ -63,6 +63,7 @@ class GainGrid(_Frozen):
     def log_gain_at(self, x: Array, y: Array) -> Array:
         """Return the log gain at coordinates of its CRS; same shape as x and y."""
         values = np.array(self.log_gain)
+        # Clipped to the grid, so that the gain is constant beyond its outermost points.
         row = np.clip((self.top - y) / self.step, 0, values.shape[0] - 1)
         col = np.clip((x - self.left) / self.step, 0, values.shape[1] - 1)
         up, left = np.floor(row).astype(int), np.floor(col).astype(int)
@@ -193,6 +194,8 @@ class Calibration(_Frozen):
         """
         if len(bands_m) == 1:
             return self.apply(bands_m[0], log_gain=log_gain)[None]
+        # First the height, from all three bands; then the ends, each from its own band, opened by calibrated height;
+        # last their order, which a lifted zero could break.
         height_m = self.apply(bands_m[0], p95_m=bands_m[2], log_gain=log_gain)
         low_m, high_m = self.ends(height_m, bands_m[1], bands_m[2], log_gain=log_gain)
         return np.stack([height_m, np.minimum(low_m, height_m), np.maximum(high_m, height_m)]).astype(np.float32)
@@ -208,6 +211,7 @@ class Calibration(_Frozen):
         """Return the curve's heights times the gain."""
         x, y = np.array(self.knots_m).T
         height_m = np.asarray(height_m, np.float64)
+        # Past the last knot the curve keeps that knot's ratio: a straight line through the origin.
         curved = np.where(height_m > x[-1], height_m * (y[-1] / x[-1]), np.interp(height_m, x, y))
         if log_gain is not None:
             curved = curved * np.exp(np.clip(log_gain, -LIMIT, LIMIT))

@@ -99,6 +99,8 @@ def fit(shots: MatchedShots, block_side: float) -> tuple[Calibration, tuple[Meth
     Raises:
         CalibrationError: Too few shots or blocks.
     """
+    # Order: every method predicts each fold from the others; the predictions are judged; the winner is fitted again, on
+    # all shots; its interval follows from the held-out predictions, never from shots that the fit has seen.
     shots = shots.ordered()
     _require_enough(shots)
     fold = _folds(shots.block)
@@ -149,6 +151,7 @@ def block_gain(gain: Floats, block: NDArray[np.int64], level: float) -> Gain:
         block: (n,) block of each shot, from 0.
         level: Level of the interval.
     """
+    # Blocks are drawn, so a replicate's mean is a ratio of two random sums.
     sums, counts = np.bincount(block, gain), np.bincount(block)
     draws = draw_blocks(len(counts))
     means = (draws @ sums) / np.maximum(draws @ counts, 1)
@@ -197,6 +200,7 @@ def _require_enough(shots: MatchedShots) -> None:
 
 def _folds(block: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the fold of each shot, (n,): whole blocks, dealt from the fullest to the emptiest fold by fold."""
+    # The fullest blocks first, one a fold in turn: folds of about the same number of shots.
     counts = np.bincount(block)
     order = np.lexsort((np.arange(len(counts)), -counts))
     fold = np.empty(len(counts), np.int64)

@@ -92,12 +92,14 @@ def held_out_ends(height_m: Floats, ends_m: Floats, lidar_m: Floats, fold: NDArr
 
 def _misses_m(ends_m: Floats, lidar_m: Floats) -> tuple[Floats, Floats]:
     """Return how far shots lie below the low end and above the high end, metres; negative inside."""
+    # Below the floor the pulse, not the plants, sets RH98: a bare shot must not widen meadows.
     (low_m, high_m), lidar_m = np.maximum(ends_m, FLOOR_M), np.maximum(lidar_m, FLOOR_M)
     return low_m - lidar_m, lidar_m - high_m
 
 
 def _classes(height_m: Floats) -> list[NDArray[np.bool_]]:
     """Return the members of each class of height; classes of few shots join the one below, the first the next."""
+    # By calibrated height, the only one that is known where no shot lies.
     number = np.digitize(height_m, EDGES_M)
     classes: list[NDArray[np.bool_]] = []
     for rank in range(len(EDGES_M) + 1):

@@ -76,6 +76,7 @@ class MatchedShots:
 
     def ordered(self) -> "MatchedShots":
         """Return the same shots in an order that does not depend on that of their file."""
+        # Ties in height are rare, and then broken by place; folds and quantiles depend on the order.
         return self.take(np.lexsort((self.y, self.x, self.lidar_m, self.map_m)))
 
     def read_m(self, upper: float, doubt_m: float) -> Floats:
@@ -97,6 +98,7 @@ class MatchedShots:
 
 def number_blocks(x: Floats, y: Floats, side: float) -> NDArray[np.int64]:
     """Return the number (n,) of the square block of ground in which each point lies; `side` in the points' units."""
+    # Anchored to the CRS origin: the same ground is one block, whatever the shots.
     squares = np.stack([np.floor(x / side), np.floor(y / side)], axis=1)
     return np.unique(squares, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 

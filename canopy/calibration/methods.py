@@ -72,6 +72,7 @@ def predicted_m(calibration: Calibration, shots: MatchedShots) -> Floats:
 def _percentile(shots: MatchedShots) -> Calibration:
     """Fit one factor that brings the map's 95th percentile to the lidar's (Tolan et al. 2024)."""
     map_m, lidar_m = np.percentile(shots.map_m, PERCENTILE), np.percentile(shots.lidar_m, PERCENTILE)
+    # A map without trees has no scale to correct.
     factor = float(np.clip(lidar_m / map_m, 0.25, 4)) if map_m > 0 else 1.0
     return Calibration(kind="percentile", knots_m=((0, 0), (1, factor)))
 
@@ -80,6 +81,7 @@ def _quantile(shots: MatchedShots, upper: float) -> Calibration:
     """Match quantiles of the map to those of the lidar."""
     doubt_m = _doubt_m(shots)
     read_m, lidar_m = _trees(shots, upper, doubt_m)
+    # Both sorted by themselves: the k-th tallest of the map meets the k-th tallest of the lidar.
     knots_m = _thinned(np.sort(read_m), np.sort(lidar_m))
     return Calibration(kind="quantile", knots_m=knots_m, upper=upper, doubt_m=doubt_m if upper else CANOPY_M)
 
@@ -95,6 +97,7 @@ def _local(shots: MatchedShots, scale: float, upper: float) -> Calibration:
     grid = np.zeros((rows, cols))
     for row, col in np.ndindex(rows, cols):
         distance2 = ((x - left - col * scale) ** 2 + (y - top + row * scale) ** 2) / scale**2
+        # A kernel mean of log ratios, drawn toward 0 as if 20 shots without any fault lay at the point.
         weight = np.exp(-distance2 / 2)
         grid[row, col] = (weight * log_ratio).sum() / (weight.sum() + SHRUNK_BY)
     values = tuple(tuple(map(float, line)) for line in np.clip(grid, -LIMIT, LIMIT))
@@ -110,6 +113,7 @@ def _features(shots: MatchedShots, ridge: float, upper: float) -> Calibration:
     log_ratio = np.clip(log_ratio, -LIMIT, LIMIT)
     features = shots.features[tall]
     mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
+    # Standardised, so that one penalty suits all features; the weights are scaled back for the raw ones.
     normal = (features - mean) / std
     penalty = ridge * np.eye(normal.shape[1])
     weights = np.linalg.solve(normal.T @ normal + penalty, normal.T @ (log_ratio - log_ratio.mean())) / std
@@ -137,6 +141,7 @@ def _log_ratio(base: Calibration, shots: MatchedShots) -> tuple[NDArray[np.bool_
 def _trees(shots: MatchedShots, upper: float, doubt_m: float) -> tuple[Floats, Floats]:
     """Return what the curve reads and RH98 where both say tree: a shot on ground says nothing of trees' heights."""
     read_m = shots.read_m(upper, doubt_m)
+    # The lidar's bound is its floor, the map's is canopy: neither side can be ground.
     both = (read_m > CANOPY_M) & (shots.lidar_m > FLOOR_M)
     return read_m[both], shots.lidar_m[both]
 
@@ -145,6 +150,7 @@ def _thinned(x: Floats, y: Floats) -> tuple[tuple[float, float], ...]:
     """Return a few knots of a rising curve through sorted points: means of equally many of them."""
     if len(x) < 2:
         return IDENTITY.knots_m
+    # At least five shots a knot, and at most 16 knots.
     groups = [group for group in np.array_split(np.arange(len(x)), min(KNOTS, len(x) // 5 or 1)) if len(group)]
     return _rising([(float(x[group].mean()), float(y[group].mean())) for group in groups])
 

@@ -100,6 +100,7 @@ def _sample(read: Read, rows: Floats, cols: Floats, pick: Callable[..., Floats])
     finite = np.isfinite(rows).all(axis=1) & np.isfinite(cols).all(axis=1)
     members = np.flatnonzero(finite)
     squares = np.stack([rows[members, 0] // SIDE_PX, cols[members, 0] // SIDE_PX], axis=1)
+    # Shots of one square together: each square is read once, in the order of the raster.
     _, square = np.unique(squares, axis=0, return_inverse=True)
     order = np.argsort(square.reshape(-1), kind="stable")
     cuts = np.flatnonzero(np.diff(square.reshape(-1)[order])) + 1

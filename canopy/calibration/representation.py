@@ -101,6 +101,7 @@ def represent(path: Path, shots: MatchedShots, points: "GeoDataFrame", seed: int
     valid = (statistics["on_map"] & (statistics["unknown_share"] <= UNKNOWN_SHARE)).to_numpy()
     place_share = _place_share(sample[valid], points, path)
     height_share = _height_share(statistics["p98"].to_numpy(np.float64)[valid], shots.map_m)
+    # Ranks, because a map may be far too low and still know which trees are tall.
     correlation = float(spearmanr(shots.map_m, shots.lidar_m).statistic) if np.ptp(shots.map_m) > 0 else float("nan")
     return Representation(place_share, height_share, correlation, _shift_m(path, shots, points, seed))
 
@@ -138,6 +139,7 @@ def _parts(points: "GeoDataFrame", path: Path) -> set[tuple[int, int]]:
 
 def _height_share(sample_m: Floats, shots_m: Floats) -> float:
     """Return the share of a sample of the map whose class of height has enough shots."""
+    # Five shots say what a class of height looks like to the lidar; fewer leave its curve to the neighbours.
     count = np.bincount(np.digitize(shots_m, CLASSES_M), minlength=len(CLASSES_M) + 1)
     return float((count[np.digitize(sample_m, CLASSES_M)] >= FEWEST_IN_CLASS).mean()) if len(sample_m) else 0.0
 
@@ -153,11 +155,13 @@ def _shift_m(path: Path, shots: MatchedShots, points: "GeoDataFrame", seed: int)
     part, members = shots.take(chosen), points.iloc[chosen]
     axis_m = SHIFT_STEP_M * np.arange(-SHIFTS, SHIFTS + 1)
     offsets_m = np.stack(np.meshgrid(axis_m, axis_m, indexing="ij"), axis=-1).reshape(-1, 2)
+    # All shots move together: a single track's error is GEDI's, a shift of all is the map's.
     map_m = _shifted_m(path, members, offsets_m)
     still = len(offsets_m) // 2
     expected_m = np.interp(part.lidar_m, np.sort(part.lidar_m), np.sort(map_m[:, still]))
     misfit_m = np.abs(map_m - expected_m[:, None])
     known_share = np.isfinite(misfit_m).mean(axis=0)
+    # Shots that a shift moves off the map do not count; a shift that leaves less than half of them cannot be judged.
     mean_m = np.nan_to_num(misfit_m).mean(axis=0) / np.maximum(known_share, LEAST_KNOWN)
     best = int(np.argmin(np.where(known_share < LEAST_KNOWN, np.inf, mean_m)))
     better_m = misfit_m[:, still] - misfit_m[:, best]

@@ -86,6 +86,7 @@ def gather(
         CalibrationError: No shot lies on known cells of the map, or on ground flat enough.
         RasterError: The map or the terrain model cannot be read.
     """
+    # Weighted by the beam, as the waveform is: the tallest tree at the rim of a footprint hardly moves RH98.
     statistics = footprint_statistics(path, points, weighting="gaussian", report=report)
     usable = (statistics["unknown_share"].to_numpy() <= UNKNOWN_SHARE) & np.isfinite(points["rh98"].to_numpy())
     usable &= statistics["on_map"].to_numpy()
@@ -97,6 +98,7 @@ def gather(
     slope_deg = None if dem is None else slopes_deg(dem, points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
     slopes, lidar_m = None, points["rh98"].to_numpy(np.float64)
     if dem is not None and slope_deg is not None:
+        # NaN is not flat: shots off the terrain model are dropped, and counted by themselves.
         flat = slope_deg <= max_slope_deg
         if not flat.any():
             raise CalibrationError(f"none of {len(points)} shots lies on ground flatter than {max_slope_deg:g} degrees")

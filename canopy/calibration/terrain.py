@@ -53,6 +53,7 @@ def slopes_deg(dem: Path, lon: Floats, lat: Floats) -> Floats:
         points = points_around(lon, lat, east_m, north_m)
         rows, cols = to_pixels(*points, dataset.transform, CRS.from_wkt(dataset.crs.to_wkt()))
         elevation_m = sample_bilinear(lambda window: _elevations(dem, dataset, window), rows, cols)
+        # Slopes are ratios: a terrain in feet over ground in metres would be three times too steep.
         elevation_m = elevation_m * elevation_unit_m(dataset)
     # Least squares of a plane over a ring: its gradient is the first harmonic of the elevations.
     gradient = [elevation_m @ axis * 2 / (_RING * FOOTPRINT_RADIUS_M**2) for axis in (east_m, north_m)]
@@ -76,6 +77,7 @@ def level_rh98_m(rh98_m: Floats, rh50_m: Floats, slope_deg: Floats) -> Floats:
     """
     ground_m = FOOTPRINT_SIGMA_M * np.tan(np.radians(slope_deg))
     above_m = rh98_m - rh50_m
+    # What is left of the spread after the ground's is taken out, but no less than the pulse's own.
     left_m = np.sqrt(np.maximum(above_m**2 - (_LEVEL * ground_m) ** 2, (_LEVEL * PULSE_SIGMA_M) ** 2))
     return np.asarray(np.where(np.isnan(rh50_m), rh98_m, rh50_m + np.minimum(above_m, left_m)), np.float64)
 

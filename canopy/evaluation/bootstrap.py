@@ -34,6 +34,7 @@ def draw_blocks(blocks: int, replicates: int = REPLICATES, seed: int = 0) -> NDA
 
 def draw_batches(blocks: int, replicates: int = REPLICATES, seed: int = 0) -> Iterator[NDArray[np.float64]]:
     """Yield the rows of `draw_blocks` a few at a time, so that memory does not grow with the replicates."""
+    # One stream of random numbers whatever the batch: the draws are those of a single call.
     generator = np.random.default_rng(seed)
     for start in range(0, replicates, BATCH):
         draws = generator.multinomial(blocks, np.full(blocks, 1 / blocks), min(BATCH, replicates - start))
@@ -51,6 +52,7 @@ def percentile_interval(values: Floats, blocks: int, level: float = LEVEL) -> tu
     Returns:
         Low and high end; None with fewer than `FEWEST_BLOCKS` blocks, or where most replicates are undefined.
     """
+    # R² of a replicate without spread is undefined; a few of those say nothing, many say that the figure is unsafe.
     finite = values[np.isfinite(values)]
     if blocks < FEWEST_BLOCKS or len(finite) < len(values) / 2:
         return None

@@ -180,6 +180,8 @@ def evaluate(
     options = options or TruthOptions()
     if len(set(predictions)) < len(predictions):
         raise EvaluationError("a prediction is named twice: each once expected")
+    # Order matters: all files are opened, and all arguments judged, before the first window is read; windows consist of
+    # whole blocks, so that a block is complete when it is added; sums become scores once, at the end.
     with ExitStack() as files:
         files.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_MB))
         rasters = _Rasters.open(files, predictions, truth, mask, options)
@@ -261,6 +263,7 @@ class _Rasters:
         on_truth = self.on_truth(window)
         truth = self.truth.read(on_truth)
         predictions = [prediction.heights.read(on_truth) for prediction in self.predictions]
+        # One set of cells for all predictions: a map is not better for leaving out what is difficult.
         unknown = np.isnan(truth) | np.logical_or.reduce([np.isnan(heights) for heights in predictions])
         unknown |= cells_outside(window, self.grid.shape)
         if self.mask is not None:
@@ -289,6 +292,7 @@ class _Parts:
                 on_site = site.on(transform * transform.translation(padded.col0, padded.row0), padded.shape)
                 if not on_site.any():
                     continue
+                # Cells of other sites are unknown here, so that edges are not measured across the border.
                 part = np.where(on_site, truth, np.float32(np.nan))
             self._heights[number].add(heights, part, row0, col0)
             if ends:
@@ -336,6 +340,7 @@ def _check(totals: Totals, truth: Path) -> None:
         raise EvaluationError(
             f"nothing to score: no cell of {truth} is known in truth and all predictions and left by the mask"
         )
+    # The median of trees alone: bare ground is 0 in any unit.
     tall = totals.histogram[int(_TALL_M * 100) :, 0]
     below = np.cumsum(tall)
     median_m = _TALL_M + np.searchsorted(below, below[-1] / 2) / 100 if below[-1] else 0.0

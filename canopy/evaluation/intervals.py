@@ -44,6 +44,7 @@ def confidence_intervals(totals: Totals, seed: int = 0, replicates: int = REPLIC
     # The ladder is coarser than a centimetre: scaled so that the replicates surround the figure they qualify.
     coarse = by_constant.sum(axis=0).min()
     scale = totals.constant_error() / coarse if coarse > 0 else 1.0
+    # Sums add up, so a replicate is a product: how often each cluster was drawn times the clusters' sums.
     arrays = [
         score_arrays(draws @ totals.clusters, scale * (draws @ by_constant).min(axis=-1))
         for draws in draw_batches(len(totals.clusters), replicates, seed)

@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 
 HEIGHT_CLASSES_M = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 30.0, np.inf)
 
+# The histogram is by centimetre, so that the median (behind the skill) and the height classes are exact; a cluster
+# keeps the coarser ladder, because each replicate of the bootstrap chooses its own constant.
 _CM = 65536  # bins of the histogram of truth: whole centimetres
 _LADDER_M = np.concatenate([np.arange(0, 1, 0.1), np.arange(1, 10, 0.5), np.arange(10, 40), np.arange(40, 100, 5.0)])
 _STEP_OF_CM = np.searchsorted(_LADDER_M, (np.arange(_CM) + 0.5) / 100, side="right") - 1
@@ -131,6 +133,7 @@ class Totals:
         sums = self.clusters.sum(axis=0)
         if not sums[Column.N]:
             return Scores()
+        # Squares are summed as they are, not around a mean: heights reach 100 m, and float64 has 15 digits.
         arrays = score_arrays(sums, self.constant_error())
         metrics = {name: float(value) for name in METRICS if np.isfinite(value := getattr(arrays, name))}
         return Scores(**metrics, n_px=int(sums[Column.N]), by_height=_by_height(self.histogram))
@@ -164,6 +167,7 @@ class HeightSums:
             row0: Row of the window's first cell in the raster.
             col0: Column of the window's first cell in the raster.
         """
+        # The halo serves the Sobel kernel alone; it is cut off before anything is counted.
         p, t = _valid_in_both(pred, truth)
         edge_difference, edge_sum = _edges(p, t)
         p, t = p[1:-1, 1:-1], t[1:-1, 1:-1]
@@ -178,6 +182,7 @@ class HeightSums:
 
     def totals(self) -> Totals:
         """Return the sums of the windows added so far."""
+        # Clusters without a cell would be drawn too, and thin out each replicate.
         occupied = self._clusters[:, Column.N] > 0
         ladder = self._ladder.reshape(len(occupied), -1, 2)
         return Totals(self._clusters[occupied], ladder[occupied], self._histogram.copy())
@@ -186,14 +191,17 @@ class HeightSums:
         """Add what cells sum up to, by cell and by the means of their blocks."""
         row_starts, col_starts = (np.flatnonzero(np.diff(axis, prepend=axis[0] - 1)) for axis in (rows, cols))
         sums = np.stack([_reduce(values, row_starts, col_starts) for values in cells], axis=-1)
+        # A block counts where more than half of its 900 m2 is known.
         full = sums[..., Column.N] * math.prod(self._grid.cell_m) > BLOCK_M**2 / 2
         with np.errstate(invalid="ignore", divide="ignore"):
             p, t = (
                 np.where(full, sums[..., column] / sums[..., Column.N], 0)
                 for column in (Column.PREDICTION, Column.TRUTH)
             )
+        # After the sums over cells, in the order of `Column`: blocks, their truth, its square, their squared error.
         whole = np.concatenate([sums, np.stack([full, t, t * t, (p - t) ** 2], axis=-1)], axis=-1)
         clusters = self._numbers.at_blocks(rows[row_starts], cols[col_starts])
+        # Several blocks share a cluster: add.at counts each, where += would keep the last.
         np.add.at(self._clusters, clusters.ravel(), whole.reshape(-1, len(Column)))
 
     def _add_histograms(self, pred: Floats, truth: Floats, cluster: NDArray[np.int64]) -> None:
@@ -253,6 +261,7 @@ def score_arrays(sums: Floats, constant_error: Floats | np.float64) -> ScoreArra
     block_r2 = r2_from_sums(
         column[Column.BLOCK_SQUARE], column[Column.BLOCKS], column[Column.BLOCK_TRUTH], column[Column.BLOCK_TRUTH2]
     )
+    # Flat ground has neither edges nor spread: 0 / 0 is NaN, which becomes null.
     with np.errstate(invalid="ignore", divide="ignore"):
         edge_error = column[Column.EDGE_DIFFERENCE] / column[Column.EDGE_SUM]
         skill = np.where(np.isnan(residuals.r2), np.nan, 1 - absolute / constant_error)
@@ -271,6 +280,7 @@ def class_name(low_m: float, high_m: float) -> str:
 
 def _valid_in_both(pred: Heights, truth: Heights) -> tuple[Floats, Floats]:
     """Return both as float64, the truth at least 0, NaN where either is unknown."""
+    # Lidar over bare ground scatters around 0: what lies below is noise of the ground, not a pit.
     p, t = pred.astype(np.float64), np.maximum(truth.astype(np.float64), 0)
     unknown = np.isnan(p) | np.isnan(t)
     p[unknown] = t[unknown] = np.nan
@@ -287,6 +297,7 @@ def _edges(pred: Floats, truth: Floats) -> tuple[Floats, Floats]:
 
 def _sobel(heights: Floats) -> Floats:
     """Return the Sobel magnitude of the cells within the halo."""
+    # Sobel's kernel: differences over two cells, weighted 1, 2, 1 across.
     down = heights[2:] - heights[:-2]
     right = heights[:, 2:] - heights[:, :-2]
     return np.hypot(

@@ -74,6 +74,7 @@ def evaluate_pairs(
         name: evaluate([prediction], truth, mask=mask, options=options, draw=draw, report=report)
         for name, prediction, truth, mask in zip(_names(truths), predictions, truths, by_truth, strict=True)
     }
+    # Sums are pooled, not scores: a site counts by its cells, and R² and skill are those of all ground together.
     whole = reduce(Sums.__add__, (comparison.sums[0] for comparison in comparisons.values()))
     sites = {name: next(iter(comparison.results.values())) for name, comparison in comparisons.items()}
     return Evaluation(comparisons, whole.result(sites))

@@ -37,6 +37,7 @@ class Pictures:
         p, t = pred[valid].astype(np.float64), truth[valid].astype(np.float64)
         t_step, p_step = (np.clip(heights / HEIGHT_STEP_M, 0, HEIGHTS - 1).astype(np.int64) for heights in (t, p))
         self.joint += _count(t_step, p_step, self.joint.shape)
+        # What exceeds the ends of a histogram is counted in its last bin.
         rank = np.searchsorted(HEIGHT_CLASSES_M, t, side="right") - 1
         error = np.clip((p - t) / ERROR_STEP_M + ERRORS / 2, 0, ERRORS - 1).astype(np.int64)
         self.errors += _count(rank, error, self.errors.shape)
@@ -83,6 +84,7 @@ def _quantiles(counts: NDArray[np.int64], shares: tuple[float, ...], step: float
     """Return the quantiles of a histogram whose bins are `step` wide and begin at `first`."""
     if not counts.sum():
         return np.full(len(shares), np.nan)
+    # Linear within a bin, as if its cells were spread evenly.
     cumulative = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
     edges = first + np.arange(len(counts) + 1) * step
     return np.asarray(np.interp(shares, cumulative, edges), np.float64)

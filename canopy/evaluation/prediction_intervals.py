@@ -84,6 +84,7 @@ class IntervalTotals:
         """Return the scores of all ground together, with their confidence."""
         count = len(self.clusters)
         draws = [draw @ self.clusters for draw in draw_batches(count)] if count else [np.empty((0, 4))]
+        # Each figure is a mean: its sum over the number of cells that the replicate drew.
         replicates = np.concatenate(draws)
         with np.errstate(invalid="ignore", divide="ignore"):
             means = replicates[:, 1:] / replicates[:, :1]
@@ -124,6 +125,7 @@ class IntervalSums:
 def interval_columns(low_m: Sequence[float] | NDArray[Any], high_m: NDArray[Any], truth_m: NDArray[Any]) -> Floats:
     """Return what scores of intervals add up, (4, n): 1, whether inside, width and interval score in metres."""
     low, high, truth = (np.asarray(values, np.float64) for values in (low_m, high_m, truth_m))
+    # Gneiting and Raftery 2007, equation 43, with alpha = 1 - LEVEL.
     below, above = np.maximum(low - truth, 0), np.maximum(truth - high, 0)
     width = high - low
     score = width + 2 / (1 - LEVEL) * (below + above)

@@ -35,6 +35,7 @@ class RegriddedHeights:
 
     def read(self, window: PixelWindow) -> Heights:
         """Return heights over a window of the target's grid; NaN where less than half of a cell is known."""
+        # Nested cells are averaged in place; any other grid goes through the regridder, sample by sample.
         if self._nesting is None:
             cover = self._regridder.cover(window)
             covered = cover.intersect(self.source.whole.pad(2))
@@ -60,6 +61,7 @@ class RegriddedHeights:
         """Source cells along a cell, row and column of the first, where cells nest: the same means, faster."""
         if self.source.dataset.crs != self.target.crs:
             return None
+        # From cells of the target to cells of the source: a whole number along both axes, and nothing across.
         step = ~self.source.dataset.transform @ self.target.transform
         ratio = round(step.a)
         size = max(*self.target.shape, 1)
@@ -86,6 +88,7 @@ def mask_on(path: Path, mask: DatasetReader, target: DatasetReader, window: Pixe
         return np.zeros(window.shape, bool)
     with readable(path):
         values = mask.read(1, window=rasterio_window(covered), masked=True)
+    # 0, nodata and NaN all mean that the mask says nothing against the cell.
     excluded = (np.ma.filled(values, 0) != 0) & ~np.isnan(np.ma.filled(values, 0).astype(np.float64))
     return np.asarray(mover.nearest(excluded, covered, window))
 
@@ -103,6 +106,7 @@ def overlap(target: DatasetReader, sources: list[DatasetReader]) -> PixelWindow 
         left, bottom, right, top = transform_bounds(source.crs, target.crs, *source.bounds, densify_pts=64)
         inverse = ~target.transform
         (col0, row0), (col1, row1) = inverse @ (left, top), inverse @ (right, bottom)
+        # A millionth of a cell is rounding of the transform, not ground.
         row, col = int(np.floor(row0 + 1e-6)), int(np.floor(col0 + 1e-6))
         height, width = int(np.ceil(row1 - 1e-6)) - row, int(np.ceil(col1 - 1e-6)) - col
         reach = PixelWindow(row, col, height, width) if height > 0 and width > 0 else None
@@ -120,6 +124,7 @@ def truth_grid(dataset: DatasetReader, window: PixelWindow) -> TruthGrid:
     """Return where the cells of a window of the truth lie."""
     east_m, north_m = _metres_per_unit(dataset)
     a: Affine = dataset.transform
+    # y grows southward here and northward in the CRS.
     corner_m = (-(a.f + a.e * window.row0) * north_m, (a.c + a.a * window.col0) * east_m)
     return TruthGrid(window.shape, (-a.e * north_m, a.a * east_m), corner_m)
 

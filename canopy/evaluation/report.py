@@ -106,6 +106,7 @@ def save_page(folder: Path, name: str, page: str, figures: dict[str, bytes]) -> 
         OutputError: The folder cannot be written.
     """
     try:
+        # The page is last in the order: where it exists, its figures do.
         for file, content in {**figures, name: page.encode()}.items():
             with replacing(folder / file) as draft:
                 draft.write_bytes(content)
@@ -162,6 +163,7 @@ def read_image(image: Path, truth: Path, comparison: Comparison) -> NDArray[np.u
         with WarpedVRT(source, resampling=Resampling.average, add_alpha=source.count < 4, **target) as warped:
             bands = [1, 2, 3] if source.count >= 3 else [1, 1, 1]
             values, valid = warped.read(bands).astype(np.float64), warped.dataset_mask() > 0
+    # Percentiles, because a single white roof would darken all else.
     low, high = np.percentile(values[:, valid], (1, 99)) if valid.any() else (0, 1)
     stretched = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255
     return np.dstack([*stretched, valid * 255.0]).astype(np.uint8)

@@ -85,6 +85,7 @@ def residual_intervals(
         replicates: Number of replicates.
         seed: Seed of the draws.
     """
+    # Sums by block first: a replicate then costs as many operations as there are blocks, not heights.
     by_block = np.stack([np.bincount(block, column) for column in residual_sums(map_m, reference_m)])
     count = by_block.shape[1]
     figures = from_sums(*by_block @ draw_blocks(count, replicates, seed).T)
@@ -121,5 +122,6 @@ def from_sums(
 def r2_from_sums(square: Floats, n: Floats, ref: Floats, ref2: Floats) -> Floats:
     """Return R² of samples of which only sums are kept; arguments as in `from_sums`."""
     with np.errstate(invalid="ignore", divide="ignore"):
+        # Sum of squares around the mean, from the sums; one height, or heights that are all the same, have none.
         spread = ref2 - ref**2 / n
         return np.asarray(np.where((n > 1) & (spread > _FLAT * ref2), 1 - square / spread, np.nan))

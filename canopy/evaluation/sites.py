@@ -36,6 +36,7 @@ class Site:
             transform: From (column, row) of the window to the CRS.
             shape: Rows and columns of the window.
         """
+        # Most sites are far from most windows: their bounds show that without drawing them.
         left, bottom, right, top = self.ground.bounds
         inverse = ~transform
         (col0, row0), (col1, row1) = inverse @ (left, top), inverse @ (right, bottom)
@@ -67,6 +68,7 @@ def read_sites(path: Path, field: str, crs: Any) -> tuple[Site, ...]:
         raise EvaluationError(f"{path}: no polygon with a value of {field}; polygons of sites expected")
     if len(names) > MAX_SITES:
         raise EvaluationError(f"{path}: {field} has {len(names)} values; at most {MAX_SITES} sites expected")
+    # Numbers are names as words are; polygons of one name are one site, overlaps counted once.
     texts = table[field].astype(str)
     return tuple(Site(name, table.geometry[texts == name].make_valid().union_all()) for name in names)
 

@@ -26,6 +26,7 @@ class TruthGrid:
 
     def blocks(self, axis: int, start: int, stop: int) -> NDArray[np.int64]:
         """Return the block of each row (axis 0) or column (axis 1) from `start` to `stop`, by its centre."""
+        # Counted from the CRS origin, so that the same ground is one block in every raster and window.
         centres_m = self.corner_m[axis] + (np.arange(start, stop) + 0.5) * self.cell_m[axis]
         return np.asarray(np.floor(centres_m / BLOCK_M), np.int64)
 
@@ -75,5 +76,6 @@ class ClusterNumbers:
 
     def at_blocks(self, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the cluster of each block: (R,) rows and (C,) columns of blocks to (R, C)."""
+        # Floor division: blocks north and west of the origin have negative numbers.
         row, col = rows // self.side - self.rows.start, cols // self.side - self.cols.start
         return row[:, None] * len(self.cols) + col
