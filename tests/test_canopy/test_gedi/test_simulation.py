@@ -5,6 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import rasterio
 from affine import Affine
 from gedi_shots import EVERYTHING, woodland, write_map
 from rasters import make_raster
@@ -102,3 +103,15 @@ def test_a_terrain_model_lies_on_the_grid_of_the_canopy(tmp_path: Path) -> None:
     assert flat.read_bytes() != steep.read_bytes()
     with pytest.raises(LidarError, match=r"the grid of .*chm.tif expected"):
         simulate(chm, tmp_path / "x.h5", orbit, dem=write_map(tmp_path / "small.tif", np.zeros((60, 60), np.float32)))
+
+
+def test_shots_do_not_depend_on_how_heights_are_stored(tmp_path: Path) -> None:
+    """A canopy in feet once gave shots of 80 m."""
+    heights_m, orbit = np.round(woodland(120), 2), Orbit(passes=2, across_m=20, along_m=20)
+    plain, feet = write_map(tmp_path / "m.tif", heights_m), write_map(tmp_path / "ft.tif", heights_m / 0.3048)
+    with rasterio.open(feet, "r+") as dataset:
+        dataset.units = ("ft",)
+    simulate(plain, tmp_path / "m.h5", orbit)
+    simulate(feet, tmp_path / "ft.h5", orbit)
+    columns = [read_granules([tmp_path / name], EVERYTHING).shots["rh98"].to_numpy(float) for name in ("m.h5", "ft.h5")]
+    np.testing.assert_allclose(columns[0], columns[1], atol=0.01)
