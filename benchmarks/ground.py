@@ -24,9 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from canopy.lidar.clouds import open_cloud, read_returns
-from canopy.lidar.ground import fill_gaps, find_ground
+from canopy.lidar.classes import Role
+from canopy.lidar.clouds import Returns, open_cloud, read_returns
+from canopy.lidar.ground import fill_gaps
 from canopy.lidar.placement import output_crs
+from canopy.lidar.tables import Tables, blocks
+from canopy.lidar.terrain import Lows, measured_ground
 
 CELL_M = 1.0
 NEAR_M = 0.5
@@ -51,8 +54,8 @@ class Points:
     """(n,) metres south of the upper left corner."""
     z_m: NDArray[np.float64]
     """(n,) elevation."""
-    code: NDArray[np.uint8]
-    """(n,) ASPRS class."""
+    ground: NDArray[np.bool_]
+    """(n,) whether the publisher classified the return as ground."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,13 +87,13 @@ def main() -> None:
         f"{'cloud':22s} {'filter':19s} {'returns':>9s} {'found':>7s} {'others':>7s} {'median m':>9s} {'95 % m':>7s} s"
     )
     for path, crs in clouds.items():
-        points, ours = load(path, crs), None
+        points, own = load(path, crs), None
         for name, terrain_of in filters.items():
             began = time.process_time()
             terrain = terrain_of(points)
             seconds = time.process_time() - began
-            ours = terrain if ours is None else ours
-            print(f"{path.name:22s} {name:19s} {len(points.z_m):9,} {scores(points, terrain, ours)} {seconds:.2f}")
+            own = terrain if own is None else own
+            print(f"{path.name:22s} {name:19s} {len(points.z_m):9,} {scores(points, terrain, own)} {seconds:.2f}")
 
 
 def present() -> Iterator[tuple[Path, str | None]]:
@@ -106,16 +109,20 @@ def load(path: Path, crs: str | None) -> Points:
     """Return all returns of a cloud, noise left out."""
     cloud = open_cloud(path, crs)
     chunks = list(read_returns(cloud, output_crs(cloud.crs, cloud.bounds, crs)))
-    x, y, z_mm, code = (np.concatenate([getattr(part, name) for part in chunks]) for name in ("x", "y", "z_mm", "code"))
-    return Points(x - np.floor(x.min()), np.ceil(y.max()) - y, z_mm / 1000, code)
+    x, y, z_mm, role = (np.concatenate([getattr(part, name) for part in chunks]) for name in ("x", "y", "z_mm", "role"))
+    return Points(x - np.floor(x.min()), np.ceil(y.max()) - y, z_mm / 1000, role == Role.GROUND)
 
 
 def morphological(points: Points) -> NDArray[np.float64]:
-    """Return the terrain of the lowest returns that our filter takes for ground."""
-    lowest = np.full(points.shape, np.inf)
-    np.minimum.at(lowest.reshape(-1), points.cell, points.z_m)
-    lowest[np.isinf(lowest)] = np.nan
-    return fill_gaps(np.where(find_ground(lowest, CELL_M), lowest, np.nan))
+    """Return the terrain of the lowest returns that our filter takes for ground, as `canopy chm` computes it."""
+    lows = Lows.empty(Tables(Path(), points.shape, 0), CELL_M)
+    count = len(points.z_m)
+    nothing = np.zeros(256, np.int64)
+    unclassified = np.full(count, Role.CANOPY, np.uint8)
+    returns = Returns(points.east_m, -points.south_m, 1000 * points.z_m, unclassified, count, nothing, None)
+    lows.add(points.cell, returns)
+    whole = next(blocks(points.shape, max(points.shape), 0))
+    return fill_gaps(measured_ground(lows, whole, classified=False))
 
 
 def cloth(points: Points, rigidness: int) -> NDArray[np.float64]:
@@ -152,13 +159,13 @@ def quiet() -> Iterator[None]:
             os.close(output)
 
 
-def scores(points: Points, terrain: NDArray[np.float64], ours: NDArray[np.float64]) -> str:
+def scores(points: Points, terrain: NDArray[np.float64], own: NDArray[np.float64]) -> str:
     """Return the columns of the table."""
     position = [points.south_m / CELL_M - 0.5, points.east_m / CELL_M - 0.5]
     above_m = points.z_m - ndimage.map_coordinates(terrain, position, order=1, mode="nearest")
-    ground = points.code == 2
+    ground = points.ground
     if not ground.any():
-        difference_m = np.abs(terrain - ours)
+        difference_m = np.abs(terrain - own)
         return f"{'-':>7s} {'-':>7s} {np.median(difference_m):8.2f}* {np.quantile(difference_m, 0.95):6.2f}*"
     near, error_m = np.abs(above_m) <= NEAR_M, np.abs(above_m[ground])
     as_ground, others, worst_m = near[ground].mean(), near[~ground].mean(), np.quantile(error_m, 0.95)

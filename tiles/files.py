@@ -1,11 +1,12 @@
 """Files that appear whole or not at all, and cached files that are trusted by their checksum alone."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tiles.errors import OutputError, one_line
@@ -130,6 +131,27 @@ def require_new(path: Path, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists: name another output or pass --overwrite")
+
+
+def expand_patterns(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Replace patterns by the files that match, for shells that do not.
+
+    Args:
+        paths: Files and patterns. A path that exists is no pattern, whatever its name.
+
+    Returns:
+        Files, each once, and the patterns that no file matches.
+    """
+    files: list[Path] = []
+    unmatched = []
+    for path in paths:
+        if path.exists() or not glob.has_magic(str(path)):
+            files.append(path)
+        elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207 - the pattern may be absolute
+            files.extend(map(Path, matches))
+        else:
+            unmatched.append(path)
+    return list(dict.fromkeys(files)), unmatched
 
 
 def file_sha256(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Shots of many granules as one table of points: read, merged, clipped, filtered."""
 
-import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from canopy.errors import LidarError
 from canopy.gedi.filters import ShotFilter, Step, apply_filter
 from canopy.gedi.granules import quality_names, read_granule
 from canopy.progress import Progress, Report, ignore
+from tiles.files import expand_patterns
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -69,7 +69,8 @@ def read_granules(
         LidarError: None of the files could be read.
     """
     rules = rules or ShotFilter()
-    paths, failures = _expanded(files)
+    paths, unmatched = expand_patterns(files)
+    failures = [f"{pattern}: no file matches; GEDI L2A or L2B granules expected" for pattern in unmatched]
     tables: list[pd.DataFrame] = []
     for number, path in enumerate(paths, 1):
         try:
@@ -89,20 +90,6 @@ def read_granules(
     passed, funnel = apply_filter(inside, rules)
     counts = (len(merged) - len(placed), len(placed) - len(inside))
     return Reading(_points(passed), read, read - len(merged), *counts, tuple(funnel), tuple(failures))
-
-
-def _expanded(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the files, patterns replaced by the files that match, and a line for each pattern without a match."""
-    paths: list[Path] = []
-    failures = []
-    for file in files:
-        if file.exists() or not glob.has_magic(str(file)):
-            paths.append(file)
-        elif matches := sorted(glob.glob(str(file), recursive=True)):  # noqa: PTH207 - the pattern may be absolute
-            paths.extend(map(Path, matches))
-        else:
-            failures.append(f"{file}: no file matches; GEDI L2A or L2B granules expected")
-    return list(dict.fromkeys(paths)), failures
 
 
 def _with_quality(path: Path, shots: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,7 @@ _AREA_OF_USE_MARGIN_DEG = 5.0
 _SAME_M = 1e-3
 
 
-def parse_crs(name: str) -> pyproj.CRS:
+def parse_crs(name: str, option: str = "--crs") -> pyproj.CRS:
     """Parse a CRS that the user names.
 
     Raises:
@@ -30,7 +30,7 @@ def parse_crs(name: str) -> pyproj.CRS:
     try:
         return pyproj.CRS.from_user_input(name)
     except CRSError as error:
-        raise LidarError(f"--crs {name!r} is not a CRS: EPSG:n expected") from error
+        raise LidarError(f"{option} {name[:60]!r} is not a CRS: EPSG:n expected") from error
 
 
 def horizontal(crs: pyproj.CRS) -> pyproj.CRS:
@@ -66,7 +66,7 @@ def output_crs(crs: pyproj.CRS, bounds: Bounds, name: str | None) -> pyproj.CRS:
     """
     target = crs if name is None else horizontal(parse_crs(name))
     if not target.is_projected:
-        raise LidarError(f"--crs {name} is not projected: a CRS in metres expected")
+        raise LidarError(f"--crs {str(name)[:60]} is not projected: a CRS in metres expected")
     if unit_m(target) == 1:
         return target
     return _metre_twin(target) or pyproj.CRS.from_user_input(utm_crs(box(*bounds, crs.to_wkt())).to_wkt())

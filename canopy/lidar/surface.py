@@ -1,10 +1,16 @@
-"""Canopy surface: the highest return of each cell, without birds and wires, with pits and small gaps filled."""
+"""Canopy surface: the highest return of each cell, without birds and wires, with pits and small gaps filled.
+
+Birds and wires are returns that others are missing around. In a sparse cloud others are missing around every return: so
+distances grow with the spacing of the returns, cell by cell.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from canopy.lidar.tables import Tables
 
 Heights = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -14,6 +20,15 @@ LOWEST_M, HIGHEST_M = -2.0, 120.0
 CANOPY_M = 2.0
 LAYERS_M = (CANOPY_M, *(float(m) for m in range(5, 120, 5)))
 """Levels of the pit-free model of Khosravipour et al. (2014)."""
+
+COLUMNS_BYTES = 16
+"""Bytes of a cell in the tables of `Columns`."""
+HALO_M = 40.0
+"""Distance within which returns decide on a cell: wires are followed 10 m beyond strips of 10 m and more."""
+FEWEST_RETURNS = 4
+"""Returns that a neighbourhood needs before one that lacks others around it is stray."""
+_DENSITY_M = 10.0  # side of the square in which the density of returns is measured
+_SPREADS = np.array([0, 1, 2, 4, 8])  # few of them, for each costs a pass over the raster
 
 _LAYER_M = 2.0  # thickness of the layers that are counted as occupied, one bit each
 _NONE_MM = np.iinfo(np.int32).min
@@ -25,16 +40,20 @@ class Columns:
     """What the second pass over the returns leaves of them in each cell; grows in place."""
 
     top_mm: NDArray[np.int32]
-    """(H * W,) height of the highest return."""
+    """(H, W) height of the highest return."""
     low_top_mm: NDArray[np.int32]
-    """(H * W,) height of the highest return below the canopy."""
+    """(H, W) height of the highest return below the canopy."""
     layers: NDArray[np.uint64]
-    """(H * W,) bit n: some return lies n to n + 1 layers of 2 m above the ground; bit 0 is never set."""
+    """(H, W) bit n: some return lies n to n + 1 layers of 2 m above the ground; bit 0 is never set."""
 
     @classmethod
-    def empty(cls, cells: int) -> "Columns":
+    def empty(cls, tables: Tables) -> "Columns":
         """Return columns without returns."""
-        return cls(np.full(cells, _NONE_MM, np.int32), np.full(cells, _NONE_MM, np.int32), np.zeros(cells, np.uint64))
+        return cls(
+            tables.new("top", np.int32, _NONE_MM),
+            tables.new("low_top", np.int32, _NONE_MM),
+            tables.new("layers", np.uint64, 0),
+        )
 
     def add(self, cell: NDArray[np.int64], height_mm: NDArray[np.int32]) -> None:
         """Add returns.
@@ -45,27 +64,30 @@ class Columns:
         """
         possible = (height_mm >= 1000 * LOWEST_M) & (height_mm <= 1000 * HIGHEST_M)
         cell, height_mm = cell[possible], height_mm[possible]
-        np.maximum.at(self.top_mm, cell, height_mm)
+        np.maximum.at(self.top_mm.reshape(-1), cell, height_mm)
         low = height_mm < 1000 * CANOPY_M
-        np.maximum.at(self.low_top_mm, cell[low], height_mm[low])
+        np.maximum.at(self.low_top_mm.reshape(-1), cell[low], height_mm[low])
         bit = np.uint64(1) << (height_mm[~low] // int(1000 * _LAYER_M)).astype(np.uint64)
-        np.bitwise_or.at(self.layers, cell[~low], bit)
+        np.bitwise_or.at(self.layers.reshape(-1), cell[~low], bit)
 
 
-def canopy_surface(columns: Columns, shape: tuple[int, int], cell_m: float) -> Heights:
+def canopy_surface(columns: Columns, count: NDArray[np.int32], cell_m: float) -> Heights:
     """Return canopy height: highest returns, cleaned and filled.
 
     Args:
         columns: Columns of all returns.
-        shape: Rows and columns of the raster.
+        count: (H, W) number of returns of each cell.
         cell_m: Cell size, metres.
 
     Returns:
         (H, W) metres, NaN where unknown.
     """
-    layers = columns.layers.reshape(shape)
-    top, low = (_metres(mm).reshape(shape) for mm in (columns.top_mm, columns.low_top_mm))
-    stray = lone_returns(layers, cell_m) | strings(layers, cell_m)
+    layers = columns.layers
+    top, low = _metres(columns.top_mm), _metres(columns.low_top_mm)
+    stray = np.zeros(layers.shape, bool)
+    around = spread(count, cell_m)
+    for cells in np.unique(around[layers != 0]):
+        stray |= (around == cells) & (lone_returns(layers, cell_m, int(cells)) | strings(layers, cell_m, int(cells)))
     # Below a stray return heights are known to 2 m only, unless nothing but the ground lies there.
     below = layers & ~_highest_bit(layers)
     heights = np.where(stray, np.where(below == 0, low, np.nan), top)
@@ -73,34 +95,65 @@ def canopy_surface(columns: Columns, shape: tuple[int, int], cell_m: float) -> H
     return np.maximum(heights, 0).astype(np.float32)
 
 
-def lone_returns(layers: NDArray[np.uint64], cell_m: float) -> Mask:
-    """Return the cells whose highest return has no other within about 2 m sideways and 4 m up or down: birds, noise."""
+def spread(count: NDArray[np.int32], cell_m: float) -> NDArray[np.int64]:
+    """Return by how many cells a neighbourhood has to grow on each side so that it has some returns.
+
+    A square of 2 n + 1 cells has `FEWEST_RETURNS` on average where n is that number; dense clouds need none.
+
+    Args:
+        count: (H, W) number of returns of each cell.
+        cell_m: Cell size, metres.
+    """
+    side = 2 * round(_DENSITY_M / cell_m / 2) + 1
+    mean = ndimage.uniform_filter(count.astype(np.float64), side, mode="nearest")
+    with np.errstate(divide="ignore"):
+        cells = np.ceil((np.sqrt(FEWEST_RETURNS / np.maximum(mean, 1e-9)) - 1) / 2)
+    return np.asarray(_SPREADS[np.minimum(np.searchsorted(_SPREADS, cells), len(_SPREADS) - 1)], np.int64)
+
+
+def lone_returns(layers: NDArray[np.uint64], cell_m: float, grown: int = 0) -> Mask:
+    """Return the cells whose highest return has no other within about 2 m sideways and 4 m up or down: birds, noise.
+
+    Args:
+        layers: (H, W) occupied layers, as in `Columns`.
+        cell_m: Cell size, metres.
+        grown: Cells by which neighbourhoods are larger, from `spread`.
+    """
     highest = _highest_bit(layers)
-    around = _around(layers, max(1, round(2 / cell_m)), itself=False) | (layers & ~highest)
+    around = _around(layers, max(1, round(2 / cell_m)) + grown, itself=False) | (layers & ~highest)
     reach = around
     for shift in (np.uint64(1), np.uint64(2)):
         reach = reach | (around << shift) | (around >> shift)
     return np.asarray((highest != 0) & (highest & reach == 0))
 
 
-def strings(layers: NDArray[np.uint64], cell_m: float) -> Mask:
+def strings(layers: NDArray[np.uint64], cell_m: float, grown: int = 0) -> Mask:
     """Return the cells of wires: returns above 8 m with nothing between them and the ground, in narrow long strips.
 
     Next to a crown a wire is no strip of its own: there it goes on along the line of the strip.
+
+    Args:
+        layers: (H, W) occupied layers, as in `Columns`.
+        cell_m: Cell size, metres.
+        grown: Cells by which neighbourhoods are larger, from `spread`.
     """
     highest = _highest_bit(layers)
-    afloat = (highest >= np.uint64(1 << 4)) & (_around(layers, 1, itself=True) & _under(highest) == 0)
-    # The rim of a crown overhangs open ground too, but a broad canopy adjoins it.
-    side = max(2, round(_STRING_WIDTH_M / cell_m))
-    broad = ndimage.binary_erosion(layers >= np.uint64(1 << 3), np.ones((side, side)), border_value=1)
+    afloat = (highest >= np.uint64(1 << 4)) & (_around(layers, 1 + grown, itself=True) & _under(highest) == 0)
+    # The rim of a crown overhangs open ground too, but a broad canopy adjoins it. In a sparse cloud cells of a canopy
+    # are empty: it is broad where cells with their surroundings are not.
+    side = max(2, round(_STRING_WIDTH_M / cell_m)) + 2 * grown
+    closed = _around(layers, grown, itself=True) if grown else layers
+    broad = ndimage.binary_erosion(closed >= np.uint64(1 << 3), np.ones((side, side)), border_value=1)
     broad = ndimage.binary_dilation(broad, np.ones((side + 4, side + 4)))
     narrow = afloat & ~broad
-    parts, _ = ndimage.label(ndimage.binary_dilation(narrow, np.ones((3, 3))), np.ones((3, 3)))
+    joined = 1 + grown
+    wide = ndimage.binary_dilation(narrow, np.ones((2 * joined + 1, 2 * joined + 1)))
+    parts, _ = ndimage.label(wide, np.ones((3, 3)))
     level = np.where(highest == 0, -1, np.log2(np.maximum(highest, np.uint64(1)))).astype(np.int64)
     lone = (highest >= np.uint64(1 << 4)) & (layers & _under(highest) == 0)
     wires = np.zeros(layers.shape, bool)
     for number, span in enumerate(ndimage.find_objects(parts), start=1):
-        # The parts are wider than their cells by one on each side.
+        # The parts are wider than their cells on each side.
         if np.hypot(*(s.stop - s.start for s in span)) * cell_m < _STRING_LENGTH_M:
             continue
         cells = np.argwhere(narrow[span] & (parts[span] == number)) + [s.start for s in span]

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from laz import built, edited, header, heights, on_grid, with_points
 from numpy.typing import NDArray
 from rasterio.windows import from_bounds
+from scipy import ndimage
 from typer.testing import CliRunner
 
 from canopy.cli.app import app
-from canopy.errors import CanopyError, OutputError
+from canopy.errors import CanopyError, LidarError, OutputError
 from canopy.lidar import build_chm
 from tiles.validation import validate
 
@@ -220,3 +221,91 @@ def test_autzen_agrees_with_its_reference(shared_data: Path, tmp_path: Path) -> 
     assert (ours[truth < 0.5] < 0.5).mean() >= 0.97
     with rasterio.open(chm.path) as opened:
         assert opened.crs.to_epsg() == 2993
+
+
+def test_blocks_and_tables_in_files_change_nothing(
+    forest: Forest, cloud: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of 16 and 32 cells against one, tables in files against memory."""
+    options = {"ground_out": tmp_path / "dtm.tif", "quality": True, "overwrite": True}
+    names = ("chm.tif", "dtm.tif", "chm_quality.tif")
+    build_chm([cloud], tmp_path / "chm.tif", **options)
+    expected = [heights(tmp_path / name) for name in names]
+    monkeypatch.setattr("canopy.lidar.tables.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("canopy.lidar.tables._PART_RETURNS", 777)
+    monkeypatch.setattr("canopy.lidar.chm._SURFACE_CELLS", 16)
+    monkeypatch.setattr("canopy.lidar.chm.BLOCK_CELLS", 32)
+    reports: list[str] = []
+    summary = build_chm([cloud], tmp_path / "chm.tif", report=lambda now: reports.append(now.detail), **options)
+    for name, values in zip(names, expected, strict=True):
+        np.testing.assert_array_equal(heights(tmp_path / name), values)
+    assert summary.known_share == np.mean(~np.isnan(expected[0]))
+    assert {"ground, block 4/4", "terrain, block 4/4", "surface, block 16/16"} <= set(reports)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chm.qml", "chm.tif", "chm_quality.tif", "dtm.tif"]
+
+
+def reclassified(cloud: Path, out: Path, code: int, chosen: NDArray[np.bool_]) -> Path:
+    """Write a copy of a cloud whose chosen returns have another class."""
+    codes = np.asarray(laspy.read(cloud).classification).copy()
+    codes[chosen] = code
+    return edited(cloud, out, classification=codes)
+
+
+@pytest.mark.parametrize("code", [19, 20, 17, 10, 11])
+def test_structures_are_no_trees(forest: Forest, cloud: Path, tmp_path: Path, code: int) -> None:
+    """A conveyor 15 m above the ground was a tree of 15 m; roofs show what happens to one."""
+    roof = np.asarray(laspy.read(cloud).classification) == 6
+    chm = on_grid(forest, build_chm([reclassified(cloud, tmp_path / "s.laz", code, roof)], tmp_path / "c.tif").path)
+    assert forest.building.sum() > 50
+    assert np.abs(chm[forest.building]).max() < 0.01
+
+
+@pytest.mark.parametrize("code", [22, 40, 43, 44, 45, 30, 64, 200])
+def test_what_is_no_canopy_is_left_out_and_unknown_classes_are_said(
+    forest: Forest, cloud: Path, tmp_path: Path, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    roof = np.asarray(laspy.read(cloud).classification) == 6
+    chm = build_chm([reclassified(cloud, tmp_path / "s.laz", code, roof)], tmp_path / "c.tif")
+    inside = ndimage.binary_erosion(forest.building, np.ones((7, 7)))
+    assert inside.any() and np.isnan(on_grid(forest, chm.path)[inside]).all()
+    said = f"{roof.sum():,} of class {code} (" in caplog.text
+    assert said == (code in (30, 64, 200))
+    assert chm.point_count == header(cloud).point_count - roof.sum()
+
+
+@pytest.mark.parametrize("code", [9, 21, 41, 42])
+def test_water_and_snow_are_the_ground_from_which_trees_are_measured(
+    forest: Forest, cloud: Path, tmp_path: Path, code: int
+) -> None:
+    ground = np.asarray(laspy.read(cloud).classification) == 2
+    path = reclassified(cloud, tmp_path / "s.laz", code, ground)
+    chm = build_chm([path], tmp_path / "c.tif")
+    assert chm.method == "classified"
+    error_m = on_grid(forest, chm.path) - forest.chm_m
+    assert np.nanquantile(np.abs(error_m), 0.99) < 0.03
+    assert (on_grid(forest, chm.path)[forest.chm_m == 0] == 0).mean() > 0.9
+
+
+def test_clouds_of_nothing_but_unknown_classes_say_which(cloud: Path, tmp_path: Path) -> None:
+    every = np.ones(header(cloud).point_count, bool)
+    path = reclassified(cloud, tmp_path / "s.laz", 99, every)
+    with pytest.raises(LidarError, match=r"count nowhere: .* of class 99 \(user-defined\)"):
+        build_chm([path], tmp_path / "c.tif")
+
+
+def test_patterns_are_expanded_and_one_without_a_match_is_said(cloud: Path, tmp_path: Path) -> None:
+    (tmp_path / "site[1].laz").write_bytes(cloud.read_bytes())
+    for pattern in ("*.laz", "site[1].laz"):
+        assert build_chm([tmp_path / pattern], tmp_path / "c.tif", overwrite=True).point_count
+    with pytest.raises(LidarError, match=r"none\*\.laz: no file matches"):
+        build_chm([tmp_path / "none*.laz"], tmp_path / "d.tif")
+
+
+def test_a_raster_of_too_many_cells_is_refused_before_work(cloud: Path, tmp_path: Path) -> None:
+    raw = bytearray(cloud.read_bytes())
+    raw[179:187] = np.float64(header(cloud).maxs[0] + 400_000).tobytes()
+    raw[195:203] = np.float64(header(cloud).maxs[1] + 10_000).tobytes()
+    (tmp_path / "wide.laz").write_bytes(raw)
+    with pytest.raises(LidarError, match="at most 400,000,000 expected"):
+        build_chm([tmp_path / "wide.laz"], tmp_path / "c.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.laz"]
