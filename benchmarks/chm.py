@@ -2,9 +2,11 @@
 
     python benchmarks/chm.py cloud.laz
     CANOPY_TEST_DATA=FOLDER python benchmarks/chm.py     # lidar/autzen_west_feet.laz in that folder
+    python benchmarks/chm.py --sides 3000 6000           # memory of generated clouds, all outputs, metres
 
-Each run is a process of its own. The grown cloud is the same one four times, side by side, in one file. On a shared
-machine CPU time is the one to compare: wall time includes the work of others.
+Each run is a process of its own. The grown cloud is the same one four times, side by side, in one file. Generated
+clouds have a return a square metre, in squares of 1 km as national lidar comes, half of them trees on a slope. On a
+shared machine CPU time is the one to compare: wall time includes the work of others.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import laspy
 import numpy as np
+import pyproj
 
 CLOUD = Path(os.environ.get("CANOPY_TEST_DATA", "")) / "lidar" / "autzen_west_feet.laz"
 RATE, PEAK_GB, RATIO = 250_000, 2.0, 4.4
@@ -25,7 +28,9 @@ import json, resource, sys, time
 from pathlib import Path
 from canopy.lidar import build_chm
 wall, cpu = time.perf_counter(), time.process_time()
-chm = build_chm([Path(sys.argv[1])], Path(sys.argv[2]), overwrite=True)
+out, every = Path(sys.argv[2]), len(sys.argv) > 3
+ground_out = out.with_name("ground.tif") if every else None
+chm = build_chm([Path(sys.argv[1])], out, ground_out=ground_out, quality=every, overwrite=True)
 print(json.dumps({
     "points": chm.point_count,
     "wall_s": time.perf_counter() - wall,
@@ -39,7 +44,12 @@ def main() -> None:
     """Measure the cloud, and the cloud four times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cloud", type=Path, nargs="?", default=CLOUD)
-    cloud = parser.parse_args().cloud
+    parser.add_argument("--sides", type=int, nargs="+", default=[], help="sides of generated clouds, metres")
+    arguments = parser.parse_args()
+    cloud = arguments.cloud
+    if arguments.sides:
+        measure_memory(arguments.sides)
+        return
     if not cloud.is_file():
         print(f"skipped: there is no {cloud}; name a LAS or LAZ file")
         return
@@ -63,9 +73,42 @@ def main() -> None:
         print(f"{'reached' if passed else 'MISSED '}     {target}")
 
 
-def measure(cloud: Path, folder: Path) -> dict[str, float]:
-    """Measure one run in a process of its own."""
-    arguments = [sys.executable, "-c", RUN, str(cloud), str(folder / "chm.tif")]
+def measure_memory(sides: list[int]) -> None:
+    """Print the peak memory of rasters of several sizes."""
+    for side in sides:
+        with tempfile.TemporaryDirectory() as folder:
+            run = measure(generate(Path(folder) / "cloud.las", side), Path(folder), "every output")
+        cells = side**2
+        print(
+            f"{cells / 1e6:6.1f} M cells  {run['points'] / 1e6:6.1f} M points  {run['cpu_s']:6.0f} s CPU  "
+            f"peak {run['peak_gb']:.2f} GB  {run['peak_gb'] * 2**30 / cells:6.1f} bytes a cell",
+            flush=True,
+        )
+
+
+def generate(out: Path, side: int) -> Path:
+    """Write a cloud of a square, a square kilometre after the other."""
+    header = laspy.LasHeader(point_format=6, version="1.4")
+    header.offsets, header.scales = [300_000, 4_100_000, 0], [0.001] * 3
+    header.add_crs(pyproj.CRS("EPSG:32611"))
+    rng = np.random.default_rng(0)
+    with laspy.open(out, "w", header=header) as writer:
+        for east, north in np.ndindex(-(-side // 1000), -(-side // 1000)):
+            width, height = (min(1000, side - 1000 * index) for index in (east, north))
+            count = width * height
+            x, y = 1000 * east + rng.uniform(0, width, count), 1000 * north + rng.uniform(0, height, count)
+            tree = (np.sin(x / 17) + np.cos(y / 23) > 0) & (rng.random(len(x)) < 0.8)
+            part = laspy.ScaleAwarePointRecord.zeros(len(x), header=header)
+            part.x, part.y = 300_000 + x, 4_100_000 + y
+            part.z = 500 + 0.05 * x + 10 * np.sin(y / 300) + np.where(tree, rng.uniform(10, 18, len(x)), 0)
+            part.classification = np.where(tree, 5, 2).astype(np.uint8)
+            writer.write_points(part)
+    return out
+
+
+def measure(cloud: Path, folder: Path, *every: str) -> dict[str, float]:
+    """Measure one run in a process of its own; with a further argument, of every output."""
+    arguments = [sys.executable, "-c", RUN, str(cloud), str(folder / "chm.tif"), *every]
     return json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
 
 

@@ -1,7 +1,7 @@
 """The files of a canopy height model: checked before work, drafted together, and published as one.
 
-Drafts and tables lie in `<out>.partial/`, which belongs to one process at a time. A killed run leaves it behind: where all
-drafts were complete, the same command finishes their publication; else it is swept.
+Drafts and tables lie in `<out>.partial/`, which belongs to one process at a time. A killed run leaves it behind: where
+all drafts were complete, the same command finishes their publication; else it is swept.
 """
 
 import datetime as dt
@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 from canopy.errors import OutputError
 from canopy.version import __version__
 from tiles.cog import BANDS, assemble, read_every_block
-from tiles.files import make_folder, replacing, require_new
+from tiles.files import file_sha256, make_folder, replacing, require_new
 from tiles.locks import hold
 from tiles.publish import companions, finish_publication, item_path, pending_publication, publish, style_path
 from tiles.style import qml
@@ -188,16 +188,20 @@ def pending(outputs: Outputs, plan: str) -> Chm | None:
         OutputError: A name cannot be given.
     """
     folder = outputs.folder
-    if not pending_publication(folder):
+    if not (folder / _SUMMARY).is_file():
         return None
     with hold(folder / _LOCK, f"another run works on {outputs.path}: wait for it or name another output"):
         try:
             if (folder / _PLAN).read_text(encoding="utf-8") != plan:
                 return None
-            chm = Chm.from_json(json.loads((folder / _SUMMARY).read_text(encoding="utf-8")))
+            summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
+            chm, digests = Chm.from_json(summary["chm"]), dict(summary["sha256"])
         except (OSError, ValueError, LookupError, TypeError):
             return None
         finish_publication(folder)
+        # Killed before the first name, there is no manifest and nothing is published; after the last, all is.
+        if any(not path.is_file() or file_sha256(path) != digests.get(str(path.resolve())) for path in outputs.files):
+            return None
         shutil.rmtree(folder, ignore_errors=True)
     return chm
 
@@ -225,9 +229,12 @@ def publish_rasters(rasters: Rasters, chm: Chm, outputs: Outputs, folder: Path) 
         drafts.append((draft, path))
     style = folder / "heights.qml"
     style.write_text(qml(), encoding="utf-8")
-    (folder / _SUMMARY).write_text(json.dumps(chm.to_json()), encoding="utf-8")
+    drafts.insert(0, (style, style_path(outputs.path)))
+    summary = {"chm": chm.to_json(), "sha256": {str(path.resolve()): file_sha256(draft) for draft, path in drafts}}
+    with replacing(folder / _SUMMARY) as draft:
+        draft.write_text(json.dumps(summary), encoding="utf-8")
     _remove_stale_item(outputs.path)
-    publish([(style, style_path(outputs.path)), *drafts], folder)
+    publish(drafts, folder)
 
 
 def _unreadable(draft: Path) -> tuple[str, ...]:

@@ -73,6 +73,30 @@ def test_a_run_killed_between_its_renames_is_finished_by_the_same_command(
         build_all(cloud, tmp_path)
 
 
+def test_a_run_killed_after_its_last_rename_is_complete(
+    cloud: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("canopy.lidar.outputs.shutil.rmtree", lambda *arguments, **options: None)
+        build_all(cloud, tmp_path)
+    assert (tmp_path / "chm.tif.partial").is_dir()
+    assert build_all(cloud, tmp_path).method == "classified"
+    assert content(tmp_path) == expected
+
+
+def test_a_run_killed_before_its_first_rename_starts_again(
+    cloud: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, tiles.publish, "write_json", 0)
+        patch.setattr("canopy.lidar.outputs.shutil.rmtree", lambda *arguments, **options: None)
+        with pytest.raises(KilledError):
+            build_all(cloud, tmp_path)
+    assert (tmp_path / "chm.tif.partial" / "summary.json").is_file()
+    build_all(cloud, tmp_path)
+    assert content(tmp_path) == expected
+
+
 def test_a_publication_of_another_command_is_not_finished(
     cloud: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
