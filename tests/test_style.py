@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("canopy", "pretrain", "tiles")
 CODE = (*PACKAGES, "benchmarks", "recipes", "samples")
@@ -118,7 +116,6 @@ def check_none(faults: list[str]) -> None:
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults)
 
 
-@pytest.mark.xfail(strict=False, reason="names are being replaced")
 def test_names_say_the_thing() -> None:
     check_none(
         [
@@ -130,7 +127,6 @@ def test_names_say_the_thing() -> None:
     )
 
 
-@pytest.mark.xfail(strict=False, reason="texts are being rewritten")
 def test_code_speaks_plain_english() -> None:
     check_none(
         [
@@ -142,7 +138,6 @@ def test_code_speaks_plain_english() -> None:
     )
 
 
-@pytest.mark.xfail(strict=False, reason="texts are being rewritten")
 def test_pages_speak_plain_english() -> None:
     pages = [p for p in tracked() if p.suffix in (".md", ".yaml", ".sh") and "tests/data" not in p.as_posix()]
     check_none(
@@ -155,7 +150,6 @@ def test_pages_speak_plain_english() -> None:
     )
 
 
-@pytest.mark.xfail(strict=False, reason="texts are being rewritten")
 def test_texts_of_arguments_stand_alone() -> None:
     faults = []
     for path, _, tree in modules(*CODE):
@@ -171,7 +165,6 @@ def test_texts_of_arguments_stand_alone() -> None:
     check_none(faults)
 
 
-@pytest.mark.xfail(strict=False, reason="a few pages and configurations still do")
 def test_no_file_names_a_folder_outside_the_project() -> None:
     """Users name their own folder, and tests CANOPY_TEST_DATA; conftest.py alone knows a default."""
     outside = re.compile(r"\.\./" + r"shared|\bshared/" + r"data\b|[\"']shared[\"'] / [\"']data[\"']")
