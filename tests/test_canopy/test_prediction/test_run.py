@@ -109,6 +109,24 @@ def test_coarse_imagery_is_refused(tmp_path: Path) -> None:
         predict(AREA, coarse, MeanOfGreen(), tmp_path / "out.tif")
 
 
+@pytest.mark.parametrize(("gsd_m", "refused"), [(1.0, False), (1.1, True)])
+def test_imagery_of_twice_the_models_gsd_is_the_coarsest(tmp_path: Path, gsd_m: float, refused: bool) -> None:
+    shape = (int(100 / gsd_m) + 1, int(100 / gsd_m) + 1)
+    coarse = make_raster(
+        tmp_path / "coarse.tif",
+        crs="EPSG:32612",
+        origin=(500000, 4900100),
+        resolution=gsd_m,
+        shape=shape,
+        pattern="noise",
+    )
+    if refused:
+        with pytest.raises(ImageryError, match="too coarse"):
+            predict(AREA, coarse, MeanOfGreen(), tmp_path / "out.tif")
+    else:
+        assert predict(AREA, coarse, MeanOfGreen(), tmp_path / "out.tif").coverage == 1.0
+
+
 def mean_m(path: Path) -> float:
     with rasterio.open(path) as opened:
         return float(np.nanmean(opened.read(1)))
