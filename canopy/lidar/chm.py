@@ -22,6 +22,7 @@ from scipy import ndimage
 from canopy.errors import LidarError
 from canopy.lidar.classes import Role, spelled, unknown_codes
 from canopy.lidar.clouds import HEADER_SLACK_M, Z_UNITS_M, Cloud, Returns, open_cloud, read_returns, require_one_crs
+from canopy.lidar.flights import FlightDays
 from canopy.lidar.outputs import HEIGHTS, QUALITY, TERRAIN, Chm, Outputs, Rasters, pending, publish_rasters
 from canopy.lidar.placement import output_crs, placed_bounds, union
 from canopy.lidar.surface import COLUMNS_BYTES, HALO_M, Columns, canopy_surface
@@ -209,12 +210,17 @@ def _compute(job: _Job, folder: Path) -> tuple[Chm, Rasters]:
     lows = Lows.empty(wide, job.cell_m)
     left_out = np.zeros(256, np.int64)
     days: list[dt.date] = []
-    for returns, cell in _cells(job, job.window):
-        for part in wide.parts(cell):
-            lows.add(cell[part], returns.taken(part))
-        left_out += returns.left_out
-        days.extend(returns.flown or ())
-        count_read(returns.read_count)
+    flights = FlightDays([cloud.path for cloud in job.clouds if cloud.layered])
+    try:
+        for returns, cell in _cells(job, job.window):
+            for part in wide.parts(cell):
+                lows.add(cell[part], returns.taken(part))
+            left_out += returns.left_out
+            days.extend(returns.flown or ())
+            count_read(returns.read_count)
+        days.extend(day for span in flights.result() for day in span)
+    finally:
+        flights.stop()
     if unknown := unknown_codes(left_out.tolist()):
         _LOG.warning("left out, for they are no canopy: %s; give vegetation the class 5", spelled(unknown))
     window, point_count, classified = _census(job, lows, wide, left_out)

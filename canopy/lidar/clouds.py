@@ -5,7 +5,6 @@ lie in, is believed; another is replaced by the CRS that the user names, and the
 """
 
 import contextlib
-import datetime as dt
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from pyproj.exceptions import CRSError, ProjError
 
 from canopy.errors import LidarError, one_line
 from canopy.lidar.classes import ROLES, Role
+from canopy.lidar.flights import Days, days_between
 from canopy.lidar.headers import check_header
 from canopy.lidar.placement import Bounds, horizontal, is_plausible, mover, parse_crs, same_crs
 from tiles.ground import unit_m
@@ -34,8 +34,14 @@ HEADER_SLACK_M = 1.0
 _CHUNK_POINTS, _CHUNK_BYTES = 1_000_000, 128 * 2**20
 _VERTICAL_UNIT_KEY, _VERTICAL_CRS_KEY = 4099, 4096
 _UNITS_M = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}
-_GPS_EPOCH, _GPS_WEEK_S, _GPS_ADJUSTMENT_S, _LEAP_S = dt.datetime(1980, 1, 6), 604_800, 1e9, 18
-_LIDAR_BEGAN_S = 4.5e8  # 1994
+_FIRST_LAYERED_FORMAT = 6
+_NEEDED = (
+    laspy.DecompressionSelection.XY_RETURNS_CHANNEL
+    | laspy.DecompressionSelection.Z
+    | laspy.DecompressionSelection.CLASSIFICATION
+    | laspy.DecompressionSelection.FLAGS
+)
+"""Layers of a return that heights depend on."""
 _READ_ERRORS = (
     ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError, laspy.LaspyException, lazrs.LazrsError,
 )  # fmt: skip
@@ -59,6 +65,8 @@ class Cloud:
     """Metres in a unit of z."""
     file_year: int | None
     """Year of the file, which is not the year of the flight."""
+    layered: bool = False
+    """Whether values of a return are compressed apart from each other, so that some can be left out."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,8 @@ class Returns:
     """Number of returns that were read, those left out included."""
     left_out: NDArray[np.int64]
     """(256,) number of returns of each class that are left out."""
-    flown: tuple[dt.date, dt.date] | None
-    """First and last day of the flights; None where GPS times are no dates."""
+    flown: Days | None
+    """First and last day of the flights; None where GPS times are no dates, or were left out."""
 
     def taken(self, part: NDArray[np.int64] | slice) -> "Returns":
         """Return some of the returns; what is said of all of them stays."""
@@ -111,7 +119,8 @@ def open_cloud(path: Path, crs: str | None = None, cloud_crs: str | None = None,
         raise LidarError(f"{path}: its bounds are {_spelled(bounds)}, expected finite ones; the header is damaged")
     whole = _cloud_crs(path, header, bounds, crs, cloud_crs)
     unit = Z_UNITS_M[z_unit] if z_unit else _z_unit_m(whole, header)
-    return Cloud(path, header.point_count, bounds, horizontal(whole), unit, _year(header))
+    layered = header.are_points_compressed and header.point_format.id >= _FIRST_LAYERED_FORMAT
+    return Cloud(path, header.point_count, bounds, horizontal(whole), unit, _year(header), layered)
 
 
 def _cloud_crs(path: Path, header: Any, bounds: Bounds, crs: str | None, cloud_crs: str | None) -> pyproj.CRS:
@@ -206,7 +215,11 @@ def read_returns(cloud: Cloud, target: pyproj.CRS) -> Iterator[Returns]:
         LidarError: The file is damaged, or has returns outside the bounds of its header.
     """
     move = mover(cloud.crs, target)
-    with _reported(cloud.path), laspy.open(cloud.path) as reader, ThreadPoolExecutor(1) as pool:
+    with (
+        _reported(cloud.path),
+        laspy.open(cloud.path, decompression_selection=_NEEDED) as reader,
+        ThreadPoolExecutor(1) as pool,
+    ):
         record_bytes = reader.header.point_format.size
         chunks = reader.chunk_iterator(max(1, min(_CHUNK_POINTS, _CHUNK_BYTES // record_bytes)))
         # The decoder runs outside Python's lock: one chunk is decoded while the consumer works on the one before.
@@ -225,7 +238,8 @@ def read_returns(cloud: Cloud, target: pyproj.CRS) -> Iterator[Returns]:
                 counted &= np.asarray(chunk.withheld) == 0
             z_mm = np.rint(np.asarray(chunk.z) * (cloud.z_unit_m * 1000))
             x, y = move(x[counted], y[counted])
-            yield Returns(x, y, z_mm[counted], role[counted], len(chunk), left_out, _flown(chunk))
+            flown = None if cloud.layered else _flown(chunk)
+            yield Returns(x, y, z_mm[counted], role[counted], len(chunk), left_out, flown)
     if read_count != cloud.point_count:
         raise LidarError(
             f"{cloud.path} ends after {read_count} of {cloud.point_count} points: the file is truncated; copy it again"
@@ -239,9 +253,12 @@ def _reported(path: Path) -> Iterator[None]:
         yield
     except LidarError:
         raise
-    except _READ_ERRORS as error:
+    except BaseException as error:
+        # The decoder panics on damaged layers, which Python sees as an exception outside the tree of errors.
+        if not isinstance(error, _READ_ERRORS) and type(error).__name__ != "PanicException":
+            raise
         raise LidarError(
-            f"{path}: damaged or not a point cloud ({one_line(error)}), expected LAS, LAZ or COPC"
+            f"{path}: damaged or not a point cloud ({one_line(error, 200)}), expected LAS, LAZ or COPC"
         ) from error
 
 
@@ -274,18 +291,9 @@ def _require_inside(cloud: Cloud, x: NDArray[np.float64], y: NDArray[np.float64]
         )
 
 
-def _flown(chunk: Any) -> tuple[dt.date, dt.date] | None:
+def _flown(chunk: Any) -> Days | None:
     """Return the first and last day of the returns' GPS times, if those are dates."""
     if "gps_time" not in chunk.point_format.dimension_names:
         return None
     times = np.asarray(chunk.gps_time)
-    first, last = _day(float(times.min())), _day(float(times.max()))
-    return (first, last) if first and last else None
-
-
-def _day(gps_s: float) -> dt.date | None:
-    """Return the day of a GPS time, if it is one: the header's flag is often wrong, the magnitude is not."""
-    for seconds in (gps_s + _GPS_ADJUSTMENT_S, gps_s):
-        if _LIDAR_BEGAN_S < seconds < (dt.datetime.now() - _GPS_EPOCH).total_seconds() and gps_s > _GPS_WEEK_S:
-            return (_GPS_EPOCH + dt.timedelta(seconds=seconds - _LEAP_S)).date()
-    return None
+    return days_between(float(times.min()), float(times.max()))
