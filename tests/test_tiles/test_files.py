@@ -8,6 +8,7 @@ from full_disk import files_up_to
 from tiles.errors import CanopyError, OutputError, one_line
 from tiles.files import (
     draft_of,
+    expand_patterns,
     file_sha256,
     make_folder,
     read_cached,
@@ -91,6 +92,18 @@ def test_a_librarys_error_gives_way_to_the_systems_reason(tmp_path: Path) -> Non
 def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_patterns_are_files_in_order_and_each_once(tmp_path: Path) -> None:
+    for name in ("b.laz", "a.laz", "site[1].laz", "c.las"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "site1.laz").write_bytes(b"")
+    every = [tmp_path / name for name in ("a.laz", "b.laz", "site1.laz", "site[1].laz")]
+    assert expand_patterns([tmp_path / "*.laz", tmp_path / "a.laz"]) == (every, [])
+    # A path that exists is no pattern; one that does not exist stays for the reader to say so.
+    assert expand_patterns([tmp_path / "site[1].laz"]) == ([tmp_path / "site[1].laz"], [])
+    assert expand_patterns([tmp_path / "none.laz"]) == ([tmp_path / "none.laz"], [])
+    assert expand_patterns([tmp_path / "*.las", tmp_path / "*.e57"]) == ([tmp_path / "c.las"], [tmp_path / "*.e57"])
 
 
 def test_an_error_is_quoted_in_one_line_from_its_cause() -> None:
