@@ -14,6 +14,7 @@ from canopy.calibration.point_samples import beam_offsets, pixels_around, sample
 from canopy.calibration.terrain import MAX_SLOPE_DEG, level_rh98_m, slopes_deg
 from canopy.errors import CalibrationError, ImageryError
 from canopy.gedi.footprints import FOOTPRINT_SIGMA_M, footprint_statistics
+from canopy.gedi.shots import utm_of
 from canopy.progress import Progress, Report, ignore
 from tiles.cog import UNCERTAINTY_BANDS
 from tiles.heights import HeightRaster, open_heights
@@ -174,7 +175,7 @@ def _metric_coordinates(path: Path, points: "GeoDataFrame") -> tuple[CRS, Floats
     with open_heights(path) as raster:
         crs = CRS.from_wkt(raster.dataset.crs.to_wkt()).to_2d()
     if not crs.is_projected or crs.axis_info[0].unit_name not in ("metre", "meter") or crs.to_epsg() == 3857:
-        crs = CRS.from_user_input(points.estimate_utm_crs())
+        crs = utm_of(points)
     x, y = Transformer.from_crs(4326, crs, always_xy=True).transform(points.geometry.x, points.geometry.y)
     return crs, np.asarray(x, np.float64), np.asarray(y, np.float64)
 
@@ -205,7 +206,7 @@ def shot_features(
     from tiles.windows import PixelWindow
 
     chip, gsd_m = model.card.chip_px, model.card.gsd_m
-    utm = points.estimate_utm_crs()
+    utm = utm_of(points)
     lattice = Lattice(OdcCrs(utm.to_wkt()), gsd_m)
     x, y = Transformer.from_crs(4326, utm, always_xy=True).transform(points.geometry.x, points.geometry.y)
     corners = [(round(-b / gsd_m) - chip // 2, round(a / gsd_m) - chip // 2) for a, b in zip(x, y, strict=True)]

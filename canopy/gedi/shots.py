@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import pyproj
 from numpy.typing import NDArray
 
 from canopy.errors import LidarError
@@ -169,6 +170,16 @@ def _points(shots: pd.DataFrame) -> "GeoDataFrame":
     for name in ("beam", "granule", "product", "version"):
         columns[name] = columns[name].astype("category")
     return geopandas.GeoDataFrame(columns, geometry=geometry)
+
+
+def utm_of(points: "GeoDataFrame") -> pyproj.CRS:
+    """Return the UTM zone of the middle of points in EPSG:4326, whichever side of the antimeridian they lie on."""
+    lon, lat = points.geometry.x.to_numpy(np.float64), points.geometry.y.to_numpy(np.float64)
+    if np.ptp(lon) > 180:
+        lon = lon % 360
+    middle = (lon.min() + lon.max()) / 2
+    zone = int((middle + 180) % 360 // 6) + 1
+    return pyproj.CRS.from_epsg((32600 if lat.min() + lat.max() >= 0 else 32700) + zone)
 
 
 def funnel_lines(reading: Reading) -> Iterator[str]:

@@ -15,6 +15,7 @@ from canopy.evaluation.prediction_intervals import HIGH_BAND, LEVEL, LOW_BAND, I
 from canopy.evaluation.residuals import ResidualIntervals, Residuals, residual_intervals, residual_metrics
 from canopy.evaluation.sites import read_sites, site_names
 from canopy.gedi.footprints import footprint_statistics
+from canopy.gedi.shots import utm_of
 from canopy.gedi.storage import read_shots
 from canopy.progress import Progress, Report, ignore
 from tiles.heights import open_heights
@@ -270,7 +271,7 @@ def _has_interval(pred: Path) -> bool:
 
 def _sites_of(shots: "GeoDataFrame", sites: Path, by: str) -> NDArray[np.object_]:
     """Return the site of each shot, (n,) text; shots outside all have a name that says so."""
-    utm = shots.estimate_utm_crs()
+    utm = utm_of(shots)
     names = site_names(shots.to_crs(utm).geometry, read_sites(sites, by, utm))
     return np.where(names == "", OUTSIDE, names)
 
@@ -288,7 +289,7 @@ def _points(shots: "GeoDataFrame", statistics: pd.DataFrame) -> pd.DataFrame:
     points = pd.DataFrame(shots.drop(columns="geometry")).assign(
         map_m=statistics["p98"], map_cover=statistics["cover"], lidar_m=shots["rh98"].astype(float)
     )
-    metric = shots.to_crs(shots.estimate_utm_crs()).geometry
+    metric = shots.to_crs(utm_of(shots)).geometry
     points["x"], points["y"] = metric.x, metric.y
     return points
 

@@ -8,12 +8,12 @@ import h5py
 import numpy as np
 import pytest
 from gedi_granules import BEAMS, FIRST, beam_fields, write_granule
-from gedi_shots import EVERYTHING, L1B, L2B, LARGE, SMALL, UTM
+from gedi_shots import EVERYTHING, L1B, L2B, LARGE, SMALL, UTM, points
 from odc.geo.geom import box
 
 from canopy.errors import LidarError
 from canopy.gedi.filters import ShotFilter
-from canopy.gedi.shots import Reading, funnel_lines, read_granules
+from canopy.gedi.shots import Reading, funnel_lines, read_granules, utm_of
 from canopy.gedi.storage import read_shots
 from tiles.aoi import read_aoi
 
@@ -197,3 +197,22 @@ def test_a_format_that_shots_have_not_is_refused_before_work(granule: Path, tmp_
     code, _, err = canopy("gedi", "read", granule, "--out", tmp_path / "s.shp")
     assert code == 1
     assert ".parquet" in err and ".gpkg" in err and "read" not in err.split(".gpkg")[1]
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat", "code"),
+    [
+        ([179.9, -179.95], [-17.0, -17.1], 32760),
+        ([179.7, -179.1], [-17.0, -17.1], 32701),
+        ([-122.1, -121.9], [44.0, 44.1], 32610),
+        ([9.0, 11.0], [52.0, 51.0], 32632),
+        ([180.0, 180.0], [0.0, 0.0], 32601),
+    ],
+)
+def test_the_utm_zone_is_that_of_the_middle_across_the_antimeridian_too(
+    lon: list[float], lat: list[float], code: int
+) -> None:
+    shots = points(np.array(lon), np.array(lat), "EPSG:4326")
+    assert utm_of(shots).to_epsg() == code
+    x = shots.to_crs(utm_of(shots)).geometry.x
+    assert np.ptp(x) < 200_000 and x.between(100_000, 900_000).all()
