@@ -144,6 +144,7 @@ def _pixel_positions(shots: "GeoDataFrame", transform: Affine, crs: CRS, offset_
 def _groups(positions: _PixelPositions, inside: NDArray[np.bool_]) -> Iterator[NDArray[np.intp]]:
     """Yield the shots of one square of the raster at a time, rows of squares from the top."""
     members = np.flatnonzero(inside)
+    # Shots of a square follow each other, so that its blocks of the file are read once.
     key = (positions.row[members] // SIDE_PX).astype(np.int64) * 1_000_000
     key += (positions.col[members] // SIDE_PX).astype(np.int64)
     order = np.argsort(key, kind="stable")
@@ -156,6 +157,7 @@ def _group_statistics(
 ) -> Floats:
     """Return (n, columns) statistics of shots that lie close together; their ground is read once."""
     step_m = positions.step_m[members]
+    # The farthest that any of the footprints reaches along rows and columns: one window serves them all.
     reach = np.abs(np.linalg.inv(step_m)).sum(axis=2).max(axis=0) * reach_m
     reach_row, reach_col = (math.ceil(length) + 1 for length in reach)
     row, col = np.floor(positions.row[members]).astype(int), np.floor(positions.col[members]).astype(int)
@@ -163,6 +165,7 @@ def _group_statistics(
     height, width = int(row.max()) + reach_row + 1 - top, int(col.max()) + reach_col + 1 - left
     ground_m = source.read(PixelWindow(top, left, height, width)).ravel()
     down, right = np.meshgrid(np.arange(-reach_row, reach_row + 1), np.arange(-reach_col, reach_col + 1), indexing="ij")
+    # Corners of the window that no disc reaches are left out: a fifth of the cells.
     near = (down / (reach[0] + 1)) ** 2 + (right / (reach[1] + 1)) ** 2 <= 1.1
     down, right = down[near], right[near]
     steps = down * width + right
@@ -210,6 +213,7 @@ def _disc(values: NDArray[np.float32], squared_m2: NDArray[np.float32], reach_m:
         reach_m: Radius of the disc, metres.
     """
     within = squared_m2 <= reach_m**2
+    # Cells may be larger than the disc: then the shot has the height of its own cell.
     within[np.arange(len(within)), squared_m2.argmin(axis=1)] = True
     values = np.where(within, values, np.float32(np.nan))
     ordered = np.sort(values, axis=1)  # NaN last
@@ -240,6 +244,7 @@ def _gaussian(values: NDArray[np.float32], squared_m2: NDArray[np.float32], reac
     known_weight = np.where(np.isnan(values), 0.0, weight)
     sums = known_weight.sum(axis=1)
     filled = np.nan_to_num(values, nan=0.0)
+    # A weighted percentile: heights in order, and the weight that has accumulated up to each.
     order = np.argsort(filled, axis=1)
     ordered = np.take_along_axis(filled, order, axis=1)
     rising = np.cumsum(np.take_along_axis(known_weight, order, axis=1), axis=1)

@@ -250,6 +250,7 @@ class _Beam:
         stored = min(int(dataset.id.get_storage_size()), self._file_bytes)
         need = dataset.size * dataset.dtype.itemsize
         chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
+        # A chunk is decoded whole, whatever part of it is read; chunks that were never written read as fill values.
         if need > max(_SMALL_BYTES, MAX_EXPANSION * stored) or chunk > _MAX_CHUNK_BYTES:
             raise _FaultError(f"{name} asks for {max(need, chunk) / 1e6:,.0f} MB and stores {stored:,} bytes: damaged")
         return dataset
@@ -263,6 +264,7 @@ def _numbers(dataset: h5py.Dataset) -> NDArray[np.float64]:
 def _without_fill(values: NDArray[Any], dataset: h5py.Dataset) -> NDArray[np.float64]:
     """Return values as float64, NaN where they are the fill value that the dataset declares, or no value at all."""
     numbers = values.astype(np.float64)
+    # Compared before the conversion: a fill value of 64 bits is none of 32.
     if "_FillValue" in dataset.attrs and dataset.attrs.get_id("_FillValue").dtype.kind in "iufb":
         numbers[np.isin(values, dataset.attrs["_FillValue"])] = np.nan
     numbers[~np.isfinite(numbers) | (numbers <= _FILL)] = np.nan

@@ -84,6 +84,7 @@ def read_granules(
     if not tables:
         raise LidarError("; ".join(failures) or "no files were named: GEDI L2A or L2B granules expected")
     read = sum(map(len, tables))
+    # Merged before it is filtered: an L2B, or another version, may have what a rule judges by.
     merged = _merged(tables)
     merged["lon"] = _wrapped(merged["lon"].to_numpy(np.float64))
     placed = merged[np.isfinite(merged["lon"]) & (merged["lat"].abs() <= 90)]
@@ -116,6 +117,7 @@ def _merged(tables: list[pd.DataFrame]) -> pd.DataFrame:
     shot = _shot_of(ranked)
     if not shot.duplicated().any():
         return together
+    # The first value that is not null, column by column: what the best row lacks comes from the next.
     merged: pd.DataFrame = ranked.groupby(shot.to_numpy(), sort=False).first()
     return merged.sort_values(["granule", "shot_number"], kind="stable", ignore_index=True)
 
@@ -135,6 +137,7 @@ def _shot_of(shots: pd.DataFrame) -> "pd.Series[int]":
     step &= (by_time["beam"] == by_time["beam"].shift()) & (by_time["version"] != by_time["version"].shift())
     # Runs of rows that follow each other within the tolerance are one shot, whatever their numbers.
     run = pd.Series((~step).cumsum().to_numpy(), index=by_time.index)
+    # Both ways of being the same shot are joined: by moment and place across versions, by number within one.
     lowest = number.groupby(run.reindex(shots.index)).transform("min")
     return lowest.groupby(number).transform("min")
 

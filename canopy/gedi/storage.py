@@ -129,6 +129,7 @@ def _table(path: Path) -> "GeoDataFrame":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # GDAL's remarks on single values; the columns are checked below
                 return geopandas.read_file(path, engine="pyogrio")
+        # Runs of one value take no bytes in Parquet: a small file may promise a billion rows.
         metadata = pq.read_metadata(path)
         need = metadata.num_rows * metadata.num_columns * 8
         if need > max(_MAX_VALUE_BYTES, _MAX_EXPANSION * path.stat().st_size):

@@ -349,8 +349,10 @@ def _shift_search(pred: Path, shots: "GeoDataFrame", lidar_m: Floats, radius_m: 
         report(Progress(number, len(offsets), "shifts", f"shift {number}/{len(offsets)}"))
     map_m = np.stack(columns, axis=1)
     still = offsets.index((0.0, 0.0))
+    # Quantile by quantile: the height that the map shows where GEDI measures one.
     expected_m = np.interp(lidar_m, np.sort(lidar_m), np.sort(map_m[:, still]))
     misfit_m = np.abs(map_m - expected_m[:, None])
+    # A shift that moves a shot off the map counts as the worst, so that no track gains by leaving it.
     misfit_m = np.where(np.isnan(misfit_m), np.nanmax(misfit_m), misfit_m)
     errors_m = np.abs(map_m - lidar_m[:, None])
     names = _track_names(shots)

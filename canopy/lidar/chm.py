@@ -154,6 +154,8 @@ def build_chm(
     outputs = Outputs(out, ground_out, quality)
     outputs.check_names(clouds)
     settings = {"resolution": resolution_m, "crs": crs, "cloud_crs": cloud_crs, "z_unit": z_unit, "ground": ground}
+    # In this order: a publication that was killed is finished although its outputs exist, and nothing is created
+    # before every cloud was opened.
     plan = outputs.plan(clouds, settings)
     if (published := pending(outputs, plan)) is not None:
         return published
@@ -320,6 +322,7 @@ def _terrain(job: _Job, lows: Lows, window: PixelWindow, classified: bool, wide:
         _report_block(job, number, len(parts), "ground")
     if not cells:
         raise LidarError("found no ground returns: try --ground smrf")
+    # Ground at height 0 nearly everywhere: the clouds contain heights above it, and no terrain is taken off again.
     normalised = level >= _NORMALISED_SHARE * cells
     elevation_m = tables.new("elevation", np.float64, 0, (window.height + 2, window.width + 2))
     gap_m = tables.new("gap", np.float32, np.inf)
@@ -403,6 +406,7 @@ def _count(
     sums: _Sums, counted: NDArray[np.int32], heights_m: NDArray[np.float32], block: Block, cell_m: float
 ) -> None:
     """Add a block to the sums; the ground that returns cover includes gaps of a few metres between them."""
+    # A closing of what returns occupy: ponds stay out of the density, the gaps of a sparse cloud do not.
     square = np.ones((2 * round(_CLOSED_M / cell_m / 2) + 1,) * 2)
     occupied = counted > 0
     covered = ndimage.binary_erosion(ndimage.binary_dilation(occupied, square), square, border_value=1) | occupied

@@ -37,6 +37,7 @@ def find_ground(lowest_m: Cells, cell_m: float) -> Mask:
     lowest_m = np.where(low_outliers(lowest_m, cell_m), np.nan, lowest_m)
     surface = fill_gaps(lowest_m)
     objects = np.isnan(lowest_m)
+    # Each opening starts from the one before: what a small window removed, a larger one does not see again.
     for radius in range(1, round(WINDOW_M / cell_m) + 1):
         opened = _opened(surface, radius)
         objects |= surface - opened > SLOPE * radius * cell_m

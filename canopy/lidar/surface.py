@@ -91,6 +91,7 @@ def canopy_surface(columns: Columns, count: NDArray[np.int32], cell_m: float) ->
     # Below a stray return heights are known to 2 m only, unless nothing but the ground lies there.
     below = layers & ~_highest_bit(layers)
     heights = np.where(stray, np.where(below == 0, low, np.nan), top)
+    # Holes first: a pit is recognised by its neighbours.
     heights = fill_pits(fill_holes(heights))
     return np.maximum(heights, 0).astype(np.float32)
 
@@ -121,6 +122,7 @@ def lone_returns(layers: NDArray[np.uint64], cell_m: float, grown: int = 0) -> M
     """
     highest = _highest_bit(layers)
     around = _around(layers, max(1, round(2 / cell_m)) + grown, itself=False) | (layers & ~highest)
+    # Two layers up and down: 4 m.
     reach = around
     for shift in (np.uint64(1), np.uint64(2)):
         reach = reach | (around << shift) | (around >> shift)

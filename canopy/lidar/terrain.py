@@ -152,6 +152,7 @@ def _classified(lows: Lows, block: Block) -> Cells:
         elevation_m, east_m, south_m = total / count / 1000, east / count / 1000, south / count / 1000
     if min(count.shape) < 2:
         return np.asarray(elevation_m)
+    # A plane through a cell has its mean elevation at the mean position of the returns, wherever that lies.
     southward, eastward = np.gradient(fill_gaps(elevation_m), lows.cell_m)
     return np.asarray(elevation_m - eastward * east_m - southward * south_m)
 
