@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tiles.errors import OutputError, one_line
@@ -123,12 +123,14 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"cannot make the folder {path}: {error.strerror or one_line(error)}") from error
 
 
-def require_new(path: Path, overwrite: bool) -> None:
-    """Refuse to replace an existing file without permission.
+def require_new(path: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse to replace an existing file without permission, and an input with or without it.
 
     Raises:
-        OutputError: `path` exists.
+        OutputError: `path` exists, or is an input.
     """
+    if any(path.resolve() == Path(source).resolve() for source in inputs):
+        raise OutputError(f"{path} is read, and would be replaced: name another output")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists: name another output or pass --overwrite")
 

@@ -42,7 +42,7 @@ def read(
     from tiles.files import require_new
 
     require_shots_format(out)
-    require_new(out, overwrite)
+    require_new(out, overwrite, [*granules, *filter(None, (aoi, config))])
     settings = tuple(set_ or ())
     rules = load_config(config, ShotFilter, settings) if config else parse_overrides(ShotFilter, settings)
     with show_progress() as report:
@@ -133,7 +133,7 @@ def simulate(
     from canopy.gedi import simulation
     from tiles.files import require_new
 
-    require_new(out, overwrite)
+    require_new(out, overwrite, [chm, *filter(None, (dem,))])
     orbit = simulation.Orbit(passes=passes, across_m=across_m, along_m=along_m, track_error_m=error_m)
     say(f"{simulation.simulate(chm, out, orbit, seed, dem):,} shots")
     typer.echo(out)

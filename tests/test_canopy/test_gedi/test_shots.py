@@ -216,3 +216,17 @@ def test_the_utm_zone_is_that_of_the_middle_across_the_antimeridian_too(
     assert utm_of(shots).to_epsg() == code
     x = shots.to_crs(utm_of(shots)).geometry.x
     assert np.ptp(x) < 200_000 and x.between(100_000, 900_000).all()
+
+
+def test_inputs_are_never_replaced(granule: Path, tmp_path: Path, canopy) -> None:
+    area = {"type": "Feature", "properties": {}, "geometry": {"type": "Point", "coordinates": [0, 0]}}
+    (tmp_path / "aoi.gpkg").write_text(json.dumps(area))
+    code, _, err = canopy(
+        "gedi", "read", granule, "--out", tmp_path / "aoi.gpkg", "--aoi", tmp_path / "aoi.gpkg", "--overwrite"
+    )
+    assert code == 1 and "aoi.gpkg is read, and would be replaced" in err
+    copy = tmp_path / "copy.tif"
+    copy.write_bytes(granule.with_name("chm.tif").read_bytes())
+    code, _, err = canopy("gedi", "simulate", copy, "--out", copy, "--overwrite")
+    assert code == 1 and "copy.tif is read, and would be replaced" in err
+    assert copy.read_bytes() == granule.with_name("chm.tif").read_bytes()
