@@ -42,7 +42,7 @@ def read(
     from tiles.files import require_new
 
     require_shots_format(out)
-    require_new(out, overwrite, [*granules, *filter(None, (aoi, config))])
+    require_new(out, overwrite, [*granules, *(path for path in (aoi, config) if path)])
     settings = tuple(set_ or ())
     rules = load_config(config, ShotFilter, settings) if config else parse_overrides(ShotFilter, settings)
     with show_progress() as report:
