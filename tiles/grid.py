@@ -95,24 +95,46 @@ class TileGrid:
         """Give the AOI's bounding window; the AOI may be in any CRS."""
         return self.lattice.window(to_crs(aoi, self.lattice.crs))
 
-    def tiles(self, aoi: Geometry) -> tuple[Tile, ...]:
+    def tiles(self, aoi: Geometry, within: PixelWindow | None = None) -> tuple[Tile, ...]:
         """Give the cells that meet the AOI (any CRS), each clipped to the AOI's bounding window.
 
-        Order: by macro-column of 16 tiles, in it by row from the north, in that from west to east; bounds
-        a cache of what neighbouring tiles share.
+        Args:
+            aoi: Area of interest.
+            within: Pixels to which the tiles are clipped as well.
+
+        Returns:
+            Tiles in the order of `cells`.
         """
         area = to_crs(aoi, self.lattice.crs)
         window = self.lattice.window(area)
-        cells = sorted(self._cells(area.geom, window), key=lambda cell: (cell[1] // _MACRO_TILES, *cell))
+        if within is not None:
+            common = window.intersect(within)
+            if common is None:
+                return ()
+            window = common
         side = self.tile_px
         return tuple(
             Tile(row, col, part, self.lattice.geobox(part))
-            for row, col in cells
+            for row, col in self.cells(area, window).tolist()
             if (part := PixelWindow(row * side, col * side, side, side).intersect(window)) is not None
         )
 
-    def _cells(self, area: BaseGeometry, window: PixelWindow) -> Iterator[tuple[int, int]]:
-        """Yield (row, col) of the cells whose inside meets the area, a row of boxes at a time."""
+    def cells(self, area: Geometry, window: PixelWindow) -> NDArray[np.int64]:
+        """List the cells of a window whose inside meets an area.
+
+        Args:
+            area: Area in the CRS of the lattice.
+            window: Pixels in which cells are looked for.
+
+        Returns:
+            (N, 2) row and column: by macro-column of 16 tiles, in it by row from the north, in that from west to
+            east, which bounds a cache of what neighbouring tiles share.
+        """
+        cells = np.concatenate([np.empty((0, 2), np.int64), *self._rows(area.geom, window)])
+        return cells[np.lexsort((cells[:, 1], cells[:, 0], cells[:, 1] // _MACRO_TILES))]
+
+    def _rows(self, area: BaseGeometry, window: PixelWindow) -> Iterator[NDArray[np.int64]]:
+        """Yield (n, 2) row and column of the cells whose inside meets the area, a row of boxes at a time."""
         shapely.prepare(area)
         side, edge = self.tile_px * self.lattice.resolution, _EDGE_PX * self.lattice.resolution
         cols = np.arange(window.col0 // self.tile_px, (window.col1 - 1) // self.tile_px + 1)
@@ -120,7 +142,8 @@ class TileGrid:
         for row in range(window.row0 // self.tile_px, (window.row1 - 1) // self.tile_px + 1):
             south, north = edge - (row + 1) * side, -row * side - edge
             boxes = shapely.box(west, np.full_like(west, south), east, np.full_like(west, north))
-            yield from ((row, int(col)) for col in cols[shapely.intersects(area, boxes)])
+            meeting = cols[shapely.intersects(area, boxes)]
+            yield np.column_stack([np.full_like(meeting, row), meeting])
 
 
 def rasterize(aoi: Geometry, geobox: GeoBox) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from affine import Affine
 from odc.geo.geom import Geometry
 
 from canopy.calibration import Calibration, describe_calibration
+from canopy.errors import AOIError
 from canopy.imagery import ImagerySource
 from canopy.models.model import HeightModel
 from canopy.prediction.engine import OVERLAP_PX
@@ -19,6 +20,7 @@ from tiles.cog import BANDS, UNCERTAINTY_BANDS
 from tiles.grid import Lattice, Tile, TileGrid
 from tiles.publish import MapRecord
 from tiles.regrid import Regridder
+from tiles.windows import PixelWindow
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,21 @@ class Job:
     """Model, and the layers that are computed with it."""
     calibration: Calibration | None = None
     """Calibration of the heights, if any."""
+    part: PixelWindow | None = None
+    """Pixels of the output that are mapped, where that is not all of the area: a tile of a batch."""
+
+    @cached_property
+    def window(self) -> PixelWindow:
+        """Pixels of the map: the bounding window of the area, or of its part.
+
+        Raises:
+            AOIError: The part lies outside the area.
+        """
+        whole = self.grid.window(self.area)
+        window = whole if self.part is None else whole.intersect(self.part)
+        if window is None:
+            raise AOIError(f"{self.part} lies outside the area, which covers {whole}: name pixels of the area")
+        return window
 
     @property
     def model(self) -> HeightModel:
@@ -64,7 +81,7 @@ class Job:
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
         """Tiles that meet the area, in the order in which they are computed."""
-        return self.grid.tiles(self.area)
+        return self.grid.tiles(self.area, self.window)
 
     @cached_property
     def regridder(self) -> Regridder | None:
@@ -88,6 +105,7 @@ class Job:
             "resolution": self.grid.lattice.resolution,
             "work": (self.work.crs.to_wkt(), self.work.resolution),
             "tile_px": self.grid.tile_px,
+            "part": self.part and (self.part.row0, self.part.col0, self.part.height, self.part.width),
             "overlap_px": OVERLAP_PX,
             "model": self.model.sha256,
             "backend": getattr(self.model, "backend", None),

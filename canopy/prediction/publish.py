@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from odc.geo.geom import Geometry
-
 from tiles.grid import Tile, TileGrid
 from tiles.publish import MapRecord, publish_map
+from tiles.windows import PixelWindow
 
 
 def tile_path(folder: Path, tile: Tile) -> Path:
@@ -17,7 +16,7 @@ def tile_path(folder: Path, tile: Tile) -> Path:
 def publish_tiles(
     tiles: Sequence[Tile],
     grid: TileGrid,
-    area: Geometry,
+    window: PixelWindow,
     bands: Sequence[str],
     record: MapRecord,
     path: Path,
@@ -28,7 +27,7 @@ def publish_tiles(
     Args:
         tiles: Tiles of the run, all committed.
         grid: Grid of the tiles.
-        area: Area of interest, in the CRS of the grid.
+        window: Pixels of the map.
         bands: Names of the bands.
         record: Origin of the map.
         path: Name of the map.
@@ -38,8 +37,7 @@ def publish_tiles(
         RasterError: A tile or the assembled map is not valid.
         OutputError: The map cannot be written.
     """
-    whole = grid.window(area)
     members = [
-        (tile_path(folder, tile), tile.window.row0 - whole.row0, tile.window.col0 - whole.col0) for tile in tiles
+        (tile_path(folder, tile), tile.window.row0 - window.row0, tile.window.col0 - window.col0) for tile in tiles
     ]
-    publish_map(members, path, grid.lattice.geobox(whole), bands, record, folder)
+    publish_map(members, path, grid.lattice.geobox(window), bands, record, folder)

@@ -67,25 +67,39 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     Raises:
         CanopyError: Imagery, model or output are unusable; one line says why.
     """
-    path, model = request.path, request.model
+    model = request.model
     network = load_model(model, request.device, request.backend) if isinstance(model, str | Path) else model
-    job = _plan(request, network)
+    return run_job(_plan(request, network), request.path, overwrite=request.overwrite, report=report)
+
+
+def run_job(job: Job, path: Path, *, overwrite: bool = False, report: Report = ignore) -> Prediction:
+    """Compute and publish the map of a job, or of the job's part.
+
+    Args:
+        job: Map to compute.
+        path: Path of the map.
+        overwrite: Whether work of another plan is dropped.
+        report: Called after each tile.
+
+    Raises:
+        CanopyError: Imagery or output are unusable; one line says why.
+    """
     partial = partial_folder(path)
     _log_job(job)
-    with _hold_partial(partial, path, job.plan, request.overwrite):
+    with _hold_partial(partial, path, job.plan, overwrite):
         missing = [tile for tile in job.tiles if not tile_is_committed(tile_path(partial, tile), job.plan)]
         if not pending_publication(partial):
             with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):
                 _map_tiles(job, missing, partial, report)
             coverage = _coverage(job, partial)
-            publish_tiles(job.tiles, job.grid, job.area, job.bands, job.record, path, partial)
+            publish_tiles(job.tiles, job.grid, job.window, job.bands, job.record, path, partial)
         else:
             missing, coverage = [], _coverage(job, partial)
             finish_publication(partial)
         shutil.rmtree(partial)
     source = job.source
     return Prediction(
-        path, network.card.name, source.uris, source.describe(), source.datetime, coverage, len(missing),
+        path, job.model.card.name, source.uris, source.describe(), source.datetime, coverage, len(missing),
         len(job.tiles) - len(missing),
     )  # fmt: skip
 
@@ -222,17 +236,17 @@ def _coverage(job: Job, folder: Path) -> float:
             "the imagery has no valid pixel in the AOI, only nodata: name other imagery with --imagery, or correct its "
             "nodata value"
         )
-    share = min(1.0, cells * job.grid.lattice.resolution**2 / job.area.area)
+    area = job.area if job.part is None else job.area & job.grid.lattice.geobox(job.window).extent
+    share = min(1.0, cells * job.grid.lattice.resolution**2 / area.area)
     _LOG.info("imagery covers %.3g %% of the AOI", 100 * share)
     return share
 
 
 def _log_job(job: Job) -> None:
-    whole = job.grid.window(job.area)
     _LOG.info("imagery: %s", job.source.describe())
     epsg = job.grid.lattice.crs.to_epsg()
     crs = f"EPSG:{epsg}" if epsg else str(job.grid.lattice.crs)
-    _LOG.info("map: %d x %d px on %s, %d tile(s)", whole.width, whole.height, crs, len(job.tiles))
+    _LOG.info("map: %d x %d px on %s, %d tile(s)", job.window.width, job.window.height, crs, len(job.tiles))
     if job.source.datetime is None:
         _LOG.warning("acquisition date of the imagery: unknown (give it with --imagery-datetime)")
 

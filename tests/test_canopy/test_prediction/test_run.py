@@ -1,6 +1,7 @@
 """Runs over files: from an area and imagery to a published map."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,23 @@ import torch
 import torch.nn.functional as F
 from height_models import MeanOfGreen
 from odc.geo.crs import CRS
-from odc.geo.geom import box
+from odc.geo.geom import box, polygon
 from pyproj import Transformer
 from rasters import make_raster
 
 import tiles.publish as publishing
-from canopy.errors import CoverageError, ImageryError, OutputBusyError, OutputError
+from canopy.errors import AOIError, CoverageError, ImageryError, OutputBusyError, OutputError
+from canopy.imagery import open_imagery
 from canopy.prediction import run
 from canopy.prediction.entry import predict
+from canopy.prediction.job import Job
+from canopy.prediction.layers import Layers
+from canopy.prediction.run import run_job
 from canopy.progress import Progress
 from tiles.aoi import to_crs
+from tiles.grid import Lattice, TileGrid
 from tiles.validation import validate
+from tiles.windows import PixelWindow
 
 
 @pytest.fixture
@@ -324,3 +331,26 @@ def test_heights_do_not_change_towards_the_border_of_even_imagery(tmp_path: Path
     mean_m = 40 * 130 / 255
     # Two stripes more or less in the mean of 17; the border's own pixel repeated outward would be off by 5 m.
     assert np.abs(heights - mean_m).max() < 2 * 40 * 70 / 255 / 17
+
+
+def test_a_part_of_a_job_has_the_bits_of_the_whole(scene: Path, tmp_path: Path) -> None:
+    model = WideMeanOfGreen()
+    lattice = Lattice(CRS("EPSG:32612"), 0.5)
+    area = polygon([(500010.3, 4900011), (500088, 4900020.1), (500050, 4900081)], "EPSG:32612")
+    job = Job(area, TileGrid(lattice, 50), lattice, open_imagery(scene), Layers(model))
+    part = PixelWindow(job.window.row0 + 31, job.window.col0 + 20, 70, 200)
+    run_job(job, tmp_path / "whole.tif")
+    published = run_job(replace(job, part=part), tmp_path / "part.tif")
+    assert 0 < published.coverage <= 1
+    with rasterio.open(tmp_path / "whole.tif") as large, rasterio.open(published.path) as small:
+        assert small.shape == (70, job.window.width - 20)
+        window = rasterio.windows.from_bounds(*small.bounds, large.transform).round_offsets().round_lengths()
+        np.testing.assert_array_equal(small.read(1), large.read(1, window=window))
+
+
+def test_a_part_outside_the_area_is_refused(scene: Path) -> None:
+    lattice = Lattice(CRS("EPSG:32612"), 0.5)
+    outside = PixelWindow(0, 0, 10, 10)
+    job = Job(AREA, TileGrid(lattice, 50), lattice, open_imagery(scene), Layers(MeanOfGreen()), part=outside)
+    with pytest.raises(AOIError, match="outside the area"):
+        _ = job.window
