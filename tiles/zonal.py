@@ -323,12 +323,12 @@ class _Sums:
     def add(self, window: Window, values: NDArray[np.float64], shares: NDArray[np.float64]) -> None:
         """Add a strip of (K, H, W) values with the (H, W) share of each cell that lies inside."""
         heights_m = values[0]
-        known = np.isfinite(heights_m) & (shares > 0)
+        valid = np.isfinite(heights_m) & (shares > 0)
         if len(values) == 3:
-            has_bounds = known & np.isfinite(values[1:]).all(axis=0)
+            has_bounds = valid & np.isfinite(values[1:]).all(axis=0)
             self.bounds_cells += float(shares[has_bounds].sum())
             self.bounds_m += (values[1:, has_bounds] * shares[has_bounds]).sum(axis=1)
-        heights, weights = heights_m[known], shares[known]
+        heights, weights = heights_m[valid], shares[valid]
         self.cells += float(weights.sum())
         self.total_m += float((heights * weights).sum())
         self.covered += float(weights[heights > self.threshold_m].sum())
@@ -340,7 +340,7 @@ class _Sums:
         # A cell that lies mostly outside the polygon would lend it a neighbour's tree.
         self.highest_m = max(self.highest_m, float(heights[weights >= _HALF].max(initial=-math.inf)))
         if self.grid.square:
-            self._add_squares(window, heights_m, np.where(known, shares, 0.0))
+            self._add_squares(window, heights_m, np.where(valid, shares, 0.0))
 
     def finish(self, area_m2: float, area_cells: float) -> ZoneStatistics:
         """Return the statistics of a polygon.
@@ -381,24 +381,24 @@ class _Sums:
         for row in np.unique(rows):
             lines = rows == row
             inside = weights[lines].sum(axis=0)
-            known = np.bincount(cols - cols[0], inside, minlength=cols[-1] - cols[0] + 1).astype(np.float64)
+            known_cells = np.bincount(cols - cols[0], inside, minlength=cols[-1] - cols[0] + 1).astype(np.float64)
             counted = np.where(weights[lines] >= _HALF, heights_m[lines], -np.inf)
-            highest = np.full(known.size, -np.inf)
+            highest = np.full(known_cells.size, -np.inf)
             np.maximum.at(highest, cols - cols[0], counted.max(axis=0))
             if self.open_row is not None and self.open_row[0] == row:
-                known, highest = known + self.open_row[1], np.maximum(highest, self.open_row[2])
+                known_cells, highest = known_cells + self.open_row[1], np.maximum(highest, self.open_row[2])
             else:
                 self._close_row()
-            self.open_row = (int(row), known, highest)
+            self.open_row = (int(row), known_cells, highest)
 
     def _close_row(self) -> None:
         """Count the squares of a row that no further strip reaches."""
         if self.open_row is None:
             return
         assert self.grid.square
-        _, known, highest = self.open_row
+        _, known_cells, highest = self.open_row
         needed = _HALF * self.grid.square[0] * self.grid.square[1] / self.grid.cell_area
-        counted = (known >= needed * (1 - 1e-9)) & np.isfinite(highest)
+        counted = (known_cells >= needed * (1 - 1e-9)) & np.isfinite(highest)
         self.top_sum_m += float(highest[counted].sum())
         self.top_count += int(counted.sum())
         self.open_row = None
