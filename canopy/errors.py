@@ -16,6 +16,7 @@ __all__ = [
     "OutputBusyError",
     "OutputError",
     "RasterError",
+    "SourceError",
     "TrainingError",
     "one_line",
 ]
@@ -27,6 +28,15 @@ class ImageryError(CanopyError):
 
 class CoverageError(ImageryError):
     """No imagery where the area of interest lies."""
+
+
+class SourceError(CanopyError):
+    """A remote service does not answer as expected."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        """Keep the message, and the status of the answer where there was one."""
+        super().__init__(message)
+        self.status = status
 
 
 class LidarError(CanopyError):

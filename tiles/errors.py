@@ -9,6 +9,7 @@
     │   └── OutputBusyError     another run works on the same output
     ├── ImageryError            imagery cannot be read, placed or interpreted       (canopy.errors)
     │   └── CoverageError       no imagery where the AOI lies                        (canopy.errors)
+    ├── SourceError             a remote service does not answer as expected         (canopy.errors)
     ├── LidarError              point clouds cannot be read, placed or used          (canopy.errors)
     ├── ModelError              a bundle is missing, damaged or foreign              (canopy.errors)
     ├── ConfigError             a configuration does not hold                        (canopy.errors)
