@@ -113,6 +113,11 @@ class RasterImagery:
         self._handles = _Handles()
         self._collars: dict[str, tuple[Collar, ...]] = {}
 
+    @property
+    def scenes(self) -> tuple[RasterScene, ...]:
+        """Files with their facts; earlier ones lie on top."""
+        return self._scenes
+
     def describe(self) -> str:
         """Describe the imagery in one line: files, size, GSD, CRS, bands and rescale."""
         sizes = [scene.placement.shape for scene in self._scenes]
