@@ -1,6 +1,7 @@
 """Progress and remarks on stderr: one console, shared by the progress bar and the log."""
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,21 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         say(self.format(record))
+
+
+def drop_undecodable_messages() -> None:
+    """Keep Python from printing a traceback where a message of GDAL is not UTF-8, as damaged files cause.
+
+    GDAL's messages reach rasterio by a callback that cannot raise. The error of the call itself is raised as usual.
+    """
+    default = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs", /) -> None:
+        from_gdal = "rasterio" in str(unraisable.object) or "rasterio" in str(unraisable.err_msg)
+        if not (from_gdal and isinstance(unraisable.exc_value, UnicodeDecodeError)):
+            default(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @contextmanager

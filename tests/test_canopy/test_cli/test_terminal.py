@@ -1,11 +1,14 @@
 """What a person sees on stderr while a command works."""
 
 import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from canopy.cli import terminal
-from canopy.cli.terminal import LogHandler, describe_progress, say, show_progress
+from canopy.cli.terminal import LogHandler, describe_progress, drop_undecodable_messages, say, show_progress
 from canopy.progress import Progress
 
 
@@ -49,3 +52,17 @@ def test_log_records_go_the_same_way(capsys: pytest.CaptureFixture[str]) -> None
 def test_bar_and_log_share_one_console() -> None:
     assert terminal.console() is terminal.console()
     assert terminal.console().stderr
+
+
+def test_messages_of_gdal_that_are_not_utf_8_print_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    drop_undecodable_messages()
+    undecodable = UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid")
+    others = [
+        SimpleNamespace(object="rasterio._env.log_error", err_msg=None, exc_value=ValueError("other")),
+        SimpleNamespace(object="some.other", err_msg=None, exc_value=undecodable),
+    ]
+    for each in (SimpleNamespace(object="rasterio._env.log_error", err_msg=None, exc_value=undecodable), *others):
+        sys.unraisablehook(each)
+    assert printed == others
