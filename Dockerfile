@@ -9,7 +9,9 @@ WORKDIR /src
 RUN pip install --no-cache-dir build hatchling
 COPY pyproject.toml LICENSE README.md* ./
 COPY canopy canopy
+COPY configs configs
 COPY pretrain pretrain
+COPY recipes recipes
 COPY tiles tiles
 RUN python -m build --wheel --no-isolation --outdir /wheels
 

@@ -1,8 +1,12 @@
-# Needs Python 3.11 or newer, nothing else: the first target run makes .venv and installs everything there.
+# Needs Python 3.11 or newer, nothing else: `make demo` makes .venv and installs there what a map needs, the other
+# targets what developers need as well.
 
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n 's/^torch==/torch==/p; s/^torchvision==/torchvision==/p' constraints.txt | tr '\n' ' ')
+DOWNLOAD := about 3 GB (7 GB once unpacked)
 PIP := $(BIN)/python -m pip
 
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -21,7 +25,7 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo            map the sample region and draw it (build/demo/)"
+	@echo "make demo            install what a map needs, map the sample region and draw it (build/demo/)"
 	@echo "make test            run the tests"
 	@echo "make test-docs       run every command and Python block of README.md and docs/"
 	@echo "make test-notebooks  run the notebooks"
@@ -34,13 +38,26 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; install its venv module (Debian, Ubuntu: python3-venv)" >&2; exit 1; }
-	$(PIP) install -c constraints.txt -e ".[dev]"
+# What a demo needs comes first, because a visitor wants a map, not the developers' tools. PyTorch decides the size: its
+# default build for Linux brings the CUDA libraries. A CPU build that is in .venv already, at the pinned version, stays.
+$(DEMO): pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -c "import torch, torchvision" 2>/dev/null || printf '%s\n' \
+	    "This downloads $(DOWNLOAD) into $(VENV) (Linux: most of it the CUDA libraries of PyTorch)." \
+	    "On a computer without an NVIDIA GPU 0.5 GB does: press Ctrl-C, install the CPU builds of" \
+	    "$(TORCH) into $(VENV) with the pip command that PyTorch's own page" \
+	    "\"Get started, start locally\" prints for CPU ($(BIN)/pip install ...), then run make demo again."
+	$(PIP) install -c constraints.txt -e ".[plot]"
 	@touch $@
 
-demo: $(STAMP)
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@ $(DEMO)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; install its venv module (Debian, Ubuntu: python3-venv)" >&2; exit 1; }
+
+demo: $(DEMO)
 	@mkdir -p build/demo
 	$(BIN)/canopy predict --aoi samples/region.geojson --out build/demo/region_canopy_height.tif --overwrite
 	$(BIN)/python samples/picture.py
@@ -51,10 +68,12 @@ test: $(STAMP)
 test-docs: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m docs tests/test_docs
 
-# Targets of tests that do not exist yet say so, so that CI calls the same targets before and after.
+# Notebooks run in folders of their own (build/notebooks/), so that none finds files that another run left.
 test-notebooks: $(STAMP)
-	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/python -m pytest -n $(WORKERS) --nbmake notebooks; \
-	else echo "no notebooks yet"; fi
+	@rm -rf build/notebooks && mkdir -p build && cp -r notebooks build/notebooks
+	$(BIN)/python -m pytest -n $(WORKERS) -p no:cacheprovider --nbmake --nbmake-timeout=600 build/notebooks
+
+# Targets of tests that do not exist yet say so, so that CI calls the same targets before and after.
 
 test-chaos: $(STAMP)
 	@if ls tests/chaos/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest -n $(WORKERS) tests/chaos; \

@@ -126,7 +126,8 @@ class Reader:
             code, output = ended.returncode, ended.stderr + ended.stdout
         else:
             if words[0] == "make":  # what is installed is not this test's matter
-                words = ["make", "-C", str(REPOSITORY), "-o", ".venv/.installed", *words[1:]]
+                stamps = ["-o", ".venv/.installed", "-o", ".venv/.demo"]
+                words = ["make", "-C", str(REPOSITORY), *stamps, *words[1:]]
             elif words[0] == "python":
                 words = [sys.executable, *words[1:]]
             done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)

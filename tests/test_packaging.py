@@ -6,11 +6,15 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = {"canopy", "pretrain", "tiles"}
@@ -43,7 +47,8 @@ def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
     sources = {
         path.relative_to(REPOSITORY).as_posix() for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")
     }
-    assert {name for name in wheel.namelist() if name.endswith(".py")} == sources
+    packed = {name for name in wheel.namelist() if name.endswith(".py")}
+    assert {name for name in packed if not name.startswith("canopy/data/recipes/")} == sources
 
 
 def test_wheel_holds_the_pages_of_the_reports(wheel: zipfile.ZipFile) -> None:
@@ -52,9 +57,17 @@ def test_wheel_holds_the_pages_of_the_reports(wheel: zipfile.ZipFile) -> None:
     assert b"body {" in wheel.read("canopy/evaluation/style.css")
 
 
-def test_wheel_holds_the_sample_scene(wheel: zipfile.ZipFile) -> None:
-    scene = REPOSITORY / "canopy" / "data" / "yellowstone.tif"
-    assert wheel.read("canopy/data/yellowstone.tif") == scene.read_bytes()
+def test_wheel_holds_the_sample_scene_and_its_area(wheel: zipfile.ZipFile) -> None:
+    for name in ("canopy/data/yellowstone.tif", "canopy/data/region.geojson"):
+        assert wheel.read(name) == (REPOSITORY / name).read_bytes()
+
+
+@pytest.mark.parametrize("folder", ["configs", "recipes"])
+def test_wheel_holds_configurations_and_recipes(wheel: zipfile.ZipFile, folder: str) -> None:
+    files = {path.name: path.read_bytes() for path in (REPOSITORY / folder).iterdir() if path.is_file()}
+    packed = {name for name in wheel.namelist() if name.startswith(f"canopy/data/{folder}/")}
+    assert packed == {f"canopy/data/{folder}/{name}" for name in files}
+    assert {Path(name).name: wheel.read(name) for name in packed} == files
 
 
 def test_wheel_holds_the_weights(wheel: zipfile.ZipFile) -> None:
@@ -76,9 +89,9 @@ def test_version_is_the_same_everywhere(wheel: zipfile.ZipFile) -> None:
     assert f"canopy_chm-{version}.dist-info/METADATA" in wheel.namelist()
 
 
-def test_sample_scene_is_a_link_to_the_packaged_one() -> None:
-    link = REPOSITORY / "samples" / "yellowstone.tif"
-    assert link.readlink() == Path("../canopy/data/yellowstone.tif")
+@pytest.mark.parametrize("name", ["yellowstone.tif", "region.geojson"])
+def test_samples_are_links_to_the_packaged_ones(name: str) -> None:
+    assert (REPOSITORY / "samples" / name).readlink() == Path("../canopy/data") / name
 
 
 def test_tiles_and_all_its_modules_leave_torch_alone() -> None:
@@ -117,16 +130,56 @@ def test_imports_point_one_way() -> None:
     assert "0 broken" in run("-c", code)
 
 
-def requirement_names(lines: list[str]) -> set[str]:
-    """Names of distributions, without versions and extras."""
-    return {re.split(r"[\s\[<>=]", line.strip())[0].lower() for line in lines if line.strip()}
+CONDA_NAMES = {"torch": "pytorch"}
+"""Names of conda's packages that differ from those of Python's."""
+ONLY_CONDA = {"python", "pip", "lazrs-python"}
 
 
-def test_conda_environment_has_every_dependency() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+def floors(lines: Iterable[str]) -> dict[str, str]:
+    """Least versions by the names of distributions; empty where none is asked for."""
+    requirements = [Requirement(line) for line in lines]
+    return {
+        canonicalize_name(one.name): next((part.version for part in one.specifier if part.operator == ">="), "")
+        for one in requirements
+    }
+
+
+def pins() -> dict[str, str]:
+    """Exact versions of the environment in which everything was tested."""
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pairs = [line.split(";")[0].strip().split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+CORE = floors(PROJECT["dependencies"])
+EXTRAS = floors(line for lines in PROJECT["optional-dependencies"].values() for line in lines)
+
+
+def test_conda_environment_has_the_names_and_floors_of_the_project() -> None:
     environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())["dependencies"]
-    needed = requirement_names(project["dependencies"]) - {"torch"} | {"pytorch"}
-    assert needed - requirement_names([line for line in environment if isinstance(line, str)]) == set()
+    conda = floors(line for line in environment if isinstance(line, str))
+    python = conda["python"]
+    assert {name: floor for name, floor in conda.items() if name not in ONLY_CONDA} == {
+        CONDA_NAMES.get(name, name): floor for name, floor in CORE.items()
+    }
+    assert python == PROJECT["requires-python"].removeprefix(">=")
+
+
+def test_images_install_what_the_project_names_under_its_pins() -> None:
+    docker = (REPOSITORY / "Dockerfile").read_text()
+    bases = re.findall(r"^FROM python:([\d.]+)", docker, re.MULTILINE)
+    assert bases
+    assert all(Version(base) in SpecifierSet(PROJECT["requires-python"]) for base in bases)
+    installs = [" ".join(words) for words in re.findall(r"pip install (.*?)((?:\\\n.*?)*)$", docker, re.MULTILINE)]
+    assert all("-c /tmp/constraints.txt" in line or "--no-deps" in line or "hatchling" in line for line in installs)
+
+
+def test_pins_satisfy_the_floors() -> None:
+    pinned = pins()
+    assert set(CORE) <= set(pinned)
+    for name, floor in (CORE | EXTRAS).items():
+        assert name not in pinned or Version(pinned[name]) >= Version(floor or "0"), name
 
 
 def test_serving_image_installs_what_tiles_imports() -> None:
@@ -160,3 +213,28 @@ def test_citation_names_this_version() -> None:
 
 def test_module_runs_as_the_command() -> None:
     assert run("-m", "canopy", "--version") == run("-c", "import canopy; print(canopy.__version__)")
+
+
+@pytest.mark.slow
+def test_a_wheel_installed_elsewhere_works_without_the_checkout(
+    wheel: zipfile.ZipFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    run("-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(site), str(wheel.filename))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def canopy(*arguments: str) -> str:
+        command = [sys.executable, "-m", "canopy", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert f"in {site / 'canopy'}" in canopy("doctor")
+    assert canopy("example", "ex") == "ex\n"
+    assert {path.name for path in (tmp_path / "ex").iterdir()} == {"configs", "recipes", "region.geojson", "scenes"}
+    made = canopy("predict", "--aoi", "ex/region.geojson", "--imagery", "ex/scenes", "--out", "heights.tif")
+    assert made == "heights.tif\n"
+    assert canopy("validate", "heights.tif") == "heights.tif: valid\n"
+    assert "dataset" in canopy("--help")
+    assert "pretrain" in canopy("--help")

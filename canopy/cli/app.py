@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from canopy.cli.doctor import doctor
+from canopy.cli.example import example
 from canopy.cli.gedi import gedi
 from canopy.cli.models import models
 from canopy.cli.options import AreaLayer, ConfigFile, Json, Resume, RunFolder, Settings
@@ -22,6 +24,8 @@ dataset = typer.Typer(no_args_is_help=True, help="Build and describe training ch
 app.add_typer(dataset, name="dataset")
 app.add_typer(gedi, name="gedi")
 app.add_typer(models, name="models")
+app.command()(doctor)
+app.command()(example)
 
 Number = TypeVar("Number", int, float)
 

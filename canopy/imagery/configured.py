@@ -44,25 +44,31 @@ def configured_imagery(area: Geometry) -> ImagerySource:
                 return source
     raise CoverageError(
         f"no imagery over the AOI: the bundled sample and {len(sources) - 1} configured source(s) lie elsewhere; "
-        f"name imagery with --imagery, or list it under 'imagery:' in {_path()}"
+        f"name imagery with --imagery, or list it under 'imagery:' in {user_config_path()}"
     )
 
 
 def _configured_sources() -> list[ImagerySource]:
     """Open the imagery of the user's configuration; what cannot be opened is left out with a warning."""
     sources = []
-    for uri in _user_config().imagery:
+    for uri in read_user_config().imagery:
         try:
             sources.append(open_imagery(uri))
         except ImageryError as error:
-            _LOG.warning("imagery listed in %s is left out: %s", _path(), error)
+            _LOG.warning("imagery listed in %s is left out: %s", user_config_path(), error)
     return sources
 
 
-def _path() -> Path:
+def user_config_path() -> Path:
+    """Return the path of the user's configuration file, whether it exists or not."""
     return Path(os.environ.get("CANOPY_CONFIG") or Path.home() / ".config" / "canopy" / "config.yaml")
 
 
-def _user_config() -> UserConfig:
-    path = _path()
+def read_user_config() -> UserConfig:
+    """Read the user's configuration; the default where there is none.
+
+    Raises:
+        ConfigError: It is not valid.
+    """
+    path = user_config_path()
     return load_config(path, UserConfig) if path.is_file() else UserConfig()
