@@ -14,6 +14,7 @@ from canopy.errors import ImageryError, one_line
 from canopy.imagery.files import shown
 from canopy.imagery.identity import Stamp, stamp
 from canopy.imagery.references import Reach, check_overviews, drivers, members
+from canopy.imagery.remote import DIRECT, Access, failures, forget, is_remote_file, open_remote
 
 _GDAL = {
     "GDAL_HTTP_MAX_RETRY": "3",
@@ -29,9 +30,9 @@ logging.getLogger("rasterio").addHandler(logging.NullHandler())
 
 @contextmanager
 def gdal(path: str, *, network: bool = True) -> Iterator[None]:
-    """Run GDAL calls on a file; failures become one-line ImageryErrors that name the file."""
+    """Run GDAL calls on a file; failures become one-line errors that name the file."""
     try:
-        with rasterio.Env(**_GDAL | ({} if network else _NO_NETWORK)):
+        with failures(), rasterio.Env(**_GDAL | ({} if network else _NO_NETWORK)):
             yield
     except RasterioError as error:
         raise ImageryError(
@@ -40,9 +41,11 @@ def gdal(path: str, *, network: bool = True) -> Iterator[None]:
         ) from error
 
 
-def open_dataset(path: str) -> DatasetReader:
+def open_dataset(path: str, access: Access = DIRECT) -> DatasetReader:
     """Open a file on its own GDAL handle, in a format that names no addresses."""
     with gdal(path):
+        if is_remote_file(path):
+            return open_remote(path, access)
         return DatasetReader(path, driver=list(drivers(path)), sharing=False)
 
 
@@ -50,6 +53,10 @@ def open_dataset(path: str) -> DatasetReader:
 class OpenFile:
     """An open raster whose references were checked."""
 
+    path: str
+    """Path or address, as the user or a catalogue names it."""
+    access: Access
+    """How the file is asked for where it is remote."""
     dataset: DatasetReader
     members: tuple[str, ...]
     """Files of which it is made."""
@@ -58,20 +65,21 @@ class OpenFile:
 
 
 @contextmanager
-def opened(path: str, reach: Reach) -> Iterator[OpenFile]:
-    """Open a file after checking what it names.
+def opened(path: str, reach: Reach, access: Access = DIRECT) -> Iterator[OpenFile]:
+    """Open a file after checking what it names; a remote one is asked for again.
 
     Raises:
         ImageryError: The file cannot be read, or names files that may not be read.
     """
     # Stamped before anything is read: a file that changes from here on is noticed.
-    stamp(path)
+    forget(path, access)
+    stamp(path, access=access)
     parts = members(path, reach)
-    stamps = stamp(path, parts)
-    with quiet(), gdal(path, network=not parts), open_dataset(path) as dataset:
+    stamps = stamp(path, parts, access)
+    with quiet(), gdal(path, network=not parts), open_dataset(path, access) as dataset:
         # GDAL opens overviews on the first decimated read, so there is time to look at their name.
         check_overviews(path, dataset.tags(ns="OVERVIEWS"), reach)
-        yield OpenFile(dataset, parts, stamps)
+        yield OpenFile(path, access, dataset, parts, stamps)
 
 
 @contextmanager

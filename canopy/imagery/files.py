@@ -15,6 +15,8 @@ REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "/vsi")
 _ARCHIVES = ("/vsizip/", "/vsitar/", "/vsigzip/", "/vsi7z/")
 # At least two letters, so that a drive of Windows is no scheme.
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
+_OPENER = re.compile(r"/vsiriopener_[0-9a-f]+/")
+"""Where rasterio shows a remote file to GDAL."""
 _ADDRESS = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/@\s?#'"]*@)?([^\s?#'"]*)[^\s'"()]*""")
 
 
@@ -125,4 +127,4 @@ def local_part(path: str) -> Path | None:
 
 def shown(text: str) -> str:
     """Return a text with every address in it stripped of user, password, query and fragment."""
-    return _ADDRESS.sub(r"\1\2", text)
+    return _ADDRESS.sub(r"\1\2", _OPENER.sub("", text))

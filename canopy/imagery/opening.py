@@ -114,7 +114,7 @@ def _measured_rescale(scenes: Sequence[RasterScene]) -> Rescale:
         return choose_rescale((), dtype)
     light, doubtful = [], []
     for scene in scenes[:: -(-len(scenes) // _SAMPLED_FILES)]:
-        with quiet(), gdal(scene.path, network=not scene.vrt), open_dataset(scene.path) as dataset:
+        with quiet(), gdal(scene.path, network=not scene.vrt), open_dataset(scene.path, scene.access) as dataset:
             pixels = sample(dataset, scene)
         fill = np.isin(pixels, fill_candidates(scene.dtype)).any(axis=0)
         light.append(scene.physical(pixels[:, ~fill]).ravel())

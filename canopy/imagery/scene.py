@@ -22,6 +22,7 @@ from canopy.imagery.files import shown
 from canopy.imagery.identity import Stamp
 from canopy.imagery.placement import Placement, gsd_m, outline, read_placement
 from canopy.imagery.references import Reach, drivers
+from canopy.imagery.remote import DIRECT, Access
 from canopy.imagery.selection import is_height_map
 
 _LOSSY = (Compression.jpeg, Compression.webp)
@@ -54,6 +55,8 @@ class RasterScene:
     """Facts of one raster file, read once."""
 
     path: str
+    access: Access
+    """How the file is asked for where it is remote."""
     stamps: tuple[Stamp, ...]
     placement: Placement
     bands: Bands
@@ -116,7 +119,7 @@ class RasterScene:
         return np.asarray(values * scales + offsets, np.float32)
 
 
-def inspect(path: str, reach: Reach, overrides: Overrides) -> RasterScene:
+def inspect(path: str, reach: Reach, overrides: Overrides, access: Access = DIRECT) -> RasterScene:
     """Read the facts of a file that the user named.
 
     Raises:
@@ -124,7 +127,7 @@ def inspect(path: str, reach: Reach, overrides: Overrides) -> RasterScene:
             intensities.
     """
     name = shown(path)
-    with opened(path, reach) as file:
+    with opened(path, reach, access) as file:
         if file.dataset.count == 0:
             raise ImageryError(
                 f"{name}: no bands of its own, expected a raster; copy one of its subdatasets with gdal_translate"
@@ -141,7 +144,7 @@ def facts(file: OpenFile, overrides: Overrides) -> RasterScene:
         ImageryError: The file has no place on Earth, or its values are not intensities.
     """
     dataset = file.dataset
-    path = dataset.name
+    path = file.path
     _require_small_blocks(dataset)
     bands, opaque = _choose_bands(dataset, overrides)
     dtype = _type(dataset, bands)
@@ -161,6 +164,7 @@ def facts(file: OpenFile, overrides: Overrides) -> RasterScene:
     placement = read_placement(dataset, overrides.crs)
     return RasterScene(
         path=path,
+        access=file.access,
         stamps=file.stamps,
         placement=placement,
         bands=bands,

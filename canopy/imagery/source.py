@@ -3,7 +3,9 @@
 import hashlib
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -21,8 +23,10 @@ from canopy.imagery.collar import Collar, find_collars
 from canopy.imagery.colours import Values
 from canopy.imagery.datasets import gdal, open_dataset
 from canopy.imagery.identity import check_unchanged
+from canopy.imagery.licences import Licence
 from canopy.imagery.longitudes import wrapped
 from canopy.imagery.placement import transformer
+from canopy.imagery.remote import DIRECT, Access
 from canopy.imagery.resample import PixelGrid, Resampler, Rgb, locate, read_aligned, warp_block
 from canopy.imagery.rescale import Rescale
 from canopy.imagery.scene import RasterScene, fill_candidates
@@ -49,6 +53,8 @@ class ImagerySource(Protocol):
     """How values become reflectance; `rescale.scale_option` repeats it on other imagery."""
     skipped: tuple[Skipped, ...]
     """Rasters of the user's folders that are not read."""
+    licence: Licence | None
+    """What the provider permits; None where that is not on record."""
 
     def describe(self) -> str:
         """Describe the imagery in one line: files, size, GSD, CRS, bands and rescale."""
@@ -70,6 +76,31 @@ class ImagerySource(Protocol):
         ...
 
 
+class _Handle:
+    """A file that one thread has open.
+
+    rasterio keeps what it knows of remote files in the context in which they were opened, and a handle may be dropped
+    in another: by a thread that ends, or by the garbage collector. So opening, reading and closing share a context.
+    """
+
+    def __init__(self, path: str, access: Access) -> None:
+        self._context = copy_context()
+        self.dataset = self._context.run(open_dataset, path, access)
+
+    def run(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call a function with the file and more arguments, in the file's context."""
+        self._context.run(function, self.dataset, *arguments)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._context.run(self.dataset.close)
+
+    def __del__(self) -> None:
+        # At the end of the interpreter, what closing needs may be gone already.
+        with suppress(Exception):
+            self.close()
+
+
 class _Handles:
     """A few open files per thread; GDAL handles must not be shared between threads."""
 
@@ -79,15 +110,15 @@ class _Handles:
     def __reduce__(self) -> tuple[type["_Handles"], tuple[()]]:
         return _Handles, ()
 
-    def get(self, path: str) -> DatasetReader:
+    def get(self, path: str, access: Access = DIRECT) -> _Handle:
         """Return the calling thread's handle on a file."""
-        handles: OrderedDict[str, DatasetReader] = self._local.__dict__.setdefault("handles", OrderedDict())
+        handles: OrderedDict[str, _Handle] = self._local.__dict__.setdefault("handles", OrderedDict())
         if path in handles:
             handles.move_to_end(path)
             return handles[path]
         if len(handles) >= _OPEN_FILES:
             handles.popitem(last=False)[1].close()
-        handles[path] = open_dataset(path)
+        handles[path] = _Handle(path, access)
         return handles[path]
 
 
@@ -100,6 +131,7 @@ class RasterImagery:
         rescale: Rescale,
         datetime: str | None = None,
         skipped: Sequence[Skipped] = (),
+        licence: Licence | None = None,
     ) -> None:
         """Join scenes; earlier ones lie on top."""
         self.uris = tuple(scene.path for scene in scenes)
@@ -108,6 +140,7 @@ class RasterImagery:
         self.datetime = datetime or span([scene.acquired for scene in scenes])
         self.rescale = rescale
         self.skipped = tuple(skipped)
+        self.licence = licence
         self._scenes = tuple(replace(scene, fills=fills_of(scene, rescale)) for scene in scenes)
         self._bounds = np.array([scene.outline.boundingbox.bbox for scene in scenes])
         self._handles = _Handles()
@@ -139,9 +172,10 @@ class RasterImagery:
         out = np.full((3, region.height, region.width), np.nan, np.float32)
         # Top first, and no file below is opened once all is known.
         for scene in self._near(geobox):
-            check_unchanged(scene.stamps)
+            check_unchanged(scene.path, scene.stamps, scene.access)
             with gdal(scene.path, network=not scene.vrt):
-                self._fill(out, _resampler(scene, grid), region)
+                handle = self._handles.get(scene.path, scene.access)
+                handle.run(self._fill, out, _resampler(scene, grid), region)
             if not np.isnan(out[0]).any():
                 break
         return _wrap(out, geobox)
@@ -153,10 +187,9 @@ class RasterImagery:
         near = (west <= right) & (east >= left) & (south <= top) & (north >= bottom)
         return [self._scenes[i] for i in np.flatnonzero(near)]
 
-    def _fill(self, out: Rgb, resampler: Resampler, region: PixelWindow) -> None:
+    def _fill(self, dataset: DatasetReader, out: Rgb, resampler: Resampler, region: PixelWindow) -> None:
         """Fill the unknown pixels of (3, height, width) from one scene."""
         scene = resampler.scene
-        dataset = self._handles.get(scene.path)
         # Found on first use: most files of a large folder are never read. Two threads find the same.
         if scene.path not in self._collars:
             self._collars[scene.path] = find_collars(dataset, scene, white_of(scene, self.rescale))

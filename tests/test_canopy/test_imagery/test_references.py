@@ -10,6 +10,7 @@ import rasterio
 from imagery_reading import grid, read, refusal, refused
 from rasterio.shutil import copy
 from rasters import UTM, make_raster
+from servers.web import WebServer
 
 from canopy.imagery import open_imagery
 
@@ -228,8 +229,12 @@ def test_a_member_names_no_overviews_elsewhere(tmp_path: Path, address: tuple[st
     assert requests == []
 
 
-def test_a_vrt_at_an_address_is_not_followed(address: tuple[str, list[str]]) -> None:
-    refused(f"{address[0]}/a.vrt", "cannot be read")
+def test_a_vrt_at_an_address_is_not_followed(tmp_path: Path) -> None:
+    with WebServer() as server:
+        server.files("/", tmp_path)
+        vrt_of(tmp_path / "a.vrt", simple(f"{server.url}/m.tif"))
+        refused(f"{server.url}/a.vrt", "a text of HTML or XML, expected GeoTIFF")
+        assert server.count("/m.tif") == 0
 
 
 def test_program_code_is_not_run(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from rasterio import Affine
 from rasterio.shutil import copy
 from rasters import UTM, make_raster
 
-from canopy.errors import ImageryError
+from canopy.errors import ImageryError, SourceError
+from canopy.http import HttpClient, Retry
 from canopy.imagery import open_imagery
 
 HOLE = np.s_[10:20, 30:50]
@@ -78,8 +79,9 @@ def test_a_truncated_file_fails_early_where_its_ends_are_needed(tmp_path: Path) 
 
 
 def test_a_dead_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("canopy.imagery.datasets._GDAL", {"GDAL_HTTP_MAX_RETRY": "0"})
-    refused("http://127.0.0.1:9/a.tif", "cannot be read")
+    monkeypatch.setattr("canopy.imagery.remote.client", lambda: HttpClient(retry=Retry(attempts=1)))
+    with pytest.raises(SourceError, match=r"127\.0\.0\.1:9/a\.tif: .*refused"):
+        open_imagery("http://127.0.0.1:9/a.tif")
 
 
 # Scale and offset, and each band's own nodata.
