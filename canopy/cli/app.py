@@ -11,6 +11,7 @@ import typer
 
 from canopy.cli.doctor import doctor
 from canopy.cli.example import example
+from canopy.cli.fetch import fetch
 from canopy.cli.gedi import gedi
 from canopy.cli.models import models
 from canopy.cli.options import AreaLayer, ConfigFile, Json, Resume, RunFolder, Settings
@@ -23,6 +24,7 @@ app = typer.Typer(no_args_is_help=True)
 dataset = typer.Typer(no_args_is_help=True, help="Build and describe training chips from imagery and lidar.")
 app.add_typer(dataset, name="dataset")
 app.add_typer(gedi, name="gedi")
+app.add_typer(fetch, name="fetch")
 app.add_typer(models, name="models")
 app.command()(doctor)
 app.command()(example)

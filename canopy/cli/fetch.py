@@ -1,0 +1,81 @@
+"""`canopy fetch neon | gedi | chm | lidar3dep`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from canopy.cli.options import AreaLayer, Json
+from canopy.cli.terminal import say, show_progress
+from canopy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from odc.geo.geom import Geometry
+
+    from canopy.fetch.summary import Summary
+
+fetch = typer.Typer(no_args_is_help=True, help="Bring data of others for an area: lidar, shots, published maps.")
+
+Area = Annotated[str | None, typer.Option("--aoi", help="Vector file, or west,south,east,north in degrees.")]
+Years = Annotated[str | None, typer.Option("--years", help="Years and ranges: 2018,2020-2022 (default: all).")]
+Folder = Annotated[Path, typer.Option("--out", help="Folder; a run that was killed goes on in it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be fetched, and how large it is.")]
+Jobs = Annotated[int, typer.Option(min=1, max=16, help="Files that are fetched at a time.")]
+
+
+@fetch.command()
+def neon(
+    out: Folder,
+    site: Annotated[str | None, typer.Option(help="Four letters of a NEON site: TEAK.")] = None,
+    aoi: Area = None,
+    layer: AreaLayer = None,
+    years: Years = None,
+    tiles: Annotated[int, typer.Option(min=0, help="Tiles of 1 km, spread over the site; 0 for all.")] = 4,
+    clouds: Annotated[bool, typer.Option("--clouds/--no-clouds", help="Classified point clouds.")] = True,
+    labels: Annotated[str, typer.Option(help="Heights of the dataset: chm or clouds.")] = "chm",
+    dry_run: DryRun = False,
+    jobs: Jobs = 4,
+    api: Annotated[str, typer.Option(envvar="CANOPY_NEON_API", help="Other address of the service.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Bring imagery and lidar heights of one flight over a NEON site, and write the YAML of `canopy dataset build`."""
+    from canopy.fetch import neon as service
+    from canopy.fetch.options import Years as YearRanges
+
+    if labels not in ("chm", "clouds"):
+        raise typer.BadParameter(f"--labels {labels}: chm or clouds expected")
+    request = service.NeonRequest(
+        site, _area(aoi, layer), YearRanges.parse(years), tiles, clouds, "clouds" if labels == "clouds" else "chm"
+    )
+    with show_progress() as report:
+        summary = service.fetch_neon(
+            out, request, address=api, dry_run=dry_run, jobs=jobs, report=report
+        )  # fmt: skip
+    _print(summary, as_json)
+
+
+def _area(aoi: str | None, layer: str | None) -> "Geometry | None":
+    """Read an area, if one is named."""
+    from tiles.aoi import read_aoi
+
+    return read_aoi(aoi, layer) if aoi else None
+
+
+def _required_area(aoi: str | None, layer: str | None) -> "Geometry":
+    """Read the area that a command needs."""
+    area = _area(aoi, layer)
+    if area is None:
+        raise ConfigError("no area: give --aoi with a vector file, or west,south,east,north in degrees")
+    return area
+
+
+def _print(summary: "Summary", as_json: bool) -> None:
+    """Print what was done, and the path as the last line; exit status 1 where something did not come."""
+    for line in summary.lines():
+        say(line)
+    for command in summary.following:
+        say(f"next: {command}")
+    typer.echo(json.dumps(summary.to_json()) if as_json else str(summary.path))
+    if summary.failures:
+        raise typer.Exit(1)
