@@ -6,7 +6,7 @@ is always computed by the same arithmetic, whatever GDAL does inside a block.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,7 +28,7 @@ from canopy.errors import ImageryError
 from canopy.imagery.collar import Collar
 from canopy.imagery.colours import Mask, Values
 from canopy.imagery.files import shown
-from canopy.imagery.placement import Points, transformer
+from canopy.imagery.placement import Placement, Points, transformer
 from canopy.imagery.scene import RasterScene, read_window
 from tiles.windows import PixelWindow
 
@@ -86,20 +86,20 @@ def _split(position_px: float) -> tuple[int, float]:
     return steps // _PHASES, steps % _PHASES / _PHASES
 
 
-@dataclass(frozen=True, eq=False)
-class Resampler:
-    """One file on one pixel grid."""
+class Warper:
+    """Placed pixels on one pixel grid: which of them decide a block of it."""
 
-    scene: RasterScene
-    grid: PixelGrid
+    def __init__(self, path: str, placement: Placement, grid: PixelGrid) -> None:
+        """Join pixels and a grid; `path` names them in messages."""
+        self.path, self.placement, self.grid = path, placement, grid
 
     @cached_property
     def offset(self) -> tuple[int, int] | None:
         """Column and row of the file's first pixel if its pixels are the grid's; None if it must be warped."""
-        transform, crs = self.scene.placement.transform, self.scene.placement.crs
+        transform, crs = self.placement.transform, self.placement.crs
         if transform is None or transform.b or transform.d or not same_crs(crs, self.grid.crs):
             return None
-        height, width = self.scene.placement.shape
+        height, width = self.placement.shape
         starts = []
         for origin, step, size, grid_step, phase in (
             (transform.c, transform.a, width, self.grid.resolution[0], self.grid.phase[0]),
@@ -116,7 +116,7 @@ class Resampler:
     @cached_property
     def scale(self) -> tuple[float, float]:
         """Source columns and rows per pixel of the grid, at the file's centre."""
-        placement, (x_step, y_step) = self.scene.placement, self.grid.resolution
+        placement, (x_step, y_step) = self.placement, self.grid.resolution
         height, width = placement.shape
         centre = placement.to_ground(np.array([width / 2]), np.array([height / 2]))
         xs, ys = (np.repeat(centres, 3) for centres in transformer(placement.crs, self.grid.crs).transform(*centre))
@@ -148,7 +148,7 @@ class Resampler:
             return None
         # The cubic reaches two output pixels, which are `scale` source pixels wide, and GDAL a few more.
         margin = math.ceil(2 * max(*self.scale, 1)) + 4
-        height, width = self.scene.placement.shape
+        height, width = self.placement.shape
         reach = PixelWindow(0, 0, height, width).pad(margin)
         left, top = math.floor(cols[finite].min()) - margin, math.floor(rows[finite].min()) - margin
         right, bottom = math.ceil(cols[finite].max()) + margin, math.ceil(rows[finite].max()) + margin
@@ -156,8 +156,17 @@ class Resampler:
         return region if region and region.intersect(PixelWindow(0, 0, height, width)) else None
 
     def _to_source(self, xs: Points, ys: Points) -> tuple[Points, Points]:
-        to_scene = transformer(self.grid.crs, self.scene.placement.crs)
-        return self.scene.placement.to_pixel(*to_scene.transform(xs, ys))
+        to_scene = transformer(self.grid.crs, self.placement.crs)
+        return self.placement.to_pixel(*to_scene.transform(xs, ys))
+
+
+class Resampler(Warper):
+    """One file on one pixel grid."""
+
+    def __init__(self, scene: RasterScene, grid: PixelGrid) -> None:
+        """Join a file and a grid."""
+        super().__init__(scene.path, scene.placement, grid)
+        self.scene = scene
 
 
 @lru_cache(maxsize=256)
@@ -201,67 +210,77 @@ def _read(
 def warp_block(
     dataset: DatasetReader, resampler: Resampler, block: PixelWindow, collars: Sequence[Collar]
 ) -> Rgb | None:
-    """Resample a file to one block of the grid.
+    """Resample a file to one block of the grid; see `warp`."""
+    return warp(lambda source: _read(dataset, resampler.scene, source, collars), resampler, block)
+
+
+def warp(read: Callable[[PixelWindow], tuple[Values, Mask | None]], warper: Warper, block: PixelWindow) -> Rgb | None:
+    """Resample placed pixels to one block of the grid.
 
     Downsampling by 2 or more averages the source pixels under a pixel; else cubic convolution, widened to the
     output pixel when downsampling. Invalid source pixels have no weight: near them the cubic gives way to the
     bilinear kernel. An output pixel is valid if at least half of its weight is on valid source pixels.
 
+    Args:
+        read: Function that returns the values (3, h, w) of source pixels and which are valid, None if all are.
+        warper: The pixels' place, and the grid.
+        block: Pixels of the grid.
+
     Returns:
-        (3, side, side) values, NaN where invalid; None where the file does not reach.
+        (3, side, side) values, NaN where invalid; None where the source does not reach.
 
     Raises:
-        ImageryError: The block needs more pixels of the file than memory should take.
+        ImageryError: The block needs more source pixels than memory should take.
     """
-    source = resampler.source_region(block)
-    inside = source and source.intersect(PixelWindow(0, 0, *dataset.shape))
+    source = warper.source_region(block)
+    inside = source and source.intersect(PixelWindow(0, 0, *warper.placement.shape))
     if source is None or inside is None:
         return None
     if source.height * source.width > _MOST_SOURCE_PX:
         raise ImageryError(
-            f"{shown(resampler.scene.path)}: {source.height} x {source.width} of its pixels decide {block.height} x "
+            f"{shown(warper.path)}: {source.height} x {source.width} of its pixels decide {block.height} x "
             f"{block.width} of the map, {_MOST_SOURCE_PX:.0e} at most expected; resample it with gdalwarp"
         )
-    values, valid = _read(dataset, resampler.scene, inside, collars)
+    values, valid = read(inside)
     # The usual case costs one warp, an image with holes three or four.
     if valid is None and inside == source:
-        return _warp(resampler, block, source, values.astype(np.float32), _kernel(resampler))
+        return _warp(warper, block, source, values.astype(np.float32), _kernel(warper))
     padded = np.full((3, source.height, source.width), np.nan, np.float32)
     rows, cols = inside.slices_in(source)
     padded[:, rows, cols] = values if valid is None else np.where(valid, values, np.nan)
-    return _warp_holes(resampler, block, source, padded)
+    return _warp_holes(warper, block, source, padded)
 
 
-def _kernel(resampler: Resampler) -> Resampling:
-    return Resampling.average if min(resampler.scale) >= _AVERAGE_FROM else Resampling.cubic
+def _kernel(warper: Warper) -> Resampling:
+    return Resampling.average if min(warper.scale) >= _AVERAGE_FROM else Resampling.cubic
 
 
-def _warp_holes(resampler: Resampler, block: PixelWindow, source: PixelWindow, padded: Rgb) -> Rgb:
+def _warp_holes(warper: Warper, block: PixelWindow, source: PixelWindow, padded: Rgb) -> Rgb:
     valid = np.isfinite(padded[:1]).astype(np.float32)
     if not valid.any():
         return np.full((3, block.height, block.width), np.nan, np.float32)
-    kernel = _kernel(resampler)
+    kernel = _kernel(warper)
     positive = Resampling.bilinear if kernel == Resampling.cubic else kernel
-    weight = _warp(resampler, block, source, valid, positive)
-    result = _warp(resampler, block, source, padded, positive)
+    weight = _warp(warper, block, source, valid, positive)
+    result = _warp(warper, block, source, padded, positive)
     if kernel == Resampling.cubic:
         # Where all of the cubic's weight is on valid pixels its result is that of an image without holes.
-        whole = np.abs(_warp(resampler, block, source, valid, kernel) - 1) < 1e-6
-        np.copyto(result, _warp(resampler, block, source, padded, kernel), where=whole)
+        whole = np.abs(_warp(warper, block, source, valid, kernel) - 1) < 1e-6
+        np.copyto(result, _warp(warper, block, source, padded, kernel), where=whole)
     result[:, ~(weight[0] >= _HALF)] = np.nan
     return result
 
 
-def _warp(resampler: Resampler, block: PixelWindow, source: PixelWindow, values: Rgb, kernel: Resampling) -> Rgb:
+def _warp(warper: Warper, block: PixelWindow, source: PixelWindow, values: Rgb, kernel: Resampling) -> Rgb:
     """Warp (n, h, w) source values to a block, (n, side, side); NaN has no weight."""
     # GDAL's kernels are faster without nodata; a block that is valid throughout needs none.
     nodata = math.nan if np.isnan(values[0]).any() else None
-    georeference = resampler.scene.placement.window_options(source.col0, source.row0)
-    to = resampler.grid.transform(block.col0, block.row0)
+    georeference = warper.placement.window_options(source.col0, source.row0)
+    to = warper.grid.transform(block.col0, block.row0)
     unknown = np.full((len(values), block.height, block.width), np.nan, np.float32)
     with (
-        _in_memory(values, crs=_crs(resampler.scene.placement.crs), **georeference) as origin,
-        _in_memory(unknown, crs=_crs(resampler.grid.crs), transform=to) as target,
+        _in_memory(values, crs=_crs(warper.placement.crs), **georeference) as origin,
+        _in_memory(unknown, crs=_crs(warper.grid.crs), transform=to) as target,
     ):
         reproject(
             rasterio.band(origin, origin.indexes),
@@ -272,8 +291,8 @@ def _warp(resampler: Resampler, block: PixelWindow, source: PixelWindow, values:
             resampling=kernel,
             num_threads=1,
             tolerance=_TOLERANCE_PX,
-            XSCALE=1 / max(resampler.scale[0], 1),
-            YSCALE=1 / max(resampler.scale[1], 1),
+            XSCALE=1 / max(warper.scale[0], 1),
+            YSCALE=1 / max(warper.scale[1], 1),
             SAMPLE_GRID="YES",
             SOURCE_EXTRA=8,
         )
