@@ -16,7 +16,7 @@ from canopy.cli.gedi import gedi
 from canopy.cli.models import models
 from canopy.cli.options import AreaLayer, ConfigFile, Json, Resume, RunFolder, Settings
 from canopy.cli.signals import InterruptedWorkError, interrupt_on_signal
-from canopy.cli.terminal import LogHandler, say, show_progress, table_console
+from canopy.cli.terminal import LogHandler, drop_undecodable_messages, say, show_progress, table_console
 from canopy.errors import CanopyError, one_line
 from canopy.version import __version__
 
@@ -90,6 +90,7 @@ def predict(
         bool, typer.Option(help="Replace an existing output, and drop the work of an interrupted run of another plan.")
     ] = False,
     force: Annotated[bool, typer.Option(help="Accept imagery coarser than twice the model's GSD.")] = False,
+    qgis: Annotated[bool, typer.Option("--qgis", help="Write a QGIS project (.qgz) next to the map.")] = False,
     as_json: Json = False,
 ) -> None:
     """Map canopy height over an area."""
@@ -101,9 +102,12 @@ def predict(
             uncertainty=uncertainty, calibration=calibration, bands=_numbers("--bands", bands, int),
             scale=_numbers("--scale", scale, float), nodata=_nodata(nodata), alpha="auto" if alpha is None else alpha,
             imagery_crs=imagery_crs, imagery_datetime=imagery_datetime, allow_outside=allow_outside,
-            overwrite=overwrite, force=force, report=report,
+            overwrite=overwrite, force=force, qgis=qgis, report=report,
         )  # fmt: skip
     document = {name: getattr(result, name) for name in ("model", "imagery", "acquisition")}
+    if result.project is not None:
+        document["project"] = str(result.project)
+        say(f"QGIS project: {result.project}")
     typer.echo(json.dumps({"path": str(result.path), **document}) if as_json else str(result.path))
 
 
@@ -314,6 +318,7 @@ def main() -> None:
     for package in ("canopy", "pretrain"):
         logging.getLogger(package).setLevel(logging.INFO)
     interrupt_on_signal()
+    drop_undecodable_messages()
     try:
         mount(app)
         app()

@@ -14,6 +14,7 @@ from canopy.gedi.granules import NUMBERS, RH_PERCENTS
 from canopy.gedi.shots import Reading
 from canopy.version import __version__
 from tiles.files import removed_on_error, replacing
+from tiles.qgis import GEOPACKAGE_OPTIONS, add_layer_style, shots_qml
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -85,7 +86,11 @@ def _write_geopackage(shots: "GeoDataFrame", draft: Path, about: str) -> None:
     # Its driver looks at the ending of the name.
     named = draft.with_name(f"{draft.name}.gpkg")
     with removed_on_error(named):
-        plain.to_file(named, driver="GPKG", layer=LAYER, engine="pyogrio", layer_metadata={LAYER_KEY: about})
+        plain.to_file(
+            named, driver="GPKG", layer=LAYER, engine="pyogrio", layer_metadata={LAYER_KEY: about},
+            dataset_options=GEOPACKAGE_OPTIONS,
+        )  # fmt: skip
+        add_layer_style(named, LAYER, "geom", "Relative height 98", shots_qml())
     named.replace(draft)
 
 
@@ -128,7 +133,7 @@ def _table(path: Path) -> "GeoDataFrame":
         if path.suffix.lower() in GEOPACKAGE:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # GDAL's remarks on single values; the columns are checked below
-                return geopandas.read_file(path, engine="pyogrio")
+                return geopandas.read_file(path, engine="pyogrio", layer=_layer_of_shots(path))
         # Runs of one value take no bytes in Parquet: a small file may promise a billion rows.
         metadata = pq.read_metadata(path)
         need = metadata.num_rows * metadata.num_columns * 8
@@ -137,6 +142,13 @@ def _table(path: Path) -> "GeoDataFrame":
         return geopandas.read_parquet(path)
     except _TABLE_ERRORS as error:
         raise LidarError(f"{path} is not a GeoParquet of shots: {one_line(error, 200)}") from error
+
+
+def _layer_of_shots(path: Path) -> str | int:
+    """Return the layer of a GeoPackage to read: ours, which lies next to its style, else the first."""
+    import pyogrio
+
+    return LAYER if LAYER in pyogrio.list_layers(path)[:, 0] else 0
 
 
 def read_funnel(path: Path) -> tuple[Step, ...]:

@@ -1,6 +1,7 @@
 """The function that maps an area. Torch is imported after the arguments were checked, so that a typo costs little."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ from canopy.prediction.request import (
 from canopy.progress import Report, ignore
 from tiles.aoi import read_aoi
 from tiles.publish import pending_publication
+from tiles.qgis import ProjectFiles, write_map_project
 from tiles.stac import acquisition_times
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def predict(
     allow_outside: bool = False,
     overwrite: bool = False,
     force: bool = False,
+    qgis: bool = False,
     report: Report = ignore,
 ) -> Prediction:
     """Map canopy height over an area.
@@ -87,6 +90,7 @@ def predict(
         allow_outside: Whether VRTs may read local files outside their folder and the imagery's folders.
         overwrite: Whether to replace an existing output and drop work of another plan.
         force: Whether to accept imagery coarser than twice the model's GSD.
+        qgis: Whether to write a QGIS project next to the map, with the area and the width of the interval.
         report: Called after each tile.
 
     Raises:
@@ -103,8 +107,9 @@ def predict(
     pending = pending_publication(partial_folder(path))
     files = [file for file in (aoi, model, calibration) if isinstance(file, str | Path)]
     # Inputs and outputs are compared before any work, and again once the imagery's files are known.
-    check_outputs(path, files, overwrite=overwrite, pending=pending)
-    fitted = _read_calibration(calibration, uncertainty)
+    extras = ProjectFiles.of(path, uncertainty).paths if qgis else ()
+    check_outputs(path, files, overwrite=overwrite, pending=pending, extras=extras)
+    fitted = read_fitted(calibration, uncertainty)
     if imagery is None:
         source = configured_imagery(area)
     elif isinstance(imagery, str | Path | Sequence):
@@ -115,20 +120,21 @@ def predict(
         )  # fmt: skip
     else:
         source = imagery
-    check_outputs(path, [*files, *source.uris], overwrite=overwrite, pending=pending)
+    check_outputs(path, [*files, *source.uris], overwrite=overwrite, pending=pending, extras=extras)
     check_footprint(source, area)
     if card is not None:
         check_gsd(source, card, force)
     acquisition_times(source.datetime, datetime.now(UTC))
     from canopy.prediction.run import run_request
 
-    return run_request(
-        Request(area, source, path, model, crs, resolution, device, backend, uncertainty, fitted, overwrite, force),
-        report,
+    request = Request(
+        area, source, path, model, crs, resolution, device, backend, uncertainty, fitted, overwrite, force
     )
+    prediction = run_request(request, report)
+    return replace(prediction, project=write_map_project(path, area).project) if qgis else prediction
 
 
-def _read_calibration(calibration: str | Path | Calibration | None, uncertainty: bool) -> Calibration | None:
+def read_fitted(calibration: str | Path | Calibration | None, uncertainty: bool) -> Calibration | None:
     """Read a calibration that is given by its file.
 
     Raises:

@@ -74,6 +74,8 @@ class Prediction:
     """Tiles computed in this run."""
     tiles_resumed: int
     """Tiles that an interrupted run had finished."""
+    project: Path | None = None
+    """QGIS project of the map, where it was requested."""
 
 
 def read_model_card(model: str | Path) -> Card | None:
@@ -153,9 +155,9 @@ def output_path(aoi: Any, out: str | Path | None) -> Path:
     return path
 
 
-def output_files(path: Path) -> tuple[Path, ...]:
-    """Return every file that a run writes: the map, its style and its STAC item."""
-    return path, style_path(path), item_path(path)
+def output_files(path: Path, extras: Sequence[Path] = ()) -> tuple[Path, ...]:
+    """Return every file that a run writes: the map, its style, its STAC item and what else was requested."""
+    return path, style_path(path), item_path(path), *extras
 
 
 def partial_folder(path: Path) -> Path:
@@ -163,7 +165,14 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
-def check_outputs(path: Path, inputs: Iterable[str | Path], *, overwrite: bool, pending: Sequence[Path] = ()) -> None:
+def check_outputs(
+    path: Path,
+    inputs: Iterable[str | Path],
+    *,
+    overwrite: bool,
+    pending: Sequence[Path] = (),
+    extras: Sequence[Path] = (),
+) -> None:
     """Refuse outputs that are inputs of the run, or existing files that may not be replaced.
 
     Args:
@@ -171,13 +180,14 @@ def check_outputs(path: Path, inputs: Iterable[str | Path], *, overwrite: bool, 
         inputs: Files that the run reads; addresses of servers are no files.
         overwrite: Whether existing outputs may be replaced.
         pending: Files of an interrupted publication, which is finished instead.
+        extras: Files that the run writes besides the map, its style and its STAC item.
 
     Raises:
         OutputError: An output is an input, or exists.
     """
     read = {resolved for name in inputs if (resolved := _file(name)) is not None}
     finishing = {name.resolve() for name in pending}
-    for output in output_files(path):
+    for output in output_files(path, extras):
         if output.resolve() in read:
             raise OutputError(f"output {output} is also an input of this run: name another output with --out")
         if output.exists() and not overwrite and output.resolve() not in finishing:

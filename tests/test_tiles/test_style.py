@@ -6,7 +6,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tiles.style import HEIGHT_RAMP, colorize, qml
+from tiles.style import HEIGHT_RAMP, WIDTH_RAMP, colorize, colour_at, date_qml, qml
+
+
+def labels(text: str, tag: str = "item") -> list[str]:
+    return [item.get("label") for item in ElementTree.fromstring(text).iter(tag)]
 
 
 def rgb(colour: str) -> tuple[int, ...]:
@@ -34,6 +38,40 @@ def test_qml_holds_the_ramp_and_leaves_nodata_transparent():
     assert (shader.get("colorRampType"), shader.get("clip")) == ("INTERPOLATED", "0")
     items = [(float(item.get("value")), item.get("color")) for item in shader.iter("item")]
     assert items == list(HEIGHT_RAMP)
+
+
+def test_legend_lists_metres_step_by_step():
+    assert labels(qml())[:4] == ["0 m", "1 m", "2 m", "5 m"]
+    assert labels(qml())[-1] == "≥ 35 m"
+    assert labels(qml(1, WIDTH_RAMP)) == ["0 m", "2 m", "5 m", "10 m", "15 m", "≥ 20 m"]
+    # A continuous legend would show its two ends alone.
+    assert next(ElementTree.fromstring(qml()).iter("rampLegendSettings")).get("useContinuousLegend") == "0"
+
+
+@pytest.mark.parametrize("spelling", ["Option", "prop"])
+def test_qml_has_the_ramp_itself_in_both_spellings(spelling):
+    ramp = next(ElementTree.fromstring(qml()).iter("colorramp"))
+    attributes = ("k", "v") if spelling == "prop" else ("name", "value")
+    settings = {entry.get(attributes[0]): entry.get(attributes[1]) for entry in ramp.iter(spelling)}
+    assert settings["color1"] == "247,244,230,255"
+    assert settings["color2"] == "12,37,70,255"
+    stops = [stop.split(";") for stop in settings["stops"].split(":")]
+    assert [round(35 * float(share), 3) for share, _ in stops] == [height for height, _ in HEIGHT_RAMP[1:-1]]
+    assert stops[2][1] == "181,214,124,255"
+
+
+def test_few_dates_are_classes_and_many_a_ramp():
+    few = date_qml([18_262, 17_897])
+    assert labels(few, "paletteEntry") == ["2019-01-01", "2020-01-01"]
+    assert [entry.get("value") for entry in ElementTree.fromstring(few).iter("paletteEntry")] == ["17897", "18262"]
+    many = date_qml(range(17_897, 18_263))
+    assert (labels(many)[0], labels(many)[-1]) == ("2019-01-01", "2020-01-01")
+    assert labels(date_qml([]), "paletteEntry") == []
+
+
+def test_colour_at_interpolates_and_clamps():
+    assert [colour_at(height) for height in (-1, 0, 5, 99)] == ["#f7f4e6", "#f7f4e6", "#b5d67c", "#0c2546"]
+    assert colour_at(0.5, ((0, "#000000"), (1, "#0000ff"))) == "#000080"
 
 
 def test_qml_draws_the_first_band_by_default():

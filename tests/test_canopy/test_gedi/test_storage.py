@@ -64,7 +64,7 @@ def test_every_format_comes_back_the_same(reading: Reading, tmp_path: Path, name
 def test_a_geopackage_is_one(reading: Reading, tmp_path: Path) -> None:
     write_shots(reading, tmp_path / "s.gpkg", EVERYTHING)
     assert (tmp_path / "s.gpkg").read_bytes()[:15] == b"SQLite format 3"
-    assert geopandas.list_layers(tmp_path / "s.gpkg")["name"].tolist() == ["shots"]
+    assert geopandas.list_layers(tmp_path / "s.gpkg")["name"].tolist() == ["shots", "layer_styles"]
 
 
 def test_another_ending_is_refused(reading: Reading, tmp_path: Path) -> None:

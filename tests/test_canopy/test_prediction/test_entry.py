@@ -12,7 +12,7 @@ from height_models import MeanOfGreen
 from odc.geo.geom import Geometry
 from rasters import make_raster
 
-from canopy.errors import AOIError
+from canopy.errors import AOIError, OutputError
 from canopy.prediction.entry import predict
 
 BOX = shapely.box(500_010, 4_999_970, 500_050, 4_999_990)
@@ -129,3 +129,15 @@ def test_layer_chooses_among_several(folder: Path) -> None:
         predict("two.gpkg", "scene.tif", MeanOfGreen())
     predict("two.gpkg", "scene.tif", MeanOfGreen(), "map.tif", layer="stand")
     assert prediction_cells(folder / "map.tif") == 80 * 40
+
+
+def test_a_qgis_project_is_written_and_never_replaced_unasked(folder: Path) -> None:
+    arguments = {"imagery": "scene.tif", "model": MeanOfGreen(), "out": "m.tif", "qgis": True}
+    result = predict("aoi.gpkg", **arguments)
+    assert result.project == Path("m.qgz")
+    assert {path.name for path in folder.glob("m*")} == {"m.tif", "m.qml", "m.json", "m.qgz", "m_area.gpkg"}
+    for path in (folder / "m.tif", folder / "m.qml", folder / "m.json"):
+        path.unlink()
+    with pytest.raises(OutputError, match=r"m_area\.gpkg exists"):
+        predict("aoi.gpkg", **arguments)
+    assert predict("aoi.gpkg", **arguments | {"qgis": False}).project is None
