@@ -15,11 +15,22 @@ def example(
     forest: Annotated[
         bool, typer.Option("--forest", help="Generate a forest with lidar instead, to train a model on.")
     ] = False,
+    qgis: Annotated[
+        bool, typer.Option("--qgis", help="Write the algorithm that maps canopy height from within QGIS instead.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
 ) -> None:
-    """Write the sample scene, its area, configurations and recipes to a folder; or generate a forest."""
+    """Write the sample scene, its area, configurations and recipes to a folder; or a forest, or a tool for QGIS."""
     from canopy.example import write_forest, write_sample
+    from canopy.example.qgis_algorithm import write_qgis_algorithm
 
+    if forest and qgis:
+        raise typer.BadParameter("give --forest or --qgis, not both")
+    if qgis:
+        path = write_qgis_algorithm(folder or Path("canopy-qgis"), overwrite=overwrite)
+        say("next: in QGIS, Processing toolbox, Python menu, Add script to toolbox; then choose Canopy")
+        typer.echo(path)
+        return
     if forest:
         written = write_forest(folder or Path("canopy-forest"), overwrite=overwrite)
         for line in _forest_steps(written.folder):

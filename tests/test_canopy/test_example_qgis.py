@@ -27,3 +27,10 @@ def test_the_algorithm_imports_what_every_qgis_has() -> None:
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module.partition(".")[0])
     assert imported == {"json", "os", "pathlib", "qgis", "queue", "re", "shutil", "subprocess", "tempfile", "threading"}
+
+
+def test_the_command_writes_the_algorithm(canopy, tmp_path: Path) -> None:
+    code, out, err = canopy("example", tmp_path / "tools", "--qgis")
+    assert (code, out.strip()) == (0, str(tmp_path / "tools" / "canopy_height.py"))
+    assert "Add script to toolbox" in err
+    assert canopy("example", "--qgis", "--forest")[0] == 2
