@@ -55,6 +55,35 @@ def neon(
     _print(summary, as_json)
 
 
+@fetch.command()
+def gedi(
+    out: Folder,
+    aoi: Area = None,
+    layer: AreaLayer = None,
+    product: Annotated[str, typer.Option(help="L2A (heights), L2B (cover) or L4A (biomass).")] = "L2A",
+    years: Years = None,
+    version: Annotated[str, typer.Option(help="V003, V002, or auto: V003, and V002 where it lacks a pass.")] = "auto",
+    whole: Annotated[bool, typer.Option("--whole", help="Whole granules of a gigabyte and more, not parts.")] = False,
+    dry_run: DryRun = False,
+    jobs: Jobs = 4,
+    cmr: Annotated[str, typer.Option(envvar="CANOPY_CMR", help="Other address of the catalogue.")] = "",
+    harmony: Annotated[str, typer.Option(envvar="CANOPY_HARMONY", help="Other address of the service.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Bring GEDI's shots over an area, cut out of their granules."""
+    from canopy.fetch import gedi as service
+    from canopy.fetch.options import Years as YearRanges
+
+    request = service.GediRequest(
+        _required_area(aoi, layer), product.upper(), YearRanges.parse(years), version, whole
+    )  # fmt: skip
+    with show_progress() as report:
+        summary = service.fetch_gedi(
+            out, request, cmr=cmr, harmony=harmony, dry_run=dry_run, jobs=jobs, report=report
+        )  # fmt: skip
+    _print(summary, as_json)
+
+
 def _area(aoi: str | None, layer: str | None) -> "Geometry | None":
     """Read an area, if one is named."""
     from tiles.aoi import read_aoi

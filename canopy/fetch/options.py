@@ -60,8 +60,8 @@ class Years:
 def lonlat_boxes(aoi: Geometry) -> list[Box]:
     """Return the boxes of an area in degrees between -180 and 180: two where it crosses the antimeridian."""
     west, south, east, north = to_crs(aoi, _DEGREES).boundingbox
-    west, south = (math.floor(value / _STEP_DEG) * _STEP_DEG for value in (west, south))
-    east, north = (math.ceil(value / _STEP_DEG) * _STEP_DEG for value in (east, north))
+    west, south = (math.floor(round(value / _STEP_DEG, 3)) * _STEP_DEG for value in (west, south))
+    east, north = (math.ceil(round(value / _STEP_DEG, 3)) * _STEP_DEG for value in (east, north))
     south, north = max(south, -90.0), min(north, 90.0)
     if east - west >= 360:
         return [(-180.0, round(south, 5), 180.0, round(north, 5))]

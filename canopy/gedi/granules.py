@@ -123,6 +123,14 @@ def quality_names(product: str) -> tuple[str, ...]:
     return _QUALITY[product]
 
 
+def dataset_names(product: str) -> tuple[str, ...]:
+    """Return the names within a beam of all datasets that are read of a product, in any of its versions."""
+    fields = {**_FIELDS, **(_L2B_FIELDS if product == "L2B" else {}), **_COORDINATES, "quality": _QUALITY[product]}
+    heights = ("rh",) if product == "L2A" else ("rh100",)
+    names = ("shot_number", "geolocation/shot_number", *_TIMES, *heights)
+    return tuple(dict.fromkeys([*names, *(name for candidates in fields.values() for name in candidates)]))
+
+
 def _product(path: Path, opened: h5py.File) -> str:
     """Return L2A or L2B, by the fields that the beams have.
 
