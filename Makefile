@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^torch==/torch==/p; s/^torchvision==/torchvision==/p' constraints.txt | tr '\n' ' ')
-DOWNLOAD := about 3 GB (7 GB once unpacked)
+DOWNLOAD := 3.3 GB (6.4 GB once unpacked)
 PIP := $(BIN)/python -m pip
 
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \

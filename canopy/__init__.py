@@ -1,5 +1,13 @@
 """Canopy: tree height at sub-metre resolution from RGB imagery.
 
+    canopy.predict("region.geojson", imagery="scenes/", out="heights.tif")  # an area: a file, as the command writes it
+    canopy.predict_array(image)                                             # an image of rioxarray: its heights
+    canopy.load_model().predict(chips)                                      # a tensor of chips: a tensor of heights
+    import canopy.xarray                                                    # image.canopy.height()
+
+Heights are float32 metres above ground, NaN where unknown; 0 is bare ground. Whatever is wrong with an area, imagery or
+a model raises a `CanopyError` that says what to do.
+
 Everything public is imported on first use, so that ``import canopy`` stays free of torch.
 """
 
@@ -39,3 +47,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'canopy' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those that are not imported yet included."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

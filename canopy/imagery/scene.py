@@ -27,7 +27,8 @@ from canopy.imagery.selection import is_height_map
 
 _LOSSY = (Compression.jpeg, Compression.webp)
 _LOSSY_DRIVERS = ("JPEG", "WEBP", "JP2OpenJPEG")
-_SAMPLE_WINDOWS = 5
+SAMPLE_WINDOWS = 5
+"""Windows along each axis of a file whose values decide how they become reflectance."""
 _ALPHA_WINDOWS = 3
 _SAMPLE_PX = 96
 _MOST_BLOCK_BYTES = 2**30
@@ -229,7 +230,7 @@ def _choose_bands(dataset: DatasetReader, overrides: Overrides) -> tuple[Bands, 
         return (bands if overrides.alpha else replace(bands, alpha=None)), bool((values > 0).all())
     bands = choose_bands(dataset, overrides.bands)
     if overrides.bands is None and bands.model is ColourModel.RGB:
-        colours = _sampled(dataset, list(bands.colours), _SAMPLE_WINDOWS)
+        colours = _sampled(dataset, list(bands.colours), SAMPLE_WINDOWS)
         bands = with_infrared(bands, alpha, colours[:, colours.any(axis=0)])
     return bands, False
 
@@ -350,7 +351,7 @@ def sample(dataset: DatasetReader, scene: RasterScene) -> Values:
         (3, n) stored red, green and blue.
     """
     parts = []
-    for window in _windows(dataset, _SAMPLE_WINDOWS):
+    for window in spread_windows(dataset, SAMPLE_WINDOWS):
         values, valid = read_window(dataset, scene, window)
         # Undeclared collars are black and would set the range.
         lit = values.any(axis=0) if valid is None else values.any(axis=0) & valid
@@ -360,11 +361,11 @@ def sample(dataset: DatasetReader, scene: RasterScene) -> Values:
 
 def _sampled(dataset: DatasetReader, bands: list[int], count: int) -> Values:
     """Read (b, n) stored values of bands in windows spread evenly over a file."""
-    windows = [dataset.read(bands, window=window) for window in _windows(dataset, count)]
+    windows = [dataset.read(bands, window=window) for window in spread_windows(dataset, count)]
     return np.concatenate([window.reshape(len(bands), -1) for window in windows], axis=1)
 
 
-def _windows(dataset: DatasetReader, count: int) -> Iterator[Window]:
+def spread_windows(dataset: DatasetReader, count: int) -> Iterator[Window]:
     """Yield windows, `count` along each axis, spread evenly over a file."""
     for i, j in np.ndindex(count, count):
         row, rows = _part(dataset.height, i, count)

@@ -151,6 +151,9 @@ class RasterImagery:
         """Files with their facts; earlier ones lie on top."""
         return self._scenes
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.describe()}>"
+
     def describe(self) -> str:
         """Describe the imagery in one line: files, size, GSD, CRS, bands and rescale."""
         sizes = [scene.placement.shape for scene in self._scenes]

@@ -5,6 +5,7 @@ the training. That notices clouds, snow, swapped bands, infrared in place of red
 does not notice other trees under the same colours, nor blur, nor mild haze.
 """
 
+import logging
 from collections.abc import Iterable
 
 import numpy as np
@@ -22,6 +23,10 @@ INSIDE_SHARE = 0.995
 """Share of the training chips within the limit."""
 SLACK = 1.5
 """Factor on the distance of these chips: training chips are few, and another season is no other domain."""
+OUTSIDE_SHARE = 0.05
+"""More of the imagery outside the model's domain is worth a warning."""
+
+_LOG = logging.getLogger(__name__)
 
 
 def chip_statistics(image: Image) -> Floats | None:
@@ -98,3 +103,21 @@ class DomainCheck:
     def share(self) -> float:
         """Share of the judged chips that lie outside."""
         return self.outside / self.judged if self.judged else 0.0
+
+
+def warn_outside(check: DomainCheck, model: str) -> bool:
+    """Log a warning where much of a map's imagery lies outside a model's domain, and return whether it does.
+
+    Args:
+        check: Chips that were judged.
+        model: Name of the model.
+    """
+    if check.share <= OUTSIDE_SHARE:
+        return False
+    _LOG.warning(
+        "%.0f %% of the imagery looks unlike what %s was trained on (clouds, snow, another season or sensor?): "
+        "do not trust heights there unchecked",
+        100 * check.share,
+        model,
+    )
+    return True

@@ -19,6 +19,9 @@ from canopy.models.options import check_backend, check_device
 from canopy.models.public.conversion import is_published, read_published
 from canopy.models.weights import count_weights, load_weights, require_size
 
+OVERSHOOT = 0.01
+"""Distance from [0, 1] at which values count as rounded or resampled, not as values of another range."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -66,6 +69,13 @@ class CanopyModel:
         self._tokens = backend.accelerate(self._net.tokens, "tokens")
         self._interval = backend.accelerate(self._net_interval, "interval")
 
+    def __repr__(self) -> str:
+        card = self.card
+        return (
+            f"<CanopyModel {card.name}: family {card.family}, {card.gsd_m:g} m, chips of {card.chip_px} px, "
+            f"{self.backend}{', provisional' if card.provisional else ''}>"
+        )
+
     @torch.inference_mode()
     def predict(self, image: Tensor) -> Tensor:
         """Return canopy height.
@@ -77,7 +87,7 @@ class CanopyModel:
             (B, H, W) float32 metres above ground, on the CPU.
 
         Raises:
-            ModelError: The image has another shape or contains NaN.
+            ModelError: The image has another shape, contains NaN or leaves [0, 1].
         """
         return self._heights(self._checked(image)).cpu()
 
@@ -123,6 +133,12 @@ class CanopyModel:
             raise ModelError(f"image of shape {tuple(image.shape)}: (B, 3, H, W) expected")
         if not bool(torch.isfinite(image).all()):
             raise ModelError("image contains NaN or Inf: fill unknown pixels first (canopy.predict_array does)")
+        low, high = (float(end) for end in torch.aminmax(image))
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+            raise ModelError(
+                f"image of values from {low:g} to {high:g}: RGB in [0, 1] expected; divide 8-bit values by 255 "
+                "(canopy.predict_array decides the range itself)"
+            )
         return image.to(self.device, torch.float32)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from canopy.calibration import apply_to_bands
 from canopy.errors import CoverageError, OutputError
-from canopy.models.domain import DomainCheck
+from canopy.models.domain import DomainCheck, warn_outside
 from canopy.models.model import HeightModel, load_model
 from canopy.prediction.engine import OVERLAP_PX, ChipEngine, Heights, Image, PendingTile
 from canopy.prediction.grids import choose_tile_px, output_lattice, working_lattice
@@ -36,8 +36,6 @@ from tiles.windows import PixelWindow
 TILE_PX = 1024
 READ_CACHE_BYTES = 32 * 2**20
 """GDAL's own default is a share of the machine's memory, which a large scene would fill."""
-OUTSIDE_SHARE = 0.05
-"""More of the imagery outside the model's domain is worth a warning."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -148,13 +146,8 @@ def _map_tiles(job: Job, tiles: Sequence[Tile], folder: Path, report: Report) ->
             report(Progress(done_px / 1e6, total_px / 1e6, "Mpx", detail, resumed_px / 1e6))
         if writing is not None:
             writing.result()
-    if check is not None and check.share > OUTSIDE_SHARE:
-        _LOG.warning(
-            "%.0f %% of the imagery looks unlike what %s was trained on (clouds, snow, another season or sensor?): "
-            "do not trust heights there unchecked",
-            100 * check.share,
-            job.model.card.name,
-        )
+    if check is not None:
+        warn_outside(check, job.model.card.name)
 
 
 def _begin_ahead(

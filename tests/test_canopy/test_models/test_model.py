@@ -32,6 +32,9 @@ def test_an_image_that_no_height_can_come_of_is_refused(tiny, method: str) -> No
     for value in (torch.nan, torch.inf):
         with pytest.raises(ModelError, match="image contains NaN or Inf"):
             call(torch.full((1, 3, 32, 32), value))
+    for high in (2.0, 255.0):
+        with pytest.raises(ModelError, match=rf"values from 0 to {high:g}: RGB in \[0, 1\] expected; divide 8-bit"):
+            call(torch.tensor([0, high]).repeat(3 * 16 * 32).reshape(1, 3, 32, 32))
     for shape in ((3, 32, 32), (1, 4, 32, 32)):
         with pytest.raises(ModelError, match=r"image of shape \(.*\): \(B, 3, H, W\) expected"):
             call(torch.zeros(shape))
