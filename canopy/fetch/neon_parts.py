@@ -13,9 +13,10 @@ from canopy.fetch.checksums import crc32c
 from canopy.fetch.collection import Meter
 from canopy.fetch.neon_files import NeonApi, NeonFile
 from canopy.fetch.options import Box
-from canopy.fetch.remote import RemoteFile, RemoteRaster
+from canopy.fetch.remote import Ranges, RemoteRaster, open_ranges
 from canopy.fetch.windows import copy_window, cut, raster_place, require_corner
 from canopy.http import redacted
+from canopy.imagery.remote import RemoteFile
 from canopy.lidar.headers import check_header
 from tiles.cog import read_every_block
 
@@ -63,7 +64,8 @@ class Part:
 
     def write_window(self, draft: Path, meter: Meter) -> dict[str, Any]:
         """Copy the part of a mosaic by ranges."""
-        remote = remote_file(self.api, self.file)
+        ranges = file_ranges(self.api, self.file)
+        remote = open_ranges(ranges, self.file.url)
         if self.file.size and remote.size != self.file.size:
             raise SourceError(
                 f"{self.file.name}: {remote.size} bytes, expected the {self.file.size} that the listing states"
@@ -79,7 +81,7 @@ class Part:
             "etag": remote.etag,
             "source_bytes": remote.size,
             "window": self._window(),
-            "requests": remote.requests,
+            "requests": ranges.requests,
             "checked": "size, entity tag and every block",
         }
 
@@ -105,4 +107,9 @@ class Part:
 
 def remote_file(api: NeonApi, file: NeonFile) -> RemoteFile:
     """Open a file of the service for reading by ranges."""
-    return RemoteFile(api.client, file.url, api.download_headers(file.url), lambda: api.fresh_url(file))
+    return open_ranges(file_ranges(api, file), file.url)
+
+
+def file_ranges(api: NeonApi, file: NeonFile) -> Ranges:
+    """Return what asks for ranges of a file of the service."""
+    return Ranges(api.client, file.url, api.download_headers(file.url), lambda: api.fresh_url(file))

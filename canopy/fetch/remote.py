@@ -1,82 +1,85 @@
-"""A file on a server, read by ranges as if it were a local one: for GDAL, laspy and h5py.
+"""Files of a service, read by ranges with its token: as rasters, and as streams for laspy.
 
-A file is known by its size and entity tag from the first answer on: another one is an error, never a mixture of two
-files. Ranges that touch are merged into one request.
+A file is known by its size and entity tag from the first answer on: another one is an error, never a mixture.
 """
 
 import io
-import itertools
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio._vsiopener import MultiByteRangeResourceContainer
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from canopy.errors import SourceError, one_line
-from canopy.http import Headers, HttpClient, redacted
+from canopy.http import Answer, Headers, HttpClient, redacted
+from canopy.imagery.remote import Fetch, Part, RemoteFile, failures, open_file
 
-PIECE_BYTES = 64 * 1024
-"""Bytes that are fetched and remembered together."""
-_KEPT_PIECES = 512
-_RUN_PIECES = 256
-"""Most pieces of one request: 16 MB."""
 _EXPIRED = (400, 403)
 """Statuses of an address whose signature is no longer valid."""
 
 
-class RemoteFile(io.RawIOBase):
-    """A file of a server, opened for reading; safe to share between threads that seek nowhere."""
+class Ranges:
+    """Asks for ranges of one file, with a new address once the old one has expired."""
 
     def __init__(
-        self,
-        client: HttpClient,
-        url: str,
-        headers: Headers | None = None,
-        renew: Callable[[], str] | None = None,
+        self, client: HttpClient, url: str, headers: Headers | None = None, renew: Callable[[], str] | None = None
     ) -> None:
-        """Ask for the first bytes.
+        """Name the file.
 
         Args:
             client: Client that sends the requests.
             url: Address of the file.
             headers: Headers of each request.
             renew: Function that returns a new address in place of one that has expired.
+        """
+        self._client, self._url, self._headers, self._renew = client, url, headers, renew
+        self.requests = 0
+        """Number of ranges that were asked for."""
+
+    def __call__(self, start: int, stop: int) -> Part:
+        """Return a range.
 
         Raises:
-            SourceError: No such file, or a server without ranges.
+            SourceError: It cannot be read.
         """
-        super().__init__()
-        self._client, self._url, self._headers, self._renew = client, url, headers, renew
-        self._lock = threading.Lock()
-        self._pieces: OrderedDict[int, bytes] = OrderedDict()
-        self._position = 0
-        self.requests = 0
-        """Number of requests so far."""
-        self.bytes_read = 0
-        """Bytes received so far."""
-        first = self._request(0, PIECE_BYTES, None)
-        total = first.total_bytes
-        if total is None:
-            raise SourceError(f"{redacted(url)}: the server does not say how large the file is", first.status)
-        self.size: int = total
-        """Size of the file, bytes."""
-        self.etag: str | None = first.etag
-        """Entity tag of the file; None where the server has none."""
-        self._pieces[0] = first.content
+        self.requests += 1
+        answer = self._answer(start, stop)
+        size = answer.total_bytes
+        etag = answer.etag or answer.headers.get("last-modified", "")
+        return Part(answer.content, len(answer.content) if size is None else size, etag)
 
-    @property
-    def url(self) -> str:
-        """Address of the file without its secrets."""
-        return redacted(self._url)
+    def _answer(self, start: int, stop: int) -> Answer:
+        try:
+            return self._client.read_range(self._url, start, stop, headers=self._headers)
+        except SourceError as error:
+            if self._renew is None or error.status not in _EXPIRED:
+                raise
+            self._url = self._renew()
+        return self._client.read_range(self._url, start, stop, headers=self._headers)
+
+
+def open_ranges(fetch: Fetch, url: str) -> RemoteFile:
+    """Ask for the first bytes of a file.
+
+    Raises:
+        SourceError: There is no such file.
+        ImageryError: It is empty.
+    """
+    return RemoteFile(redacted(url), fetch)
+
+
+class RemoteStream(io.RawIOBase):
+    """A remote file as a stream, for libraries that read files."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        """Begin at the first byte."""
+        super().__init__()
+        self._file, self._position = file, 0
 
     def readable(self) -> bool:
         """Return True."""
@@ -92,14 +95,13 @@ class RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes, fewer at the end of the file."""
-        stop = self.size if size < 0 else min(self.size, self._position + size)
-        content = self.read_at(self._position, stop)
+        content = self._file.read(self._position, self._file.size if size < 0 else self._position + size)
         self._position += len(content)
         return content
 
@@ -109,155 +111,18 @@ class RemoteFile(io.RawIOBase):
         buffer[: len(content)] = content
         return len(content)
 
-    def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """Return several ranges, as GDAL asks for them."""
-        return [self.read_at(start, min(self.size, start + size)) for start, size in zip(offsets, sizes, strict=True)]
-
-    def read_at(self, start: int, stop: int) -> bytes:
-        """Return the bytes from `start` to `stop` (exclusive).
-
-        Raises:
-            SourceError: The server does not send them, or the file has changed.
-        """
-        if stop <= start:
-            return b""
-        first, last = start // PIECE_BYTES, (stop - 1) // PIECE_BYTES
-        with self._lock:
-            pieces = {number: piece for number in range(first, last + 1) if (piece := self._remembered(number))}
-            for run in _runs([number for number in range(first, last + 1) if number not in pieces]):
-                pieces |= self._fetched(run)
-        content = b"".join(pieces[number] for number in range(first, last + 1))
-        return content[start - first * PIECE_BYTES : stop - first * PIECE_BYTES]
-
-    def _remembered(self, number: int) -> bytes | None:
-        piece = self._pieces.get(number)
-        if piece is not None:
-            self._pieces.move_to_end(number)
-        return piece
-
-    def _fetched(self, run: range) -> dict[int, bytes]:
-        """Fetch neighbouring pieces in one request, and remember them."""
-        start, stop = run.start * PIECE_BYTES, min(self.size, run.stop * PIECE_BYTES)
-        answer = self._request(start, stop, self.etag)
-        if len(answer.content) != stop - start or answer.total_bytes != self.size:
-            raise SourceError(f"{self.url}: replaced while it is read; start the run again", answer.status)
-        pieces = {
-            number: answer.content[(number - run.start) * PIECE_BYTES : (number + 1 - run.start) * PIECE_BYTES]
-            for number in run
-        }
-        self._pieces.update(pieces)
-        while len(self._pieces) > _KEPT_PIECES:
-            self._pieces.popitem(last=False)
-        return pieces
-
-    def _request(self, start: int, stop: int, etag: str | None) -> Any:
-        """Send one request; where the address has expired, once more with a new one."""
-        self.requests += 1
-        try:
-            answer = self._client.read_range(self._url, start, stop, etag=etag, headers=self._headers)
-        except SourceError as error:
-            if self._renew is None or error.status not in _EXPIRED:
-                raise
-            self._url = self._renew()
-            answer = self._client.read_range(self._url, start, stop, etag=etag, headers=self._headers)
-        self.bytes_read += len(answer.content)
-        return answer
-
-
-def _runs(numbers: Sequence[int]) -> Iterator[range]:
-    """Yield runs of successive numbers, none longer than one request may be."""
-    if not numbers:
-        return
-    breaks = [0, *(np.flatnonzero(np.diff(numbers) > 1) + 1).tolist(), len(numbers)]
-    for begin, end in itertools.pairwise(breaks):
-        run = range(numbers[begin], numbers[end - 1] + 1)
-        yield from (run[step : step + _RUN_PIECES] for step in range(0, len(run), _RUN_PIECES))
-
-
-class _Opener(MultiByteRangeResourceContainer):  # type: ignore[misc]
-    """GDAL's view of one remote file: no neighbours, no writing."""
-
-    def __init__(self, name: str, remote: RemoteFile) -> None:
-        self._name, self._remote = name, remote
-        self.failure: BaseException | None = None
-
-    def open(self, path: str, mode: str = "r", **_: Any) -> "_Handle":
-        if path != self._name or "w" in mode:
-            raise FileNotFoundError(path)
-        return _Handle(self)
-
-    def read_at(self, start: int, stop: int) -> bytes:
-        """Return bytes; the reason of a failure is remembered, because GDAL only says that reading failed."""
-        try:
-            return self._remote.read_at(start, min(stop, self._remote.size))
-        except BaseException as error:
-            self.failure = error
-            raise
-
-    def isfile(self, path: str) -> bool:
-        return path == self._name
-
-    def isdir(self, path: str) -> bool:
-        return False
-
-    def ls(self, path: str) -> list[str]:
-        return []
-
-    def mtime(self, path: str) -> int:
-        return 0
-
-    def size(self, path: str) -> int:
-        return self._remote.size
-
-    def rm(self, path: str) -> None:
-        raise PermissionError(path)
-
-
-class _Handle(io.RawIOBase):
-    """A position in a remote file; GDAL opens several."""
-
-    def __init__(self, opener: _Opener) -> None:
-        super().__init__()
-        self._opener, self._position = opener, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._opener.size("")}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        stop = self._opener.size("") if size < 0 else self._position + size
-        content = self._opener.read_at(self._position, stop)
-        self._position += len(content)
-        return content
-
-    def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        return [self._opener.read_at(start, start + size) for start, size in zip(offsets, sizes, strict=True)]
-
 
 class RemoteRaster:
-    """A GeoTIFF of a server; closes with its `with` block."""
+    """A raster of a server; opened and closed by a `with` block, for one thread."""
 
-    def __init__(self, remote: RemoteFile) -> None:
-        """Name the file; it is opened by `with`."""
-        self.remote = remote
-        self._name = remote.url.rpartition("/")[2] or "raster.tif"
-        self._opener = _Opener(self._name, remote)
+    def __init__(self, file: RemoteFile) -> None:
+        """Name the file."""
+        self.file = file
         self._dataset: DatasetReader | None = None
 
     def __enter__(self) -> "RemoteRaster":
-        # No neighbours are looked for: nodata and place are decided by this file and by us, not by an .aux.xml.
-        with self._reading("the header"), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-            self._dataset = rasterio.open(self._name, opener=self._opener)
+        with self._reading("the header"):
+            self._dataset = open_file(self.file)
         return self
 
     def __exit__(
@@ -269,7 +134,7 @@ class RemoteRaster:
     @property
     def name(self) -> str:
         """Address without secrets, for messages."""
-        return self.remote.url
+        return self.file.address
 
     @property
     def dataset(self) -> DatasetReader:
@@ -298,8 +163,7 @@ class RemoteRaster:
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
         try:
-            yield
+            with failures():
+                yield
         except (RasterioError, CPLE_BaseError, OSError) as error:
-            if self._opener.failure is not None:
-                raise self._opener.failure from error
-            raise SourceError(f"{self.remote.url}: {what} cannot be read: {one_line(error, 200)}") from error
+            raise SourceError(f"{self.name}: {what} cannot be read: {one_line(error, 200)}") from error

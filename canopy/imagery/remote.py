@@ -464,7 +464,15 @@ def open_remote(address: str, access: Access = DIRECT) -> DatasetReader:
     Raises:
         CanopyError: It cannot be read, or is no raster.
     """
-    file = remote_file(address, access)
-    name = shown(address)
+    return open_file(remote_file(address, access))
+
+
+def open_file(file: RemoteFile) -> DatasetReader:
+    """Open a file of any fetcher on its own GDAL handle, for the calling thread alone.
+
+    Raises:
+        CanopyError: It cannot be read, or is no raster.
+    """
+    name = shown(file.address)
     with failures(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_NUM_THREADS="1"):
         return rasterio.open(name, driver=file.format, sharing=False, opener=_Container(file, name))
