@@ -29,6 +29,15 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_public_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """List of sources by name without any, in place of the shipped one, so that no test asks a public service."""
+    path = tmp_path_factory.mktemp("registry") / "sources.yaml"
+    path.write_text("sources: {}\n", encoding="utf-8")
+    os.environ["CANOPY_SOURCES"] = str(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundle of our family that maps a chip in milliseconds; its heights mean nothing."""
@@ -44,6 +53,16 @@ def shared_data() -> Path:
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}; set CANOPY_TEST_DATA to the folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_fixtures() -> Path:
+    """Answers that public services really sent; tests that replay them are skipped without them."""
+    named = os.environ.get("CANOPY_TEST_FIXTURES")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "fixtures"
+    if not folder.is_dir():
+        pytest.skip(f"no recorded answers at {folder}; set CANOPY_TEST_FIXTURES to the folder that has them")
     return folder
 
 

@@ -1,6 +1,8 @@
 """Licences of imagery: what may be made of it, and what a map made of it must say."""
 
 import logging
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -43,6 +45,31 @@ class Licence:
         """Describe the licence in one line: name, attribution and condition."""
         parts = [self.name, self.attribution, self.acknowledgement]
         return "; ".join(part for part in parts if part)
+
+
+def combine(licences: Iterable[Licence | None]) -> Licence | None:
+    """Return the licence of imagery of several providers: what all permit, and what each asks; None for none known."""
+    known_licences = list(dict.fromkeys(one for one in licences if one is not None))
+    if len(known_licences) < 2:
+        return known_licences[0] if known_licences else None
+
+    def joined(texts: Iterable[str]) -> str:
+        return "; ".join(dict.fromkeys(text for text in texts if text))
+
+    return Licence(
+        name=" and ".join(dict.fromkeys(one.name for one in known_licences)),
+        derive=all(one.derive for one in known_licences),
+        redistribute=all(one.redistribute for one in known_licences),
+        attribution=joined(one.attribution for one in known_licences),
+        acknowledgement=joined(one.acknowledgement for one in known_licences),
+        url=" ".join(dict.fromkeys(one.url for one in known_licences if one.url)),
+    )
+
+
+def permits_derived(name: str) -> bool:
+    """Return whether a licence of Creative Commons, by its name, permits derived maps for any purpose."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return words[0] in ("cc", "cc0", "publicdomain") and not {"nc", "nd"} & set(words)
 
 
 def owner_of(address: str) -> str | None:

@@ -1,24 +1,47 @@
 """Opening imagery: from what the user names to one source, decided before a pixel is read for a map."""
 
 import logging
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
+from odc.geo.geom import Geometry
 
 from canopy.errors import ImageryError
 from canopy.imagery.datasets import gdal, open_dataset, opened, quiet
 from canopy.imagery.files import Listing, expand, shown
+from canopy.imagery.joined import JoinedImagery
+from canopy.imagery.licences import Licence, combine, require_right
 from canopy.imagery.references import Reach
+from canopy.imagery.registry import find_source
 from canopy.imagery.rescale import Rescale, choose_rescale, requested_rescale
 from canopy.imagery.scene import Overrides, RasterScene, facts, fill_candidates, inspect, sample
+from canopy.imagery.search import Search
 from canopy.imagery.selection import COLOURS, Skipped, colour_count, reason_to_skip, report_skipped, too_coarse
 from canopy.imagery.source import ImagerySource, RasterImagery
+from canopy.imagery.stac import Opened, find_items, is_catalogue, open_items, parse_uri, terms_of
+from canopy.progress import Report, ignore
 
 _SAMPLED_FILES = 32
+_TILES = re.compile(r"(xyz|tms|quadkey|wmts)\+", re.IGNORECASE)
 
 _LOG = logging.getLogger(__name__)
+
+
+class ReadingOptions(TypedDict, total=False):
+    """What the user says of imagery, in place of what its files declare: arguments of `open_imagery`."""
+
+    bands: Sequence[int] | None
+    scale: tuple[float, float] | None
+    datetime: str | None
+    nodata: float | Literal["none"] | None
+    alpha: bool | Literal["auto"]
+    crs: str | None
+    allow_outside: bool
 
 
 def open_imagery(
@@ -31,12 +54,18 @@ def open_imagery(
     alpha: bool | Literal["auto"] = "auto",
     crs: str | None = None,
     allow_outside: bool = False,
+    area: Geometry | None = None,
+    gsd_m: float | None = None,
+    search: Search | None = None,
+    have_right: bool = False,
+    report: Report = ignore,
 ) -> ImagerySource:
     """Open imagery.
 
     Args:
-        uri: A raster, a folder (all imagery below it), a glob, an http(s):// or s3:// address, or a list.
-            Overlapping scenes: the first valid pixel wins, in order of name (of the list for a list).
+        uri: A raster, a folder (all imagery below it), a glob, an address (https, s3, gs, az), a catalogue
+            (``stac+https://``), tiles (``xyz+https://``, ``wmts+https://``), the name of a source, or a list of these.
+            Where they overlap, the first valid pixel wins, in order of name (of the list for a list).
         bands: 1-based bands of red, green and blue; by colour interpretation, names or number by default.
         scale: Values that become 0 and 1; decided by `Rescale`'s rules by default.
         datetime: Acquisition time, ISO 8601; read from the files' acquisition tags by default.
@@ -44,26 +73,113 @@ def open_imagery(
         alpha: Whether a band declared as alpha is opacity; by default where its values say so.
         crs: CRS of the files, in place of their own.
         allow_outside: Whether VRTs may read local files outside their folder and the imagery's folders.
+        area: Area for which imagery is searched; catalogues need it.
+        gsd_m: GSD for which tiles are chosen, metres.
+        search: Dates and limits of imagery that is searched for.
+        have_right: Whether the user has the right to use services whose terms forbid derived maps.
+        report: Called while a catalogue is walked.
 
     Raises:
         ImageryError: The imagery cannot be read or interpreted, or has no place on Earth.
+        SourceError: A server does not answer as expected.
+        CoverageError: A catalogue has no imagery of the area.
     """
-    listings = expand(uri)
-    overrides = Overrides(bands, nodata, alpha, crs)
-    reach = Reach.of(listings, allow_outside)
+    uris = [uri] if isinstance(uri, str | Path) else list(uri)
+    for one in uris:
+        require_right(_address(str(one)), have_right)
+    request = _Request(Overrides(bands, nodata, alpha, crs), scale, datetime, allow_outside, area, gsd_m,
+                       search or Search(), report)  # fmt: skip
+    sources = [
+        _open_tiles([str(one) for one in group], request) if tiled else _open_rasters(list(group), request)
+        for tiled, group in groupby(uris, key=lambda one: bool(_TILES.match(_address(str(one)))))
+    ]
+    return sources[0] if len(sources) == 1 else JoinedImagery(sources or [_open_rasters([], request)])
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of all imagery that is opened together."""
+
+    overrides: Overrides
+    scale: tuple[float, float] | None
+    datetime: str | None
+    allow_outside: bool
+    area: Geometry | None
+    gsd_m: float | None
+    search: Search
+    report: Report
+
+
+def _address(uri: str) -> str:
+    """Return the URI that a name stands for; any other as it is."""
+    named = find_source(uri)
+    return uri if named is None else named.uri
+
+
+def _licence(uri: str) -> Licence | None:
+    """Return the licence of a named source, and say what using it means."""
+    named = find_source(uri)
+    if named is None:
+        return None
+    licence = named.licence.licence()
+    _LOG.info("imagery: %s (%s): %s", uri, named.title, licence.describe())
+    if not licence.derive:
+        _LOG.warning("imagery: %s: its licence does not permit derived maps to be published", uri)
+    return licence
+
+
+def _open_tiles(uris: Sequence[str], request: _Request) -> ImagerySource:
+    """Open tiles of services and folders."""
+    raise NotImplementedError
+
+
+def _open_rasters(uris: Sequence[str | Path], request: _Request) -> RasterImagery:
+    """Open files and images of catalogues as one source, the first on top."""
+    files = [one for one in uris if not is_catalogue(_address(str(one)))]
+    listings = expand(files) if files or not uris else ()
+    reach = Reach.of(listings, request.allow_outside)
+    local = iter(listings)
     # Keyed by path: a file that two URIs mean is read once, where it was named first.
     scenes: dict[str, RasterScene] = {}
     skipped: list[Skipped] = []
-    for listing in listings:
-        used, left_out = _scenes(listing, overrides, reach)
-        report_skipped(listing, left_out, len(used))
+    licences: list[Licence | None] = []
+    for one in map(str, uris):
+        licences.append(_licence(one))
+        if is_catalogue(address := _address(one)):
+            opened_items = _open_catalogue(address, request)
+            used, left_out = list(opened_items.scenes), list(opened_items.skipped)
+            licences[-1] = terms_of(opened_items.items, licences[-1])
+        else:
+            listing = next(local)
+            used, left_out = _scenes(listing, request.overrides, reach)
+            report_skipped(listing, left_out, len(used))
         for scene in used:
             scenes.setdefault(scene.path, scene)
         skipped += left_out
     ordered = list(scenes.values())
     _log_remarks(ordered)
-    rescale = requested_rescale(*scale) if scale is not None else _measured_rescale(ordered)
-    return RasterImagery(ordered, rescale, datetime, skipped)
+    rescale = requested_rescale(*request.scale) if request.scale is not None else _measured_rescale(ordered)
+    return RasterImagery(ordered, rescale, request.datetime, skipped, combine(licences))
+
+
+def _open_catalogue(address: str, request: _Request) -> Opened:
+    """Search a catalogue and open its images of the area."""
+    catalogue = parse_uri(address)
+    if request.area is None:
+        raise ImageryError(
+            f"{catalogue.shown}: a catalogue is searched for an area and none is named; use it with canopy predict "
+            "--aoi, or name a file of it"
+        )
+    sifted = find_items(catalogue, request.area, request.search, request.report)
+    opened_items = open_items(sifted, catalogue, request.area, request.search, request.overrides)
+    times = sorted({item.acquired[0][:10] for item in opened_items.items if item.acquired})
+    _LOG.info(
+        "imagery: %d image(s) of %s, acquired %s", len(opened_items.items), catalogue.shown,
+        " to ".join(dict.fromkeys((times[0], times[-1]))) if times else "at an unknown date",
+    )  # fmt: skip
+    if len(times) > 1:
+        _LOG.warning("imagery: mixed dates, %s to %s; narrow them with --date", times[0], times[-1])
+    return opened_items
 
 
 def _scenes(listing: Listing, overrides: Overrides, reach: Reach) -> tuple[list[RasterScene], list[Skipped]]:
