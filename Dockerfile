@@ -1,6 +1,7 @@
 # docker build --target predict -t canopy .
 #   docker run --rm -v "$PWD:/work" canopy predict --aoi region.geojson
 # docker build --target serve -t canopy-serve .
+#   docker run --rm -v "$PWD:/work:ro" -p 127.0.0.1:8000:8000 canopy-serve
 #
 # Weights: only those that ship in the package. No other model is fetched while building.
 
@@ -38,13 +39,19 @@ CMD ["--help"]
 
 FROM base AS serve
 # One distribution holds all three packages and depends on torch, which `tiles` never imports. So the wheel goes
-# in without its dependencies, and what `tiles` and the `serve` extra need is named here.
+# in without its dependencies, and what `tiles` and its server need is named here.
 RUN pip install -c /tmp/constraints.txt \
-    affine filelock numpy odc-geo pyogrio pyproj rasterio rio-cogeo scipy shapely titiler.core uvicorn
+    affine anyio attrs exactextract fastapi filelock morecantile numpy odc-geo pillow pyogrio pyproj rasterio \
+    rio-cogeo rio-tiler scipy shapely starlette titiler.core typer uvicorn
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-deps /wheels/*.whl && rm -r /wheels \
-    && python -c "import importlib.util, tiles.cog, tiles.stac; assert not importlib.util.find_spec('torch')"
+    && python -c "import importlib.util, tiles.server.app; assert not importlib.util.find_spec('torch')"
 USER canopy
 WORKDIR /work
-# There is no server yet: the image is what it will run in, and says so instead of pretending.
-CMD ["python", "-c", "raise SystemExit('this image holds the tiles library; it has no server yet')"]
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=20s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+# The command `canopy` needs torch; the server is started by its module. Inside a container it must listen on every
+# address: publish the port on 127.0.0.1 of the host, or put a proxy with a login before it.
+ENTRYPOINT ["python", "-m", "tiles.server", "--host", "0.0.0.0"]
+CMD ["/work"]

@@ -185,7 +185,13 @@ def test_pins_satisfy_the_floors() -> None:
 def test_serving_image_installs_what_tiles_imports() -> None:
     text = (REPOSITORY / "Dockerfile").read_text().split("AS serve", 1)[1]
     installed = set(re.findall(r"[\w.-]+", text.split("constraints.txt", 1)[1].split("\nCOPY", 1)[0].lower()))
-    names = {"odc": "odc-geo", "rio_cogeo": "rio-cogeo"}
+    names = {
+        "odc": "odc-geo",
+        "PIL": "pillow",
+        "rio_cogeo": "rio-cogeo",
+        "rio_tiler": "rio-tiler",
+        "titiler": "titiler.core",
+    }
     imported = set()
     for path in (REPOSITORY / "tiles").rglob("*.py"):
         for node in ast.parse(path.read_text()).body:  # what functions import is optional

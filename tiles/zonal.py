@@ -60,6 +60,8 @@ class ZoneStatistics:
 
     area_m2: float
     """Area of the polygon on the ellipsoid, square metres."""
+    meets_map: bool
+    """Whether the polygon and the map have ground in common."""
     known_share: float
     """Share of that area with a height, 0 to 1."""
     mean_m: float | None
@@ -135,14 +137,14 @@ def zone_statistics(
         band: Number of the band, from 1, or its description.
         threshold_m: Height above which a cell counts as cover, metres.
         edges_m: Increasing edges of the histogram's bins, metres.
-        max_cells: Most cells that a polygon may touch.
+        max_cells: Most cells that the polygons together may span, counted by their bounds.
 
     Returns:
         Statistics in the order of the polygons; one outside the map has a known share of 0.
 
     Raises:
         RasterError: The map cannot be read, has no such band, or is not north up.
-        AOIError: A polygon has no area, does not fit the map's CRS, or touches too many cells.
+        AOIError: A polygon has no area, does not fit the map's CRS, or the polygons span too many cells.
     """
     _require_exactextract()
     edges = _checked_edges(edges_m)
@@ -150,9 +152,17 @@ def zone_statistics(
         with rasterio.open(path) as src:
             grid = _grid(src, path)
             bands = _band_numbers(src, band, path)
-            return tuple(_statistics(src, grid, bands, zone, threshold_m, edges, max_cells) for zone in zones)
+            areas = [to_crs(zone, grid.crs).geom for zone in zones]
+            _require_few_cells([grid.window(area) for area in areas], max_cells)
+            sums = [_Sums(threshold_m, edges, grid) for _ in zones]
+            for area, each in zip(areas, sums, strict=True):
+                _add_cells(each, src, bands, area)
     except RASTER_ERRORS as error:
         raise RasterError(f"{path}: cannot be read ({one_line(error)}), expected a height map") from error
+    return tuple(
+        each.finish(_area_m2(zone), area.area / grid.cell_area)
+        for each, zone, area in zip(sums, zones, areas, strict=True)
+    )
 
 
 def coverage(area: BaseGeometry, bounds: tuple[float, float, float, float], shape: tuple[int, int]) -> NDArray[Any]:
@@ -233,30 +243,25 @@ def _band_numbers(src: Any, band: int | str, path: Path | str) -> tuple[int, ...
     return (band, *(names.index(name) + 1 for name in bounds)) if set(bounds) <= set(names) else (band,)
 
 
-def _statistics(
-    src: Any,
-    grid: _Grid,
-    bands: tuple[int, ...],
-    zone: Geometry,
-    threshold_m: float,
-    edges_m: NDArray[np.float64],
-    max_cells: float,
-) -> ZoneStatistics:
-    area = to_crs(zone, grid.crs).geom
-    sums = _Sums(threshold_m, edges_m, grid)
-    window = grid.window(area)
-    if window is not None:
-        if window.width * window.height > max_cells:
-            raise AOIError(
-                f"polygon spans {window.width * window.height:,} cells, expected at most {max_cells:,.0f}; "
-                "divide it, or use a coarser map"
-            )
-        shapely.prepare(area)
-        for strip in _strips(window):
-            shares = coverage(area, grid.bounds(strip), (strip.height, strip.width))
-            if shares.any():
-                sums.add(strip, _read(src, bands, strip), shares)
-    return sums.finish(_area_m2(zone), area.area / grid.cell_area)
+def _require_few_cells(windows: Sequence[Window | None], max_cells: float) -> None:
+    cells = sum(window.width * window.height for window in windows if window is not None)
+    if cells > max_cells:
+        raise AOIError(
+            f"the polygons span {cells:,} cells, expected at most {max_cells:,.0f}; divide them, or use a coarser map"
+        )
+
+
+def _add_cells(sums: "_Sums", src: Any, bands: tuple[int, ...], area: BaseGeometry) -> None:
+    """Add the cells of a polygon, strip by strip."""
+    window = sums.grid.window(area)
+    if window is None:
+        return
+    shapely.prepare(area)
+    for strip in _strips(window):
+        shares = coverage(area, sums.grid.bounds(strip), (strip.height, strip.width))
+        if shares.any():
+            sums.meets_map = True
+            sums.add(strip, _read(src, bands, strip), shares)
 
 
 def _strips(window: Window) -> Iterator[Window]:
@@ -294,6 +299,8 @@ class _Sums:
     """Edges of the histogram's bins, metres."""
     grid: _Grid
     """Grid of the map."""
+    meets_map: bool = False
+    """Whether a cell of the map lies inside."""
     cells: float = 0.0
     """Known cells, each counted by its share inside."""
     total_m: float = 0.0
@@ -354,6 +361,7 @@ class _Sums:
         is_known = self.cells > 0
         return ZoneStatistics(
             area_m2=area_m2,
+            meets_map=self.meets_map,
             known_share=min(1.0, self.cells / area_cells) if area_cells else 0.0,
             mean_m=self.total_m / self.cells if is_known else None,
             p95_m=self._quantile(0.95) if is_known else None,

@@ -67,7 +67,7 @@ def test_unknown_cells_have_no_weight(steps: Path) -> None:
     assert result.known_share == pytest.approx(0.5)
     assert result.mean_m == pytest.approx(4.5)
     (unknown,) = zone_statistics(steps, [zone(0, -20, 10, -19)])
-    assert unknown.known_share == 0
+    assert (unknown.known_share, unknown.meets_map) == (0, True)
     assert (unknown.mean_m, unknown.p95_m, unknown.max_m, unknown.cover, unknown.h100_m) == (None,) * 5
     assert set(unknown.histogram_m2) == {0}
 
@@ -75,6 +75,7 @@ def test_unknown_cells_have_no_weight(steps: Path) -> None:
 def test_outside_and_half_outside(steps: Path) -> None:
     outside, half = zone_statistics(steps, [zone(30, -4, 40, 0), zone(-10, -10, 10, 0)])
     assert (outside.known_share, outside.mean_m) == (0, None)
+    assert (outside.meets_map, half.meets_map) == (False, True)
     assert outside.area_m2 == pytest.approx(40, rel=1e-3)
     assert half.known_share == pytest.approx(0.5)
     assert half.mean_m == pytest.approx(4.5)
@@ -194,7 +195,7 @@ def test_memory_does_not_grow_with_the_polygon(tmp_path: Path, monkeypatch: pyte
         ({"band": 2}, RasterError, "has no band 2, expected 1 to 1"),
         ({"edges_m": (1.0,)}, RasterError, "edges of the histogram"),
         ({"edges_m": (1.0, math.nan)}, RasterError, "edges of the histogram"),
-        ({"max_cells": 10}, AOIError, "polygon spans 16 cells, expected at most 10"),
+        ({"max_cells": 10}, AOIError, "the polygons span 16 cells, expected at most 10"),
     ],
 )
 def test_unusable_options_are_refused(steps: Path, options: dict, error: type, message: str) -> None:

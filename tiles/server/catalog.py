@@ -1,0 +1,203 @@
+"""Catalog: which files are served, and under which ids. Nothing outside the root ever becomes a layer."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
+
+from tiles.errors import CanopyError, RasterError, one_line
+from tiles.server.layers import Layer, file_signature, read_layer
+
+MAX_LAYERS = 1000
+_SUFFIXES = (".tif", ".tiff", ".vrt")
+_COMPANIONS = ("_dates", "_reasons", "_quality")
+"""Endings of the names of rasters that belong to a map and are no layers."""
+_MAX_JSON_BYTES = 64 * 2**20
+
+log = logging.getLogger(__name__)
+
+
+class Catalog:
+    """Layers by id, heights first."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self._layers = {layer.id: layer for layer in layers}
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return (self.layer(name) for name in list(self._layers))
+
+    def layer(self, layer_id: str) -> Layer:
+        """Return a layer; one whose file has been replaced is read again.
+
+        Raises:
+            KeyError: There is no such layer.
+            RasterError: Its file can no longer be read.
+        """
+        layer = self._layers[layer_id]
+        try:
+            is_same = file_signature(layer.path) == layer.signature
+        except OSError as error:
+            raise RasterError(f"{layer.path}: cannot be read ({error.strerror}), expected the file it was") from error
+        if not is_same:
+            layer = self._layers[layer_id] = read_layer(layer.path, layer.id, layer.title, layer.kind)
+        return layer
+
+
+def open_catalog(path: Path, imagery: Path | None = None) -> Catalog:
+    """Collect the layers of a file, of a folder of maps, or of a batch collection.
+
+    Args:
+        path: GeoTIFF, VRT, folder, or the STAC collection of a batch run.
+        imagery: Raster to show next to the maps.
+
+    Raises:
+        RasterError: Nothing there can be served.
+    """
+    if not path.exists():
+        raise RasterError(f"{path}: no such file or folder; expected a height map, a folder of maps or a collection")
+    layers: list[Layer] = []
+    if path.is_dir() and not (path / "collection.json").is_file():
+        layers = _folder_layers(path)
+    elif path.is_dir() or path.suffix.lower() == ".json":
+        layers = _collection_layers(path / "collection.json" if path.is_dir() else path)
+    else:
+        # A link that someone names is meant; links that lie in a folder are not.
+        layers = [_open(path.resolve(), path.resolve().parent, layers)]
+    if not layers:
+        raise RasterError(f"{path}: has no raster that can be served; expected GeoTIFFs with a CRS")
+    if imagery is not None:
+        if not imagery.is_file():
+            raise RasterError(f"{imagery}: no such file; expected a GeoTIFF on this machine as --imagery")
+        layers.append(_open(imagery.resolve(), imagery.resolve().parent, layers, kind="imagery"))
+    return Catalog(sorted(layers, key=lambda layer: layer.kind != "height"))
+
+
+def _folder_layers(root: Path) -> list[Layer]:
+    """Read the maps of a folder; what cannot be read is left out and said."""
+    paths = [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in _SUFFIXES[:2]
+        and not path.stem.endswith(_COMPANIONS)
+        and not any(part.startswith(".") or part.endswith(".partial") for part in path.relative_to(root).parts)
+    ]
+    return _open_all(paths, root)
+
+
+def _collection_layers(path: Path) -> list[Layer]:
+    """Read the mosaics of a STAC collection; where it has none, the maps of its items."""
+    root = path.parent
+    collection = _read_json(path)
+    assets = collection.get("assets")
+    mosaics = [
+        _local(asset, root)
+        for asset in (assets.values() if isinstance(assets, dict) else ())
+        if str(asset.get("href", "")).lower().endswith(".vrt")
+    ]
+    if mosaics:
+        return _open_all([mosaic for mosaic in mosaics if mosaic], root)
+    items = [link for link in collection.get("links", []) if isinstance(link, dict) and link.get("rel") == "item"]
+    documents = [item_path for item in items if (item_path := _local(item, root))]
+    return _open_all([raster for document in documents for raster in _item_rasters(document)], root)
+
+
+def _item_rasters(path: Path) -> list[Path]:
+    """Return the raster of heights of a STAC item."""
+    assets = _read_json(path).get("assets")
+    rasters = [
+        asset
+        for name, asset in (assets.items() if isinstance(assets, dict) else ())
+        if isinstance(asset, dict) and (name == "canopy_height" or "data" in asset.get("roles", []))
+    ]
+    return [raster for asset in rasters[:1] if (raster := _local(asset, path.parent))]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise RasterError(f"{path}: is larger than {_MAX_JSON_BYTES // 2**20} MiB, expected a STAC document")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RasterError(f"{path}: cannot be read ({one_line(error)}), expected a STAC document") from error
+    if not isinstance(document, dict) or document.get("type") not in ("Collection", "Catalog", "Feature"):
+        raise RasterError(f"{path}: is no STAC document, expected the collection of a batch run")
+    return document
+
+
+def _local(reference: dict[str, Any], folder: Path) -> Path | None:
+    """Return the local path of a link or an asset; None, and a remark, where it is elsewhere."""
+    href = str(reference.get("href", ""))
+    if urlsplit(href).scheme or not href:
+        log.warning("%s is left out: only files next to the collection are served", href[:200] or "a link without href")
+        return None
+    return folder / unquote(href)
+
+
+def _open_all(paths: list[Path], root: Path) -> list[Layer]:
+    if len(paths) > MAX_LAYERS:
+        raise RasterError(
+            f"{root}: has {len(paths):,} rasters, expected at most {MAX_LAYERS:,} layers; serve their mosaic (VRT)"
+        )
+    layers: list[Layer] = []
+    for path in paths:
+        try:
+            layers.append(_open(path, root.resolve(), layers))
+        except CanopyError as error:
+            log.warning("left out: %s", one_line(error))
+    return layers
+
+
+def _open(path: Path, root: Path, others: list[Layer], kind: Any = None) -> Layer:
+    """Read a layer after checking that it and all it consists of lie in the root."""
+    _require_inside(path, root)
+    if path.suffix.lower() == ".vrt":
+        for member in _members(path):
+            _require_inside(member, root)
+    return read_layer(path.resolve(), _unused_id(path.stem, {layer.id for layer in others}), path.stem, kind)
+
+
+def _require_inside(path: Path, root: Path) -> None:
+    # Links are followed first: a link in the folder must not lead out of it.
+    if not path.resolve().is_relative_to(root):
+        raise RasterError(f"{path}: lies outside {root}, expected files of that folder only")
+    if not path.is_file():
+        raise RasterError(f"{path}: no such file, expected a raster")
+
+
+def _members(path: Path) -> list[Path]:
+    """Return the files that a VRT reads.
+
+    GDAL reads a missing member as unknown without a word, and a member may be an address: both are refused.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise RasterError(f"{path}: cannot be read ({one_line(error)}), expected a VRT") from error
+    if root.tag != "VRTDataset" or root.get("subClass") or root.find(".//VRTRasterBand[@subClass]") is not None:
+        raise RasterError(f"{path}: is no plain mosaic, expected a VRT of simple sources, such as gdalbuildvrt writes")
+    members = set()
+    for name in root.iter("SourceFilename"):
+        text = name.text or ""
+        if re.match(r"^(/vsi|[A-Za-z][A-Za-z0-9+.-]*:)", text):
+            raise RasterError(f"{path}: reads {text[:100]!r}, expected files of its folder only")
+        members.add(path.parent / text if name.get("relativeToVRT") == "1" else Path(text))
+    if not members:
+        raise RasterError(f"{path}: has no sources, expected a mosaic of rasters")
+    return sorted(members)
+
+
+def _unused_id(stem: str, taken: set[str]) -> str:
+    """Make an id of a name: letters, digits, hyphens and underscores, numbered where another layer has it."""
+    base = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-")[:100] or "layer"
+    number, name = 1, base
+    while name in taken:
+        number += 1
+        name = f"{base}-{number}"
+    return name
