@@ -1,74 +1,85 @@
-"""The imagery used when none is named: the bundled sample scene, then the user's own list."""
+"""The imagery used when none is named: the sample scene, the user's own list, then public sources."""
 
 import logging
-import os
 from pathlib import Path
+from typing import Unpack
 
 from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 
-from canopy.config import Config, load_config
-from canopy.errors import CoverageError, ImageryError
-from canopy.imagery.opening import open_imagery
+from canopy.errors import CoverageError, ImageryError, SourceError
+from canopy.imagery.automatic import best_source
+from canopy.imagery.opening import ReadingOptions, is_remote_uri, open_imagery
+from canopy.imagery.registry import sources
+from canopy.imagery.search import Search
+from canopy.imagery.settings import UserConfig, read_user_config, user_config_path
 from canopy.imagery.source import ImagerySource
+from canopy.progress import Report, ignore
 from tiles.aoi import to_crs
+
+__all__ = ["SAMPLE_SCENE", "UserConfig", "configured_imagery", "read_user_config", "user_config_path"]
 
 SAMPLE_SCENE = Path(__file__).parents[1] / "data" / "yellowstone.tif"
 
 _LOG = logging.getLogger(__name__)
 
 
-class UserConfig(Config):
-    """The user's configuration file: ``CANOPY_CONFIG``, else ``~/.config/canopy/config.yaml``."""
+def configured_imagery(
+    area: Geometry,
+    *,
+    gsd_m: float | None = None,
+    search: Search | None = None,
+    offline: bool = False,
+    have_right: bool = False,
+    report: Report = ignore,
+    **options: Unpack[ReadingOptions],
+) -> ImagerySource:
+    """Open the imagery for an area.
 
-    imagery: tuple[str, ...] = ()
-    """Files, folders or globs, tried in order."""
-
-
-def configured_imagery(area: Geometry) -> ImagerySource:
-    """Open the imagery for an area: of the sample and the configured sources the first that covers it, else touches it.
+    The first of the sample and the configured sources that covers the area is taken, else the first that touches it,
+    else the public source that covers it best.
 
     Args:
         area: The area of interest, in any CRS.
+        gsd_m: GSD for which tiles are chosen, metres.
+        search: Dates and limits of imagery that is searched for.
+        offline: Whether no server is asked.
+        have_right: Whether the user has the right to use services whose terms forbid derived maps.
+        report: Called while a catalogue is walked.
+        options: What the user says of the imagery, in place of what its files declare.
 
     Raises:
         CoverageError: No source touches the area.
         ConfigError: The user's configuration file is not valid.
     """
+    config = read_user_config()
+    search = search or Search()
     outline = to_crs(area, CRS("EPSG:4326"))
-    sources = [open_imagery(SAMPLE_SCENE), *_configured_sources()]
-    footprints = [source.footprint.to_crs("EPSG:4326") for source in sources]
+    opened = [open_imagery(SAMPLE_SCENE, **options)]
+    for uri in config.imagery:
+        if offline and is_remote_uri(uri):
+            continue
+        try:
+            opened.append(
+                open_imagery(
+                    uri, area=area, gsd_m=gsd_m, search=search, have_right=have_right, report=report, **options
+                )
+            )
+        except CoverageError:  # a catalogue without imagery of the area lies elsewhere, like a file
+            continue
+        except (ImageryError, SourceError) as error:
+            _LOG.warning("imagery listed in %s is left out: %s", user_config_path(), error)
+    footprints = [source.footprint.to_crs("EPSG:4326") for source in opened]
     for test in ("contains", "intersects"):
-        for source, footprint in zip(sources, footprints, strict=True):
+        for source, footprint in zip(opened, footprints, strict=True):
             if getattr(footprint, test)(outline):
                 return source
-    raise CoverageError(
-        f"no imagery over the AOI: the bundled sample and {len(sources) - 1} configured source(s) lie elsewhere; "
-        f"name imagery with --imagery, or list it under 'imagery:' in {user_config_path()}"
-    )
-
-
-def _configured_sources() -> list[ImagerySource]:
-    """Open the imagery of the user's configuration; what cannot be opened is left out with a warning."""
-    sources = []
-    for uri in read_user_config().imagery:
-        try:
-            sources.append(open_imagery(uri))
-        except ImageryError as error:
-            _LOG.warning("imagery listed in %s is left out: %s", user_config_path(), error)
-    return sources
-
-
-def user_config_path() -> Path:
-    """Return the path of the user's configuration file, whether it exists or not."""
-    return Path(os.environ.get("CANOPY_CONFIG") or Path.home() / ".config" / "canopy" / "config.yaml")
-
-
-def read_user_config() -> UserConfig:
-    """Read the user's configuration; the default where there is none.
-
-    Raises:
-        ConfigError: It is not valid.
-    """
-    path = user_config_path()
-    return load_config(path, UserConfig) if path.is_file() else UserConfig()
+    elsewhere = f"the bundled sample and {len(config.imagery)} configured source(s) lie elsewhere"
+    remedy = f"name imagery with --imagery, or list it under 'imagery:' in {user_config_path()}"
+    if offline or not config.auto:
+        reason = "--offline" if offline else f"'auto: false' in {user_config_path()}"
+        raise CoverageError(f"no imagery over the AOI: {elsewhere}, and {reason} keeps from asking others; {remedy}")
+    try:
+        return best_source(area, sources(), search, gsd_m, options, report)
+    except CoverageError as error:
+        raise CoverageError(f"no imagery over the AOI: {elsewhere}; {error}; {remedy}") from error

@@ -13,7 +13,7 @@ from odc.geo.geom import Geometry
 
 from canopy.errors import ImageryError
 from canopy.imagery.datasets import gdal, open_dataset, opened, quiet
-from canopy.imagery.files import Listing, expand, shown
+from canopy.imagery.files import Listing, expand, is_remote, shown
 from canopy.imagery.joined import JoinedImagery
 from canopy.imagery.licences import Licence, combine, require_right
 from canopy.imagery.references import Reach
@@ -24,10 +24,10 @@ from canopy.imagery.search import Search
 from canopy.imagery.selection import COLOURS, Skipped, colour_count, reason_to_skip, report_skipped, too_coarse
 from canopy.imagery.source import ImagerySource, RasterImagery
 from canopy.imagery.stac import Opened, find_items, is_catalogue, open_items, parse_uri, terms_of
+from canopy.imagery.tiled import is_tiled, open_tiles
 from canopy.progress import Report, ignore
 
 _SAMPLED_FILES = 32
-_TILES = re.compile(r"(xyz|tms|quadkey|wmts)\+", re.IGNORECASE)
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def open_imagery(
                        search or Search(), report)  # fmt: skip
     sources = [
         _open_tiles([str(one) for one in group], request) if tiled else _open_rasters(list(group), request)
-        for tiled, group in groupby(uris, key=lambda one: bool(_TILES.match(_address(str(one)))))
+        for tiled, group in groupby(uris, key=lambda one: is_tiled(_address(str(one))))
     ]
     return sources[0] if len(sources) == 1 else JoinedImagery(sources or [_open_rasters([], request)])
 
@@ -116,6 +116,12 @@ def _address(uri: str) -> str:
     return uri if named is None else named.uri
 
 
+def is_remote_uri(uri: str) -> bool:
+    """Return whether a URI leads to a server: an address, a catalogue, tiles of a service, or the name of one."""
+    address = _address(uri)
+    return is_catalogue(address) or is_remote(address) or re.match(r"\w+\+https?:", address) is not None
+
+
 def _licence(uri: str) -> Licence | None:
     """Return the licence of a named source, and say what using it means."""
     named = find_source(uri)
@@ -130,12 +136,20 @@ def _licence(uri: str) -> Licence | None:
 
 def _open_tiles(uris: Sequence[str], request: _Request) -> ImagerySource:
     """Open tiles of services and folders."""
-    raise NotImplementedError
+    nodata = request.overrides.nodata
+    sources = [
+        open_tiles(
+            _address(one), scale=request.scale, datetime=request.datetime, licence=_licence(one),
+            nodata=None if nodata == "none" else nodata,
+        )
+        for one in uris
+    ]  # fmt: skip
+    return sources[0] if len(sources) == 1 else JoinedImagery(sources)
 
 
 def _open_rasters(uris: Sequence[str | Path], request: _Request) -> RasterImagery:
     """Open files and images of catalogues as one source, the first on top."""
-    files = [one for one in uris if not is_catalogue(_address(str(one)))]
+    files = [address for one in uris if not is_catalogue(address := _address(str(one)))]
     listings = expand(files) if files or not uris else ()
     reach = Reach.of(listings, request.allow_outside)
     local = iter(listings)
