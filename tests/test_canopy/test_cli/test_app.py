@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import commands
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
@@ -47,10 +48,12 @@ def scene(tmp_path: Path) -> Path:
     return make_raster(tmp_path / "scene.tif", origin=(500000, 4900200), shape=(500, 500), pattern="noise")
 
 
-def test_sample_region_needs_nothing_else(canopy, tmp_path, monkeypatch) -> None:
-    region = Path(__file__).parents[3] / "samples" / "region.geojson"
+def test_an_area_in_the_sample_needs_nothing_else(canopy, tmp_path, monkeypatch) -> None:
+    region = gpd.read_file(Path(__file__).parents[3] / "samples" / "region.geojson")
+    part = region.to_crs(32612).centroid.buffer(25).to_crs(4326)
+    part.to_file(tmp_path / "region.geojson")
     monkeypatch.chdir(tmp_path)
-    code, out, err = canopy("predict", "--aoi", region)
+    code, out, err = canopy("predict", "--aoi", "region.geojson")
     assert code == 0, err
     assert out.splitlines()[-1] == "region_canopy_height.tif"
     assert validate(tmp_path / "region_canopy_height.tif") == ()
