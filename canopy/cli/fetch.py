@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canopy.cli.options import AreaLayer, Json
+from canopy.cli.options import AreaLayer, Json, Overwrite
 from canopy.cli.terminal import say, show_progress
 from canopy.errors import ConfigError
 
@@ -81,6 +81,31 @@ def gedi(
         summary = service.fetch_gedi(
             out, request, cmr=cmr, harmony=harmony, dry_run=dry_run, jobs=jobs, report=report
         )  # fmt: skip
+    _print(summary, as_json)
+
+
+@fetch.command("chm")
+def chm_(
+    out: Annotated[Path, typer.Option(help="GeoTIFF to write; a run that was killed goes on.")],
+    aoi: Area = None,
+    layer: AreaLayer = None,
+    product: Annotated[str, typer.Option(help="meta-v1, meta-v2 or open-canopy.")] = "meta-v2",
+    years: Years = None,
+    unit: Annotated[str | None, typer.Option(help="Unit of stored heights (open-canopy): m, dm or cm.")] = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    mirror: Annotated[str, typer.Option(envvar="CANOPY_CHM_MIRROR", help="Folder of a copy of the product.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Bring a published canopy height map for an area, unknown where nothing was imaged."""
+    from canopy.fetch.options import Years as YearRanges
+    from canopy.fetch.products import open_publication
+    from canopy.fetch.published import MapRequest, fetch_map
+
+    request = MapRequest(_required_area(aoi, layer), YearRanges.parse(years))
+    publication = open_publication(product, mirror or None, unit, request.years)
+    with show_progress() as report:
+        summary = fetch_map(out, publication, request, dry_run=dry_run, overwrite=overwrite, report=report)
     _print(summary, as_json)
 
 

@@ -151,6 +151,15 @@ class RemoteRaster:
         with self._reading("a block"):
             return np.asarray(self.dataset.read(bands, window=window, masked=False))
 
+    def read_overview(self, side_px: int) -> NDArray[Any]:
+        """Return band 1 of the whole raster, reduced to a side; of use where the raster has overviews.
+
+        Raises:
+            SourceError: A block is missing or cannot be decoded.
+        """
+        with self._reading("an overview"):
+            return np.asarray(self.dataset.read(1, out_shape=(side_px, side_px), masked=False))
+
     def read_mask(self, window: Any) -> NDArray[np.uint8]:
         """Return (h, w) of the raster's own mask of band 1, 0 where masked.
 
