@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import unary_union
 
@@ -44,6 +45,19 @@ class JoinedImagery:
                 break
             image = image.copy(data=np.where(unknown, source.read(geobox).values, image.values))
         return image
+
+    def dates(self, geobox: GeoBox) -> NDArray[np.uint16]:
+        """Return the day of acquisition at each pixel, of the first source that has it; see `ImagerySource.dates`."""
+        unknown = np.ones(geobox.shape, np.bool_)
+        days = np.zeros(geobox.shape, np.uint16)
+        for number, source in enumerate(self.sources):
+            # The last source needs no look at where it has imagery.
+            last = number == len(self.sources) - 1
+            valid = unknown if last else unknown & ~np.isnan(source.read(geobox).values[0])
+            if valid.any():
+                days[valid] = source.dates(geobox)[valid]
+            unknown = unknown & ~valid
+        return days
 
 
 def _ends(datetime: str | None) -> tuple[str, str] | None:

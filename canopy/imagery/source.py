@@ -19,9 +19,11 @@ from pyproj import CRS
 from rasterio.io import DatasetReader
 
 from canopy.imagery.acquisition import span
+from canopy.imagery.calendar import UNKNOWN_DAY, constant_days, day_of
 from canopy.imagery.collar import Collar, find_collars
 from canopy.imagery.colours import Values
 from canopy.imagery.datasets import gdal, open_dataset
+from canopy.imagery.files import shown
 from canopy.imagery.identity import check_unchanged
 from canopy.imagery.licences import Licence
 from canopy.imagery.longitudes import wrapped
@@ -69,6 +71,18 @@ class ImagerySource(Protocol):
 
         Returns:
             image: (band=3, y, x) float32, display reflectance in [0, 1], NaN in all bands where unknown.
+
+        Raises:
+            ImageryError: A file cannot be read, or is not the file that was opened.
+        """
+        ...
+
+    def dates(self, geobox: GeoBox) -> NDArray[np.uint16]:
+        """Return the day of acquisition at each pixel of a GeoBox.
+
+        Returns:
+            days: (y, x) uint16, days since 1970-01-01; 0 where unknown. What it says of pixels without imagery means
+                nothing.
 
         Raises:
             ImageryError: A file cannot be read, or is not the file that was opened.
@@ -134,9 +148,10 @@ class RasterImagery:
         licence: Licence | None = None,
     ) -> None:
         """Join scenes; earlier ones lie on top."""
-        self.uris = tuple(scene.path for scene in scenes)
+        self.uris = tuple(shown(scene.path) for scene in scenes)
         self.footprint = unary_union(scene.outline for scene in scenes) or scenes[0].outline
         self.gsd_m = max(scene.gsd_m for scene in scenes)
+        self._stated = datetime is not None
         self.datetime = datetime or span([scene.acquired for scene in scenes])
         self.rescale = rescale
         self.skipped = tuple(skipped)
@@ -171,17 +186,34 @@ class RasterImagery:
 
     def read(self, geobox: GeoBox) -> xr.DataArray:
         """Fill a GeoBox; see `ImagerySource.read`."""
+        return labelled(self._layers(geobox)[0], geobox)
+
+    def dates(self, geobox: GeoBox) -> NDArray[np.uint16]:
+        """Return the day of acquisition at each pixel; see `ImagerySource.dates`."""
+        near = self._near(geobox)
+        days = {scene.path: day_of(span([scene.acquired])) for scene in near}
+        # The user's own date is that of all files; one date of all needs no look at which file is on top.
+        if self._stated or len(set(days.values())) <= 1:
+            return constant_days(geobox, day_of(self.datetime) if self._stated else next(iter(days.values()), 0))
+        index = self._layers(geobox)[1]
+        return np.array([UNKNOWN_DAY, *days.values()], np.uint16)[index]
+
+    def _layers(self, geobox: GeoBox) -> tuple[Rgb, NDArray[np.uint16]]:
+        """Read the image (3, y, x) and which of the near scenes is on top, (y, x), counted from 1; 0 for none."""
         grid, region = locate(geobox)
         out = np.full((3, region.height, region.width), np.nan, np.float32)
+        index = np.zeros(out.shape[1:], np.uint16)
         # Top first, and no file below is opened once all is known.
-        for scene in self._near(geobox):
+        for number, scene in enumerate(self._near(geobox), 1):
             check_unchanged(scene.path, scene.stamps, scene.access)
             with gdal(scene.path, network=not scene.vrt):
                 handle = self._handles.get(scene.path, scene.access)
                 handle.run(self._fill, out, _resampler(scene, grid), region)
-            if not np.isnan(out[0]).any():
+            valid = ~np.isnan(out[0])
+            index[valid & (index == 0)] = number
+            if valid.all():
                 break
-        return _wrap(out, geobox)
+        return out, index
 
     def _near(self, geobox: GeoBox) -> list[RasterScene]:
         """Return the scenes that may meet a GeoBox, top first."""
@@ -273,7 +305,7 @@ def _lonlat_bounds(geobox: GeoBox) -> tuple[float, float, float, float]:
     return lon.min() - x, lat.min() - y, lon.max() + x, lat.max() + y
 
 
-def _wrap(image: Rgb, geobox: GeoBox) -> xr.DataArray:
+def labelled(image: Rgb, geobox: GeoBox) -> xr.DataArray:
     """Attach coordinates and CRS as rioxarray and odc-geo read them."""
     affine = geobox.affine
     wkt = geobox.crs.to_wkt()  # type: ignore[union-attr]
