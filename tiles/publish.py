@@ -43,6 +43,10 @@ class MapRecord:
     """Kind and sha256 of the calibration, if any."""
     scale: str | None = None
     """How stored values of the imagery became reflectance, where that is on record."""
+    licence: str | None = None
+    """Name of the imagery's licence, where it is on record."""
+    attribution: str | None = None
+    """Text that a map made of the imagery must carry, if any."""
 
     MAX_NAMES = 20
 
@@ -54,6 +58,8 @@ class MapRecord:
             "CANOPY_MODEL_SHA256": self.model_sha256,
             "CANOPY_IMAGERY": ", ".join(Path(uri).name for uri in self.imagery[: self.MAX_NAMES]),
             **({"CANOPY_IMAGERY_SCALE": self.scale} if self.scale else {}),
+            **({"CANOPY_IMAGERY_LICENCE": self.licence} if self.licence else {}),
+            **({"CANOPY_IMAGERY_ATTRIBUTION": self.attribution} if self.attribution else {}),
             "CANOPY_ACQUISITION_DATETIME": self.acquisition or UNKNOWN,
             "CANOPY_VERSION": self.version,
             **calibration,
@@ -76,6 +82,8 @@ class MapRecord:
             version=tags.get("CANOPY_VERSION", UNKNOWN),
             calibration=calibration,
             scale=tags.get("CANOPY_IMAGERY_SCALE"),
+            licence=tags.get("CANOPY_IMAGERY_LICENCE"),
+            attribution=tags.get("CANOPY_IMAGERY_ATTRIBUTION"),
         )
 
 
@@ -212,4 +220,5 @@ def _item(draft: Path, path: Path, bands: Sequence[str], record: MapRecord) -> d
         bands=bands,
         version=record.version,
         calibration=record.calibration,
+        terms={"licence": record.licence, "attribution": record.attribution},
     )

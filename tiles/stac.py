@@ -52,6 +52,7 @@ def height_item(
     bands: Sequence[str],
     version: str,
     calibration: Mapping[str, str] | None = None,
+    terms: Mapping[str, str | None] | None = None,
     geometry: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def height_item(
         bands: Band names in order.
         version: Version of Canopy.
         calibration: Kind and sha256 of the calibration, if any; each key becomes `canopy:calibration_<key>`.
+        terms: What the imagery's provider asks, by "licence" and "attribution"; what is there becomes
+            `canopy:imagery_<key>`.
         geometry: GeoJSON of the mapped area in longitude and latitude; the outline of the raster by default.
         name: File name that a draft is going to have; that of `path` by default.
 
@@ -97,6 +100,7 @@ def height_item(
             "canopy:imagery": list(imagery),
             **{f"canopy:model_{key}": value for key, value in model.items()},
             **{f"canopy:calibration_{key}": value for key, value in (calibration or {}).items()},
+            **{f"canopy:imagery_{key}": value for key, value in (terms or {}).items() if value},
             **projection,
             **_processing(model, imagery, version),
         },

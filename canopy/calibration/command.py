@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import rasterio
+from odc.geo.crs import CRS
+from odc.geo.geom import box
 
 from canopy.calibration.curves import Calibration, write_calibration
 from canopy.calibration.fitting import MethodRow, fit
@@ -14,7 +17,10 @@ from canopy.calibration.matched_shots import FLOOR_M, MatchedShots
 from canopy.calibration.representation import Representation, represent
 from canopy.calibration.shots import Gathered, Slopes, gather, shot_features
 from canopy.calibration.terrain import MAX_SLOPE_DEG
+from canopy.errors import ImageryError
 from canopy.gedi.storage import read_shots
+from canopy.imagery import open_imagery
+from canopy.imagery.opening import ReadingOptions
 from canopy.progress import Report, ignore
 from canopy.version import __version__
 from tiles.files import file_sha256, require_new
@@ -55,6 +61,10 @@ def calibrate(
     max_slope_deg: float = MAX_SLOPE_DEG,
     imagery: Sequence[str | Path] | None = None,
     model: str | Path | None = None,
+    bands: Sequence[int] | None = None,
+    scale: Sequence[float] | None = None,
+    nodata: float | Literal["none"] | None = None,
+    have_right: bool = False,
     force: bool = False,
     overwrite: bool = False,
     report: Report = ignore,
@@ -70,6 +80,10 @@ def calibrate(
         max_slope_deg: Steepest ground of which shots are used, degrees.
         imagery: Imagery whose features may predict a gain, which is then tried as well.
         model: Model of the map, for `imagery`.
+        bands: 1-based red, green, blue bands of the imagery, as the map was made with.
+        scale: Pixel values that mean 0 and 1, as the map was made with.
+        nodata: Pixel value that means unknown; "none" for no such value.
+        have_right: Whether the user has the right to use services whose terms forbid derived maps.
         force: Accept shots that do not represent the map.
         overwrite: Replace `out`.
         report: Called as footprints and features are done.
@@ -85,7 +99,8 @@ def calibrate(
     representation.require(force)
     matched = gathered.shots
     if imagery:
-        matched = _with_features(gathered, imagery, model, report)
+        options = ReadingOptions(bands=bands, scale=_limits(bands, scale), nodata=nodata)
+        matched = _with_features(gathered, pred, imagery, model, options, have_right, report)
     calibration, table = fit(matched, gathered.block_m)
     about = {
         "map": pred.name,
@@ -101,16 +116,40 @@ def calibrate(
     return Calibrated(out, calibration, table, len(matched), dropped, gathered.block_m, gathered.slopes, representation)
 
 
+def _limits(bands: Sequence[int] | None, scale: Sequence[float] | None) -> tuple[float, float] | None:
+    """Return the values that mean 0 and 1.
+
+    Raises:
+        ImageryError: There are not three bands, or not two limits.
+    """
+    if bands is not None and len(bands) != 3:
+        raise ImageryError("--bands: the numbers of three bands expected, such as 3,2,1")
+    if scale is not None and len(scale) != 2:
+        raise ImageryError("--scale: the two values that mean 0 and 1 expected, such as 0,2047")
+    return (scale[0], scale[1]) if scale is not None else None
+
+
 def _with_features(
-    gathered: Gathered, imagery: Sequence[str | Path], model: str | Path | None, report: Report
+    gathered: Gathered,
+    pred: Path,
+    imagery: Sequence[str | Path],
+    model: str | Path | None,
+    options: ReadingOptions,
+    have_right: bool,
+    report: Report,
 ) -> MatchedShots:
     """Return the shots that the imagery shows, with the features of the model's encoder."""
-    from canopy.imagery import open_imagery
     from canopy.models.bundle import DEFAULT_MODEL
     from canopy.models.model import load_model
 
     network = load_model(model or DEFAULT_MODEL)
-    features, valid = shot_features(open_imagery(list(imagery)), network, gathered.points, report)
+    with rasterio.open(pred) as dataset:
+        left, bottom, right, top = dataset.bounds
+        area = box(left, bottom, right, top, CRS(dataset.crs.to_wkt()))
+    source = open_imagery(
+        list(imagery), area=area, gsd_m=network.card.gsd_m, have_right=have_right, report=report, **options
+    )
+    features, valid = shot_features(source, network, gathered.points, report)
     shots = dataclasses.replace(gathered.shots, features=features, model_sha256=network.sha256)
     return shots.take(valid)
 

@@ -5,16 +5,18 @@ import logging
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from canopy.cli.compare import compare
 from canopy.cli.doctor import doctor
 from canopy.cli.example import example
 from canopy.cli.fetch import fetch
 from canopy.cli.gedi import gedi
 from canopy.cli.models import models
-from canopy.cli.options import AreaLayer, ConfigFile, Json, Resume, RunFolder, Settings
+from canopy.cli.options import ConfigFile, Json, Resume, RunFolder, Settings, parse_nodata, parse_numbers
+from canopy.cli.predict import Bands, HaveRight, Nodata, Scale, predict
 from canopy.cli.signals import InterruptedWorkError, interrupt_on_signal
 from canopy.cli.terminal import LogHandler, drop_undecodable_messages, say, show_progress, table_console
 from canopy.errors import CanopyError, one_line
@@ -26,10 +28,9 @@ app.add_typer(dataset, name="dataset")
 app.add_typer(gedi, name="gedi")
 app.add_typer(fetch, name="fetch")
 app.add_typer(models, name="models")
+app.command()(compare)
 app.command()(doctor)
 app.command()(example)
-
-Number = TypeVar("Number", int, float)
 
 
 def _print_version(requested: bool) -> None:
@@ -47,68 +48,7 @@ def _root(
     """Map canopy height at sub-metre resolution from RGB imagery."""
 
 
-@app.command()
-def predict(
-    aoi: Annotated[
-        str, typer.Option(help="Area of interest: vector file, or west,south,east,north in degrees.", metavar="AOI")
-    ],
-    imagery: Annotated[
-        list[str] | None,
-        typer.Option(help="Raster, folder or glob; repeatable: the first valid pixel wins (default: sample, config)."),
-    ] = None,
-    model: Annotated[str, typer.Option(help="Name (canopy models list), bundle or checkpoint.")] = "canopy-small",
-    layer: AreaLayer = None,
-    out: Annotated[Path | None, typer.Option(help="Output GeoTIFF (default: <aoi>_canopy_height.tif).")] = None,
-    crs: Annotated[str, typer.Option(help="CRS of the output: auto (the AOI's UTM zone) or any other.")] = "auto",
-    resolution: Annotated[
-        float | None, typer.Option(help="Cell size in units of the CRS (default: the model's GSD).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda or mps (untested).")] = "auto",
-    backend: Annotated[
-        str, typer.Option(help="Library that runs the model: auto, eager, compile, openvino or bf16.")
-    ] = "auto",
-    uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Add bands with the 5th and 95th percentile of height.")
-    ] = False,
-    calibration: Annotated[Path | None, typer.Option(help="Calibration (JSON of canopy calibrate).")] = None,
-    bands: Annotated[str | None, typer.Option(help="Numbers of the red, green and blue band, from 1: 3,2,1.")] = None,
-    scale: Annotated[str | None, typer.Option(help="Pixel values that mean 0 and 1: 0,2047.")] = None,
-    nodata: Annotated[
-        str | None,
-        typer.Option(help="Pixel value that means unknown, instead of the files' own; none for no such value."),
-    ] = None,
-    alpha: Annotated[
-        bool | None,
-        typer.Option("--alpha/--no-alpha", help="Use of a band declared as alpha (default: as its values suggest)."),
-    ] = None,
-    imagery_crs: Annotated[str | None, typer.Option(help="CRS of the imagery, instead of its own.")] = None,
-    imagery_datetime: Annotated[str | None, typer.Option(help="Acquisition date of the imagery, or start/end.")] = None,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Let VRTs read files outside their folder and those of --imagery.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace an existing output, and drop the work of an interrupted run of another plan.")
-    ] = False,
-    force: Annotated[bool, typer.Option(help="Accept imagery coarser than twice the model's GSD.")] = False,
-    qgis: Annotated[bool, typer.Option("--qgis", help="Write a QGIS project (.qgz) next to the map.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Map canopy height over an area."""
-    from canopy import prediction
-
-    with show_progress() as report:
-        result = prediction.predict(
-            aoi, imagery, model, out, layer=layer, crs=crs, resolution=resolution, device=device, backend=backend,
-            uncertainty=uncertainty, calibration=calibration, bands=_numbers("--bands", bands, int),
-            scale=_numbers("--scale", scale, float), nodata=_nodata(nodata), alpha="auto" if alpha is None else alpha,
-            imagery_crs=imagery_crs, imagery_datetime=imagery_datetime, allow_outside=allow_outside,
-            overwrite=overwrite, force=force, qgis=qgis, report=report,
-        )  # fmt: skip
-    document = {name: getattr(result, name) for name in ("model", "imagery", "acquisition")}
-    if result.project is not None:
-        document["project"] = str(result.project)
-        say(f"QGIS project: {result.project}")
-    typer.echo(json.dumps({"path": str(result.path), **document}) if as_json else str(result.path))
+app.command()(predict)
 
 
 @app.command()
@@ -226,6 +166,10 @@ def calibrate(
         list[str] | None, typer.Option(help="Imagery whose features may predict a gain, which is then tried as well.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model of the map, for --imagery.")] = None,
+    bands: Bands = None,
+    scale: Scale = None,
+    nodata: Nodata = None,
+    have_right: HaveRight = False,
     force: Annotated[bool, typer.Option("--force", help="Accept shots that do not represent the map.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output.")] = False,
     as_json: Json = False,
@@ -245,7 +189,8 @@ def calibrate(
         assert shots is not None
         fitted = command.calibrate(
             pred, shots, out, block_m=block_m, dem=dem, max_slope_deg=max_slope, imagery=imagery, model=model,
-            force=force, overwrite=overwrite, report=report,
+            bands=parse_numbers("--bands", bands, int), scale=parse_numbers("--scale", scale, float),
+            nodata=parse_nodata(nodata), have_right=have_right, force=force, overwrite=overwrite, report=report,
         )  # fmt: skip
     if not as_json:
         print_table(fitted, table_console(width=140, stderr=True))
@@ -333,28 +278,6 @@ def main() -> None:
     except InterruptedWorkError:
         say("canopy: interrupted; the same command continues where it stopped")
         sys.exit(130)
-
-
-def _numbers(flag: str, text: str | None, kind: type[Number]) -> tuple[Number, ...] | None:
-    """Parse numbers with commas between them."""
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{flag} {text!r}: numbers with commas between them expected") from error
-
-
-def _nodata(text: str | None) -> float | Literal["none"] | None:
-    """Parse a pixel value, or ``none``."""
-    if text is None:
-        return None
-    if text == "none":
-        return "none"
-    try:
-        return float(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--nodata {text!r}: a number or none expected") from error
 
 
 def _print_document(document: dict[str, Any], as_json: bool, width: int) -> None:

@@ -8,7 +8,8 @@ A pixel's value depends on the files and on its place on the pixel grid, never o
 
 from canopy.imagery.opening import open_imagery
 from canopy.imagery.rescale import Rescale
+from canopy.imagery.search import Search
 from canopy.imagery.selection import Skipped
 from canopy.imagery.source import ImagerySource
 
-__all__ = ["ImagerySource", "Rescale", "Skipped", "open_imagery"]
+__all__ = ["ImagerySource", "Rescale", "Search", "Skipped", "open_imagery"]

@@ -6,11 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from odc.geo.geom import Geometry
+
 from canopy.calibration import Calibration, read_calibration
 from canopy.errors import CalibrationError
 from canopy.imagery import ImagerySource, open_imagery
 from canopy.imagery.configured import configured_imagery
-from canopy.models.bundle import DEFAULT_MODEL
+from canopy.imagery.opening import ReadingOptions
+from canopy.imagery.search import Search
+from canopy.models.bundle import DEFAULT_MODEL, Card
 from canopy.models.options import check_backend, check_device
 from canopy.prediction.grids import check_grid_options
 from canopy.prediction.request import (
@@ -57,6 +61,9 @@ def predict(
     imagery_crs: str | None = None,
     imagery_datetime: str | None = None,
     allow_outside: bool = False,
+    search: Search | None = None,
+    offline: bool = False,
+    have_right: bool = False,
     overwrite: bool = False,
     force: bool = False,
     qgis: bool = False,
@@ -69,8 +76,9 @@ def predict(
     Args:
         aoi: Vector file; ``west,south,east,north`` in degrees, as text or numbers; a GeoDataFrame; a geometry of
             odc-geo, or of shapely with `aoi_crs`; a GeoJSON document.
-        imagery: File, folder, glob, a sequence of them (the first valid pixel wins), or an open source; if None,
-            the first of the bundled sample scene and the configured imagery that covers the area.
+        imagery: File, folder, glob, address, catalogue, name of a source, a sequence of them (the first valid pixel
+            wins), or an open source; if None, the first of the bundled sample scene and the configured imagery that
+            covers the area, else the public source that covers it best.
         model: Name of a bundled model, path of a bundle, or a model.
         out: Path of the map; ``<aoi stem>_canopy_height.tif`` in the working folder if None.
         layer: Layer of the area's file, where several have areas.
@@ -88,6 +96,9 @@ def predict(
         imagery_crs: CRS of the imagery, in place of its own.
         imagery_datetime: Acquisition date or ``start/end``, where the imagery has none.
         allow_outside: Whether VRTs may read local files outside their folder and the imagery's folders.
+        search: Dates and limits of imagery that is searched for.
+        offline: Whether no server is asked where no imagery is named.
+        have_right: Whether the user has the right to use services whose terms forbid derived maps.
         overwrite: Whether to replace an existing output and drop work of another plan.
         force: Whether to accept imagery coarser than twice the model's GSD.
         qgis: Whether to write a QGIS project next to the map, with the area and the width of the interval.
@@ -99,7 +110,7 @@ def predict(
     # What costs nothing comes first, then the area, then the headers of the imagery, then torch and the model.
     check_device(device)
     check_backend(backend, device)
-    check_pixel_options(bands, scale)
+    options = _reading_options(bands, scale, imagery_datetime, nodata, alpha, imagery_crs, allow_outside)
     check_grid_options(crs, resolution)
     card = read_model_card(model) if isinstance(model, str | Path) else model.card
     area = read_aoi(aoi, layer, aoi_crs)
@@ -110,16 +121,7 @@ def predict(
     extras = ProjectFiles.of(path, uncertainty).paths if qgis else ()
     check_outputs(path, files, overwrite=overwrite, pending=pending, extras=extras)
     fitted = read_fitted(calibration, uncertainty)
-    if imagery is None:
-        source = configured_imagery(area)
-    elif isinstance(imagery, str | Path | Sequence):
-        limits = (scale[0], scale[1]) if scale is not None else None
-        source = open_imagery(
-            imagery, bands=bands, scale=limits, datetime=imagery_datetime, nodata=nodata, alpha=alpha, crs=imagery_crs,
-            allow_outside=allow_outside,
-        )  # fmt: skip
-    else:
-        source = imagery
+    source = _open_source(imagery, area, card, search, offline, have_right, report, options)
     check_outputs(path, [*files, *source.uris], overwrite=overwrite, pending=pending, extras=extras)
     check_footprint(source, area)
     if card is not None:
@@ -132,6 +134,50 @@ def predict(
     )
     prediction = run_request(request, report)
     return replace(prediction, project=write_map_project(path, area).project) if qgis else prediction
+
+
+def _reading_options(
+    bands: Sequence[int] | None,
+    scale: Sequence[float] | None,
+    datetime: str | None,
+    nodata: float | Literal["none"] | None,
+    alpha: bool | Literal["auto"],
+    crs: str | None,
+    allow_outside: bool,
+) -> ReadingOptions:
+    """Check what the user says of the imagery.
+
+    Raises:
+        ImageryError: There are not three bands, or not two limits.
+    """
+    check_pixel_options(bands, scale)
+    limits = (scale[0], scale[1]) if scale is not None else None
+    return ReadingOptions(
+        bands=bands, scale=limits, datetime=datetime, nodata=nodata, alpha=alpha, crs=crs, allow_outside=allow_outside
+    )
+
+
+def _open_source(
+    imagery: Imagery | None,
+    area: Geometry,
+    card: Card | None,
+    search: Search | None,
+    offline: bool,
+    have_right: bool,
+    report: Report,
+    options: ReadingOptions,
+) -> ImagerySource:
+    """Open the imagery that is named, or that of the configuration; an open source is taken as it is."""
+    gsd_m = card.gsd_m if card is not None else None
+    if imagery is None:
+        return configured_imagery(
+            area, gsd_m=gsd_m, search=search, offline=offline, have_right=have_right, report=report, **options
+        )
+    if isinstance(imagery, str | Path | Sequence):
+        return open_imagery(
+            imagery, area=area, gsd_m=gsd_m, search=search, have_right=have_right, report=report, **options
+        )
+    return imagery
 
 
 def read_fitted(calibration: str | Path | Calibration | None, uncertainty: bool) -> Calibration | None:

@@ -68,6 +68,7 @@ class Job:
     @property
     def record(self) -> MapRecord:
         """Origin of the map, for its tags and its STAC item."""
+        licence = self.source.licence
         return MapRecord(
             model=self.model.card.name,
             model_sha256=self.model.sha256,
@@ -76,6 +77,8 @@ class Job:
             version=__version__,
             calibration=describe_calibration(self.calibration) if self.calibration else None,
             scale=str(self.source.rescale),
+            licence=licence.name if licence else None,
+            attribution=licence.attribution if licence else None,
         )
 
     @cached_property
