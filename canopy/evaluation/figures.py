@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from canopy.evaluation.metrics import class_bounds, class_name
 from canopy.evaluation.pictures import HEIGHT_STEP_M, Pictures
+from canopy.evaluation.wording import EVALUATION, Wording
 from tiles.style import HEIGHT_RAMP, colorize
 
 DPI = 144
@@ -24,7 +25,7 @@ _RAMP = LinearSegmentedColormap.from_list("heights", [(height / _TOP_M, colour) 
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def scatter(pictures: Pictures) -> bytes:
+def scatter(pictures: Pictures, wording: Wording = EVALUATION) -> bytes:
     """Draw the density of predicted against true height, with the 1:1 line and the median prediction by truth."""
     figure = Figure(figsize=(5.4, 4.8), layout="constrained")
     axes = figure.subplots()
@@ -34,8 +35,8 @@ def scatter(pictures: Pictures) -> bytes:
     norm = LogNorm(1, max(2, pictures.joint.max()))
     picture = axes.imshow(density, origin="lower", extent=extent, cmap=_DENSITY, norm=norm, interpolation="nearest")
     axes.plot([0, top], [0, top], color=_INK, lw=1, ls=(0, (4, 3)), label="1:1")
-    axes.plot(*pictures.median_prediction(), color=_ACCENT, lw=2, label="median prediction")
-    axes.set(xlim=(0, top), ylim=(0, top), xlabel="true height, m", ylabel="predicted height, m")
+    axes.plot(*pictures.median_prediction(), color=_ACCENT, lw=2, label=f"median {wording.prediction}")
+    axes.set(xlim=(0, top), ylim=(0, top), xlabel=wording.axes[0], ylabel=wording.axes[1])
     axes.legend(frameon=False, loc="upper left", labelcolor=_INK)
     _plain(axes)
     bar = figure.colorbar(picture, ax=axes, shrink=0.8, label=f"cells per {HEIGHT_STEP_M:g} m square")
@@ -43,7 +44,7 @@ def scatter(pictures: Pictures) -> bytes:
     return _png(figure)
 
 
-def errors_by_class(pictures: Pictures) -> bytes:
+def errors_by_class(pictures: Pictures, wording: Wording = EVALUATION) -> bytes:
     """Draw boxes of the error (5, 25, 50, 75, 95 %) by height class of the truth, and counts below."""
     figure = Figure(figsize=(5.4, 4.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
@@ -60,30 +61,31 @@ def errors_by_class(pictures: Pictures) -> bytes:
     boxes = [stats[rank] for rank in ranks]
     upper.bxp(boxes, positions=ranks, widths=0.6, showfliers=False, patch_artist=True, **style)
     upper.axhline(0, color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
-    upper.set_ylabel("predicted − true, m")
+    upper.set_ylabel(f"{wording.difference}, m")
     counts = pictures.errors.sum(axis=1)
     lower.bar(range(len(names)), 100 * counts / max(1, counts.sum()), color="#78bc68", width=0.6)
     lower.set_ylabel("% of cells")
     lower.set_xticks(range(len(names)), names)
-    lower.set_xlabel("true height, m")
+    lower.set_xlabel(wording.axes[0])
     for axes in (upper, lower):
         _plain(axes)
         axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     return _png(figure)
 
 
-def maps(pictures: Pictures, image: NDArray[np.uint8] | None) -> bytes:
+def maps(pictures: Pictures, image: NDArray[np.uint8] | None, wording: Wording = EVALUATION) -> bytes:
     """Draw image, truth, prediction and error side by side, with a scale bar and the two ramps.
 
     Args:
         pictures: Counts and maps of the prediction.
         image: (H, W, 4) uint8 at the maps' pixels, or None.
+        wording: Names of the two sides.
     """
     truth, pred = pictures.maps()
     panels: list[tuple[str, NDArray[Any], dict[str, Any]]] = [
-        ("truth", colorize(truth), {}),
-        ("prediction", colorize(pred), {}),
-        ("prediction − truth", pred - truth, {"cmap": "RdBu_r", "vmin": -ERROR_LIMIT_M, "vmax": ERROR_LIMIT_M}),
+        (wording.truth, colorize(truth), {}),
+        (wording.prediction, colorize(pred), {}),
+        (wording.difference, pred - truth, {"cmap": "RdBu_r", "vmin": -ERROR_LIMIT_M, "vmax": ERROR_LIMIT_M}),
     ]
     if image is not None:
         panels.insert(0, ("image", image, {}))
@@ -99,7 +101,7 @@ def maps(pictures: Pictures, image: NDArray[np.uint8] | None) -> bytes:
         axes.spines[:].set_color(_LINE)
     _scale_bar(row[0], truth.shape[1], pictures.px_m)
     _ramp(figure, ScalarMappable(Normalize(0, _TOP_M), _RAMP), row[-3], "height, m", "max")
-    _ramp(figure, last, row[-1], "error, m", "both")
+    _ramp(figure, last, row[-1], f"{wording.difference}, m", "both")
     return _png(figure)
 
 

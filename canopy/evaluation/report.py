@@ -5,7 +5,7 @@ import html
 import importlib.util
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
@@ -30,6 +30,7 @@ from canopy.evaluation.table import (
     interval_class_cell,
     site_cells,
 )
+from canopy.evaluation.wording import EVALUATION, Wording
 from canopy.version import __version__
 from tiles.files import file_sha256, replacing
 from tiles.heights import open_raster, readable
@@ -49,7 +50,15 @@ def require_plots() -> None:
 
 
 def write_report(
-    comparison: Comparison, folder: Path, *, truth: Path, mask: Path | None = None, image: Path | None = None
+    comparison: Comparison,
+    folder: Path,
+    *,
+    truth: Path,
+    mask: Path | None = None,
+    image: Path | None = None,
+    wording: Wording = EVALUATION,
+    lead: str | None = None,
+    more: str = "",
 ) -> Path:
     """Write `evaluation.html` and its figures; the page appears last and whole.
 
@@ -59,15 +68,19 @@ def write_report(
         truth: Truth of the comparison; the page names it with its hash, as it does all files.
         mask: Mask of the comparison.
         image: Imagery shown next to the maps.
+        wording: Texts of the page, and its name.
+        lead: First paragraph (HTML), in place of what the scores say.
+        more: Tables (HTML) to add.
 
     Raises:
         OutputError: The folder cannot be written.
         RasterError: The image is damaged.
     """
     pixels = None if image is None else read_image(image, truth, comparison)
-    figures = dict(_figures(comparison, pixels))
+    figures = dict(_figures(comparison, pixels, wording))
     files = [*map(Path, comparison.results), truth, *(path for path in (mask, image) if path is not None)]
-    return save_page(folder, "evaluation.html", render(comparison, figures, files), figures)
+    page = render(comparison, figures, files, wording=wording, lead=lead, more=more)
+    return save_page(folder, wording.page, page, figures)
 
 
 def write_reports(
@@ -120,7 +133,15 @@ def image_tag(png: bytes, alt: str) -> str:
     return f'<img alt="{_text(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path]) -> str:
+def render(
+    comparison: Comparison,
+    figures: dict[str, bytes],
+    files: list[Path],
+    *,
+    wording: Wording = EVALUATION,
+    lead: str | None = None,
+    more: str = "",
+) -> str:
     """Return the page as text: tables, figures and where they come from."""
     results = comparison.results
     first = next(iter(results.values()))
@@ -139,14 +160,18 @@ def render(comparison: Comparison, figures: dict[str, bytes], files: list[Path])
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "style": STYLE,
-        "lead": _lead(names, results),
+        "title": wording.title,
+        "known": wording.cells,
+        "classes_title": wording.classes,
+        "more": more,
+        "lead": _lead(names, results) if lead is None else lead,
         "scores": _scores(names, results),
         "classes": _classes(names, results),
-        "intervals": _intervals(names, results),
+        "intervals": _intervals(names, results, wording.intervals),
         "sites": _sites(names, results),
-        "sections": "".join(_section(number, name, figures) for number, name in enumerate(names, 1)),
+        "sections": "".join(_section(number, name, figures, wording.captions) for number, name in enumerate(names, 1)),
     }
-    return PAGE.substitute(facts)
+    return PAGE.substitute(facts, note=Template(wording.note).substitute(facts))
 
 
 def read_image(image: Path, truth: Path, comparison: Comparison) -> NDArray[np.uint8]:
@@ -169,14 +194,14 @@ def read_image(image: Path, truth: Path, comparison: Comparison) -> NDArray[np.u
     return np.dstack([*stretched, valid * 255.0]).astype(np.uint8)
 
 
-def _figures(comparison: Comparison, image: NDArray[np.uint8] | None) -> Iterator[tuple[str, bytes]]:
+def _figures(comparison: Comparison, image: NDArray[np.uint8] | None, wording: Wording) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the bytes of each figure of each prediction."""
     from canopy.evaluation import figures
 
     for number, pictures in enumerate(comparison.pictures.values(), 1):
-        yield f"{number}-scatter.png", figures.scatter(pictures)
-        yield f"{number}-errors.png", figures.errors_by_class(pictures)
-        yield f"{number}-maps.png", figures.maps(pictures, image)
+        yield f"{number}-scatter.png", figures.scatter(pictures, wording)
+        yield f"{number}-errors.png", figures.errors_by_class(pictures, wording)
+        yield f"{number}-maps.png", figures.maps(pictures, image, wording)
 
 
 def file_row(path: Path) -> str:
@@ -240,7 +265,7 @@ def _class_cells(result: Result) -> str:
     return "".join(f"<td>{class_cell(row)}</td>" for row in (result.scores.by_height or {}).values())
 
 
-def _intervals(names: list[str], results: dict[str, Result]) -> str:
+def _intervals(names: list[str], results: dict[str, Result], caption: str) -> str:
     """Return the table of the maps' own intervals, empty where no map has one."""
     rows = [(name, result.interval) for name, result in zip(names, results.values(), strict=True) if result.interval]
     if not rows:
@@ -254,7 +279,6 @@ def _intervals(names: list[str], results: dict[str, Result]) -> str:
         + "</tr>"
         for name, interval in rows
     )
-    caption = "The map's own 90 % interval: coverage, width and interval score; coverage by height of the truth"
     return f'<div class="scroll"><table><caption>{caption}</caption><tr><th></th>{head}</tr>{body}</table></div>'
 
 
@@ -275,14 +299,7 @@ def _sites(names: list[str], results: dict[str, Result]) -> str:
     return "".join(tables)
 
 
-def _section(number: int, name: str, figures: dict[str, bytes]) -> str:
-    captions = {
-        "maps": "Scored cells only, averaged over the map's pixels; blank where unknown or masked. "
-        "Red is predicted too high, blue too low; errors beyond 15 m keep the end colours.",
-        "scatter": "Each square counts cells, on a logarithmic ramp. Below the dashed line predictions are too low. "
-        "A median that flattens shows where the map no longer separates tall trees.",
-        "errors": "Median, quartiles, and whiskers at 5 and 95 % of the error; below, the share of scored cells.",
-    }
+def _section(number: int, name: str, figures: dict[str, bytes], captions: Mapping[str, str]) -> str:
     pictures = "".join(
         f'<figure class="{kind}">{image_tag(figures[f"{number}-{kind}.png"], f"{kind} of {name}")}'
         f"<figcaption>{text}</figcaption></figure>"
