@@ -21,7 +21,7 @@ WORKERS ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-docs test-notebooks test-chaos hard coverage lint bench clean
+.PHONY: help install demo test test-docs test-notebooks docs test-chaos test-gui gui-packages web hard coverage lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,7 +29,11 @@ help:
 	@echo "make test            run the tests"
 	@echo "make test-docs       run every command and Python block of README.md and docs/"
 	@echo "make test-notebooks  run the notebooks"
+	@echo "make docs            build the documentation site (build/site/)"
 	@echo "make test-chaos      run tests that kill, starve and disconnect"
+	@echo "make test-gui        run the tests in a browser and in QGIS (pictures in build/gui/)"
+	@echo "make gui-packages    install the browser and QGIS for test-gui (Debian, Ubuntu)"
+	@echo "make web             build the page of canopy serve into tiles/web/static (needs Node.js)"
 	@echo "make hard            start the long harnesses of tests/hard/ in the background (build/hard/)"
 	@echo "make coverage        run the tests and list the lines that none reaches"
 	@echo "make lint            check style, types and the import contracts"
@@ -71,13 +75,39 @@ test-docs: $(STAMP)
 # Notebooks run in folders of their own (build/notebooks/), so that none finds files that another run left.
 test-notebooks: $(STAMP)
 	@rm -rf build/notebooks && mkdir -p build && cp -r notebooks build/notebooks
-	$(BIN)/python -m pytest -n $(WORKERS) -p no:cacheprovider --nbmake --nbmake-timeout=600 build/notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -p no:cacheprovider --nbmake --overwrite \
+	    --nbmake-timeout=600 build/notebooks
+
+# Warnings are errors: a broken link, an anchor that is gone, a page in no menu. Shows the outputs of test-notebooks.
+docs: $(STAMP)
+	$(BIN)/python docs/build_site.py
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 # Targets of tests that do not exist yet say so, so that CI calls the same targets before and after.
 
 test-chaos: $(STAMP)
 	@if ls tests/chaos/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest -n $(WORKERS) tests/chaos; \
 	else echo "no chaos tests yet"; fi
+
+# What a machine lacks, a browser or QGIS, skips its tests and says so. QGIS runs on the system's Python, not in .venv.
+test-gui: $(STAMP)
+	@$(BIN)/python -c "import playwright" 2>/dev/null || $(PIP) install -c constraints.txt -e ".[gui]"
+	$(BIN)/python -m pytest -p no:cacheprovider tests/gui
+
+gui-packages:
+	@command -v apt-get >/dev/null || { echo "apt-get was not found; install chromium, and QGIS with its Python, by other means" >&2; exit 1; }
+	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes --no-install-recommends chromium fonts-dejavu-core python3-qgis
+	@command -v npm >/dev/null && $(MAKE) web/node_modules/.installed || echo "npm was not found: the accessibility checks will be skipped"
+
+# The page is committed as it is built, so that neither users nor the wheel need Node.js.
+web: web/node_modules/.installed
+	cd web && node build.mjs
+
+web/node_modules/.installed: web/package.json
+	@command -v npm >/dev/null || { echo "npm was not found; install Node.js 20 or newer" >&2; exit 1; }
+	cd web && npm install --ignore-scripts
+	@touch $@
 
 # Resumable: counts lie in build/hard/*.json, and the same command continues from them.
 hard: $(STAMP)
