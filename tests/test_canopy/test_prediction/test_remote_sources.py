@@ -59,6 +59,17 @@ def clients(monkeypatch: pytest.MonkeyPatch, server: WebServer, tmp_path: Path) 
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def local(images: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """Heights of the newer image, from its file."""
+    path = tmp_path_factory.mktemp("local") / "map.tif"
+    predict(AREA, images / "new.tif", tiny_model, path, backend="eager")
+    with rasterio.open(path) as dataset:
+        heights_m = dataset.read()
+    assert np.isfinite(heights_m).any()
+    return heights_m
+
+
 @pytest.fixture
 def heights(tiny_model: Path, tmp_path: Path):
     """Map the area and return the heights."""
@@ -80,14 +91,11 @@ def catalogue(server: WebServer, images: Path) -> StacApi:
 
 
 def test_servers_catalogues_and_signed_stores(
-    heights: Any, server: WebServer, images: Path, catalogue: StacApi
+    heights: Any, local: np.ndarray, server: WebServer, images: Path, catalogue: StacApi
 ) -> None:
-    local, older = heights(images / "new.tif"), heights(images / "old.tif")
-    assert np.isfinite(local).any() and (local != older).any()
     np.testing.assert_array_equal(heights(f"{server.url}/data/new.tif"), local)
     uri = f"{catalogue.uri}?collection=naip"
-    np.testing.assert_array_equal(heights(uri), local)
-    np.testing.assert_array_equal(heights(uri, search=Search.read(date="2016")), older)
+    np.testing.assert_array_equal(heights(uri, search=Search.read(date="2022")), local)
     from servers.web import Reply
 
     server.route("/sas", Reply.json({"token": "sig=good", "msft:expiry": "2999-01-01T00:00:00"}))
@@ -96,7 +104,7 @@ def test_servers_catalogues_and_signed_stores(
     np.testing.assert_array_equal(heights(f"{azure}?collection=naip&signing={server.url}/sas"), local)
 
 
-def test_object_stores(heights: Any, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_stores(heights: Any, local: np.ndarray, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import obstore
     from moto.server import ThreadedMotoServer
     from obstore.store import S3Store
@@ -113,7 +121,7 @@ def test_object_stores(heights: Any, images: Path, monkeypatch: pytest.MonkeyPat
         HttpClient().request("PUT", f"{endpoint}/scenes")
         obstore.put(S3Store("scenes", endpoint=endpoint, client_options={"allow_http": True}), "new.tif",
                     (images / "new.tif").read_bytes())  # fmt: skip
-        np.testing.assert_array_equal(heights("s3://scenes/new.tif"), heights(images / "new.tif"))
+        np.testing.assert_array_equal(heights("s3://scenes/new.tif"), local)
     finally:
         store_server.stop()
 
