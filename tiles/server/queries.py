@@ -14,9 +14,8 @@ import shapely
 from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 from pyproj import Transformer
+from rasterio.warp import transform_bounds
 from rasterio.windows import Window
-from rio_tiler.errors import RioTilerError
-from rio_tiler.io import Reader
 from shapely.geometry.base import BaseGeometry
 
 from tiles.cog import UNIT
@@ -220,12 +219,12 @@ def view_histogram(
     Raises:
         OutsideError: The view lies outside the raster.
     """
-    try:
-        with Reader(str(layer.path)) as reader:
-            image = reader.part(bbox, bounds_crs="epsg:4326", indexes=band.indexes, max_size=VIEW_PX)
-    except RioTilerError as error:
-        raise OutsideError(f"the view lies outside layer {layer.id!r}") from error
-    values = image.array.astype(np.float64).filled(np.nan)
+    with rasterio.open(layer.path) as src:
+        window = _view(layer, transform_bounds("OGC:CRS84", src.crs, *bbox, densify_pts=21))
+        shrink = max(1.0, max(window.height, window.width) / VIEW_PX)
+        shape = (len(band.indexes), *(max(1, round(side / shrink)) for side in (window.height, window.width)))
+        values = src.read(list(band.indexes), window=window, out_shape=shape, masked=True)
+    values = values.astype(np.float64).filled(np.nan)
     values = values[0] if len(values) == 1 else values[0] - values[1]
     finite = values[np.isfinite(values)]
     counts, _ = np.histogram(finite, edges)
@@ -240,6 +239,17 @@ def view_histogram(
         "below": int((finite < edges[0]).sum()),
         "above": int((finite > edges[-1]).sum()),
     }
+
+
+def _view(layer: Layer, bounds: tuple[float, float, float, float]) -> Window:
+    """Return the window of cells whose centres may lie in bounds of the layer's CRS."""
+    left, bottom, right, top = bounds
+    corners = [~layer.transform @ (x, y) for x in (left, right) for y in (bottom, top)]
+    (col0, row0), (col1, row1) = np.clip([np.min(corners, axis=0), np.max(corners, axis=0)], 0, layer.shape[::-1])
+    if not (row0 < row1 and col0 < col1):
+        raise OutsideError(f"the view lies outside layer {layer.id!r}; its bounds are {_degrees(layer.bounds)}")
+    row, col = math.floor(row0), math.floor(col0)
+    return Window(col, row, math.ceil(col1) - col, math.ceil(row1) - row)
 
 
 def parse_json(body: bytes) -> Any:
