@@ -20,6 +20,8 @@ QUICK := not slow and not gpu and not network and not docs
 WORKERS ?= 2
 
 MAKEFLAGS += --no-print-directory
+# Bytecode is kept whatever the environment says: tests start many processes, and each would compile every module.
+export PYTHONDONTWRITEBYTECODE =
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-docs test-notebooks docs test-chaos test-gui gui-packages web hard coverage lint bench clean
 .DELETE_ON_ERROR:

@@ -274,7 +274,9 @@ def _copy(source: IO[bytes], copy: IO[bytes], left: int, origin: Path) -> int:
 
 def _targets(archive: zipfile.ZipFile, kmz: bool) -> Iterator[tuple[zipfile.ZipInfo, Path]]:
     """Yield the members of vector files and where each goes: a folder for each folder of the archive."""
-    infos = [info for info in archive.infolist() if not info.is_dir() and "__MACOSX" not in info.filename]
+    # A damaged archive may hold a member without a name, on which `ZipInfo.is_dir` raises.
+    infos = [info for info in archive.infolist() if info.filename and not info.is_dir()]
+    infos = [info for info in infos if "__MACOSX" not in info.filename]
     paths = {info.filename: PurePosixPath(info.filename.replace("\\", "/")) for info in infos}
     if kmz:  # its root is doc.kml, by custom the only KML
         infos = sorted((i for i in infos if paths[i.filename].suffix == ".kml"), key=lambda i: i.filename != "doc.kml")[

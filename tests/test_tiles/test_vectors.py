@@ -159,6 +159,15 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypa
     assert "unpacks to more than 1 MiB" in refusal(tmp_path / "area.zip")
 
 
+def test_a_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "area.zip", "w") as archive:
+        archive.writestr("area.geojson", json.dumps(GEOJSON))
+        archive.writestr(nameless := zipfile.ZipInfo("a"), b"")
+        nameless.filename = nameless.orig_filename = ""
+    assert "" in zipfile.ZipFile(tmp_path / "area.zip").namelist()
+    assert area(tmp_path / "area.zip").equals(SQUARE)
+
+
 def test_what_belongs_to_no_vector_file_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "MAX_BYTES", 2**20)
     with zipfile.ZipFile(tmp_path / "area.zip", "w", zipfile.ZIP_DEFLATED) as archive:
