@@ -109,6 +109,30 @@ def chm_(
     _print(summary, as_json)
 
 
+@fetch.command()
+def lidar3dep(
+    out: Folder,
+    aoi: Area = None,
+    layer: AreaLayer = None,
+    years: Years = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="EPT (ept.json) or COPC file; repeatable (default: the best project).")
+    ] = None,
+    dry_run: DryRun = False,
+    jobs: Jobs = 4,
+    index: Annotated[str, typer.Option(envvar="CANOPY_3DEP_INDEX", help="Other list of projects (GeoJSON).")] = "",
+    as_json: Json = False,
+) -> None:
+    """Bring airborne lidar of the US 3D Elevation Program, or of any EPT or COPC file, over an area."""
+    from canopy.fetch import lidar3dep as service
+    from canopy.fetch.options import Years as YearRanges
+
+    request = service.LidarRequest(_required_area(aoi, layer), YearRanges.parse(years), tuple(source or ()))
+    with show_progress() as report:
+        summary = service.fetch_lidar(out, request, index=index, dry_run=dry_run, jobs=jobs, report=report)
+    _print(summary, as_json)
+
+
 def _area(aoi: str | None, layer: str | None) -> "Geometry | None":
     """Read an area, if one is named."""
     from tiles.aoi import read_aoi
