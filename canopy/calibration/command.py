@@ -146,9 +146,7 @@ def _with_features(
     with rasterio.open(pred) as dataset:
         left, bottom, right, top = dataset.bounds
         area = box(left, bottom, right, top, CRS(dataset.crs.to_wkt()))
-    source = open_imagery(
-        list(imagery), area=area, gsd_m=network.card.gsd_m, have_right=have_right, report=report, **options
-    )
+    source = open_imagery(list(imagery), area=area, have_right=have_right, report=report, **options)
     features, valid = shot_features(source, network, gathered.points, report)
     shots = dataclasses.replace(gathered.shots, features=features, model_sha256=network.sha256)
     return shots.take(valid)

@@ -60,7 +60,6 @@ def best_source(
     area: Geometry,
     sources: Mapping[str, SourceSettings],
     search: Search,
-    gsd_m: float | None,
     options: ReadingOptions | None = None,
     report: Report = ignore,
 ) -> ImagerySource:
@@ -70,7 +69,6 @@ def best_source(
         area: The area, in any CRS.
         sources: Sources to ask, by name.
         search: Dates and limits.
-        gsd_m: GSD for which tiles are chosen, metres.
         options: What the user says of the imagery.
         report: Called while a catalogue is walked.
 
@@ -94,7 +92,7 @@ def best_source(
     # The best offer may turn out to be none once its files are opened; then the next is taken.
     for offer in sorted(offers, key=lambda offer: offer.rank, reverse=True):
         try:
-            source = open_imagery(offer.name, area=area, search=search, gsd_m=gsd_m, report=report, **(options or {}))
+            source = open_imagery(offer.name, area=area, search=search, report=report, **(options or {}))
         except CanopyError as error:
             answers[offer.name] = one_line(error, 160)
             continue
@@ -122,7 +120,7 @@ def _ask(name: str, source: SourceSettings, area: Geometry, search: Search) -> O
     outline = to_crs(area, CRS("EPSG:4326")).geom
     if not is_catalogue(source.uri):
         # Tiles: the whole extent of the service counts as covered, until a tile is found to be blank.
-        opened = open_imagery(name, area=area, gsd_m=source.gsd_m)
+        opened = open_imagery(name, area=area)
         share = opened.footprint.to_crs("EPSG:4326").geom.intersection(outline).area / outline.area
         return _checked(Offer(name, source, share, source.gsd_m or opened.gsd_m, None))
     catalogue = parse_uri(source.uri)

@@ -27,7 +27,6 @@ _LOG = logging.getLogger(__name__)
 def configured_imagery(
     area: Geometry,
     *,
-    gsd_m: float | None = None,
     search: Search | None = None,
     offline: bool = False,
     have_right: bool = False,
@@ -41,7 +40,6 @@ def configured_imagery(
 
     Args:
         area: The area of interest, in any CRS.
-        gsd_m: GSD for which tiles are chosen, metres.
         search: Dates and limits of imagery that is searched for.
         offline: Whether no server is asked.
         have_right: Whether the user has the right to use services whose terms forbid derived maps.
@@ -55,16 +53,15 @@ def configured_imagery(
     config = read_user_config()
     search = search or Search()
     outline = to_crs(area, CRS("EPSG:4326"))
-    opened = [open_imagery(SAMPLE_SCENE, **options)]
+    # Options are for the user's imagery: the sample has them only where it is what the area shows.
+    sample = open_imagery(SAMPLE_SCENE)
+    touched = sample.footprint.to_crs("EPSG:4326").intersects(outline)
+    opened = [open_imagery(SAMPLE_SCENE, **options)] if touched else []
     for uri in config.imagery:
         if offline and is_remote_uri(uri):
             continue
         try:
-            opened.append(
-                open_imagery(
-                    uri, area=area, gsd_m=gsd_m, search=search, have_right=have_right, report=report, **options
-                )
-            )
+            opened.append(open_imagery(uri, area=area, search=search, have_right=have_right, report=report, **options))
         except CoverageError:  # a catalogue without imagery of the area lies elsewhere, like a file
             continue
         except (ImageryError, SourceError) as error:
@@ -80,6 +77,6 @@ def configured_imagery(
         reason = "--offline" if offline else f"'auto: false' in {user_config_path()}"
         raise CoverageError(f"no imagery over the AOI: {elsewhere}, and {reason} keeps from asking others; {remedy}")
     try:
-        return best_source(area, sources(), search, gsd_m, options, report)
+        return best_source(area, sources(), search, options, report)
     except CoverageError as error:
         raise CoverageError(f"no imagery over the AOI: {elsewhere}; {error}; {remedy}") from error

@@ -55,7 +55,6 @@ def open_imagery(
     crs: str | None = None,
     allow_outside: bool = False,
     area: Geometry | None = None,
-    gsd_m: float | None = None,
     search: Search | None = None,
     have_right: bool = False,
     report: Report = ignore,
@@ -74,7 +73,6 @@ def open_imagery(
         crs: CRS of the files, in place of their own.
         allow_outside: Whether VRTs may read local files outside their folder and the imagery's folders.
         area: Area for which imagery is searched; catalogues need it.
-        gsd_m: GSD for which tiles are chosen, metres.
         search: Dates and limits of imagery that is searched for.
         have_right: Whether the user has the right to use services whose terms forbid derived maps.
         report: Called while a catalogue is walked.
@@ -87,7 +85,7 @@ def open_imagery(
     uris = [uri] if isinstance(uri, str | Path) else list(uri)
     for one in uris:
         require_right(_address(str(one)), have_right)
-    request = _Request(Overrides(bands, nodata, alpha, crs), scale, datetime, allow_outside, area, gsd_m,
+    request = _Request(Overrides(bands, nodata, alpha, crs), scale, datetime, allow_outside, area,
                        search or Search(), report)  # fmt: skip
     sources = [
         _open_tiles([str(one) for one in group], request) if tiled else _open_rasters(list(group), request)
@@ -105,7 +103,6 @@ class _Request:
     datetime: str | None
     allow_outside: bool
     area: Geometry | None
-    gsd_m: float | None
     search: Search
     report: Report
 
@@ -139,7 +136,7 @@ def _open_tiles(uris: Sequence[str], request: _Request) -> ImagerySource:
     nodata = request.overrides.nodata
     sources = [
         open_tiles(
-            _address(one), scale=request.scale, datetime=request.datetime, licence=_licence(one),
+            _address(one), scale=request.scale, datetime=request.datetime, licence=_licence(one), area=request.area,
             nodata=None if nodata == "none" else nodata,
         )
         for one in uris

@@ -14,7 +14,7 @@ from canopy.imagery import ImagerySource, open_imagery
 from canopy.imagery.configured import configured_imagery
 from canopy.imagery.opening import ReadingOptions
 from canopy.imagery.search import Search
-from canopy.models.bundle import DEFAULT_MODEL, Card
+from canopy.models.bundle import DEFAULT_MODEL
 from canopy.models.options import check_backend, check_device
 from canopy.prediction.grids import check_grid_options
 from canopy.prediction.request import (
@@ -67,6 +67,7 @@ def predict(
     overwrite: bool = False,
     force: bool = False,
     qgis: bool = False,
+    dry_run: bool = False,
     report: Report = ignore,
 ) -> Prediction:
     """Map canopy height over an area.
@@ -102,6 +103,7 @@ def predict(
         overwrite: Whether to replace an existing output and drop work of another plan.
         force: Whether to accept imagery coarser than twice the model's GSD.
         qgis: Whether to write a QGIS project next to the map, with the area and the width of the interval.
+        dry_run: Whether to stop before the first tile: the result has the cost, and nothing is written.
         report: Called after each tile.
 
     Raises:
@@ -121,7 +123,7 @@ def predict(
     extras = ProjectFiles.of(path, uncertainty).paths if qgis else ()
     check_outputs(path, files, overwrite=overwrite, pending=pending, extras=extras)
     fitted = read_fitted(calibration, uncertainty)
-    source = _open_source(imagery, area, card, search, offline, have_right, report, options)
+    source = _open_source(imagery, area, search, offline, have_right, report, options)
     check_outputs(path, [*files, *source.uris], overwrite=overwrite, pending=pending, extras=extras)
     check_footprint(source, area)
     if card is not None:
@@ -130,10 +132,11 @@ def predict(
     from canopy.prediction.run import run_request
 
     request = Request(
-        area, source, path, model, crs, resolution, device, backend, uncertainty, fitted, overwrite, force
+        area, source, path, model, crs, resolution, device, backend, uncertainty, fitted, overwrite, force, dry_run
     )
     prediction = run_request(request, report)
-    return replace(prediction, project=write_map_project(path, area).project) if qgis else prediction
+    project = write_map_project(path, area).project if qgis and not dry_run else None
+    return replace(prediction, project=project)
 
 
 def _reading_options(
@@ -160,7 +163,6 @@ def _reading_options(
 def _open_source(
     imagery: Imagery | None,
     area: Geometry,
-    card: Card | None,
     search: Search | None,
     offline: bool,
     have_right: bool,
@@ -168,15 +170,10 @@ def _open_source(
     options: ReadingOptions,
 ) -> ImagerySource:
     """Open the imagery that is named, or that of the configuration; an open source is taken as it is."""
-    gsd_m = card.gsd_m if card is not None else None
     if imagery is None:
-        return configured_imagery(
-            area, gsd_m=gsd_m, search=search, offline=offline, have_right=have_right, report=report, **options
-        )
+        return configured_imagery(area, search=search, offline=offline, have_right=have_right, report=report, **options)
     if isinstance(imagery, str | Path | Sequence):
-        return open_imagery(
-            imagery, area=area, gsd_m=gsd_m, search=search, have_right=have_right, report=report, **options
-        )
+        return open_imagery(imagery, area=area, search=search, have_right=have_right, report=report, **options)
     return imagery
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import h5py
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 from forest import make_forest, write_laz, write_pair
+from imagery_services import bucket, imagery_services
 from odc.geo.geom import box
 from pages import PAGES, REPOSITORY, Reader, read_blocks
 
@@ -84,13 +86,41 @@ def write_training_scenes(root: Path) -> None:
 @pytest.mark.docs
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_page_runs(page: Path, sample_area: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = read_blocks(page.read_text(encoding="utf-8"))
     folder = tmp_path / "folder"
     shutil.copytree(sample_area[0], folder, symlinks=True)
+    text = page.read_text(encoding="utf-8")
+    with ExitStack() as stack:
+        if page.name == "imagery.md":
+            text = serve_imagery(stack, text, folder, tmp_path / "services", monkeypatch)
+        run_page(page, text, sample_area, folder, tmp_path, monkeypatch)
+
+
+def serve_imagery(
+    stack: ExitStack, text: str, folder: Path, services_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Serve the sources of docs/imagery.md; returns the page with their addresses."""
+    services = stack.enter_context(imagery_services(services_folder, folder / "scenes" / "yellowstone.tif"))
+    variables = services.environment() | stack.enter_context(bucket(services.image))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    shutil.copy(services_folder / "area.geojson", folder)
+    shutil.copytree(services_folder / "tiles", folder / "tiles")
+    return services.adapt(text)
+
+
+def run_page(
+    page: Path,
+    text: str,
+    sample_area: tuple[Path, Path],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Run the blocks of a page, as a user without a configuration."""
     for name in EARLIER.get(page.relative_to(REPOSITORY).as_posix(), ()):
         shutil.copy(sample_area[1] / name, folder)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CANOPY_CONFIG", os.devnull)
     reader = Reader(folder)
-    for block in blocks:
+    for block in read_blocks(text):
         reader.run(block)

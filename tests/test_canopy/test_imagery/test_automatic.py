@@ -169,6 +169,10 @@ def test_options_reach_configured_imagery(tmp_path: Path) -> None:
     source = configured_imagery(AREA, scale=(0, 4095), bands=(3, 2, 1), nodata=500)
     assert (source.rescale.low, source.rescale.high) == (0, 4095)
     assert "bands 3,2,1" in source.describe()
+    # The sample has no fourth band, and is not what the area shows.
+    four = make_raster(tmp_path / "four.tif", bands=4, colorinterp=["undefined"] * 4)
+    (tmp_path / "config.yaml").write_text(f"imagery: [{four}]\n")
+    assert configured_imagery(AREA, bands=(4, 2, 1)).uris == (str(four),)
 
 
 def test_a_licence_of_an_image_decides_whether_it_is_taken_unseen(

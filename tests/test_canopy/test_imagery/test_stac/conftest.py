@@ -27,7 +27,7 @@ def _server() -> Iterator[WebServer]:
 def server(_server: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> WebServer:
     """A server without routes, and clients that do not pause."""
     _server.forget()
-    _server._routes.clear()
+    _server.reset()
     quick = HttpClient(retry=Retry(attempts=3, pause_s=0), retried=RETRIED_IN_SEARCHES)
     plain = HttpClient(retry=Retry(attempts=3, pause_s=0))
     monkeypatch.setattr(remote, "client", lambda: plain)
