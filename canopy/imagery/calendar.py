@@ -65,11 +65,15 @@ class Calendar:
         out = np.full(geobox.shape, UNKNOWN_DAY, np.uint16)
         if geobox.crs is None:
             return out
-        extent = to_crs(geobox.extent, CRS("EPSG:4326")).geom
+        west, south, east, north = to_crs(geobox.extent, CRS("EPSG:4326")).boundingbox.bbox
+        margin = 0.1 * max(east - west, north - south)
+        # Clipped first: a footprint may reach far beyond the area of the GeoBox's CRS.
+        near = shapely.box(west, south, east, north).buffer(margin)
+        clipped = [(outline.intersection(near), day) for outline, day in zip(self.footprints, self.days, strict=True)]
         shapes = [
             (to_crs(Geometry(outline, "EPSG:4326"), geobox.crs).geom, day)
-            for outline, day in zip(self.footprints, self.days, strict=True)
-            if day != UNKNOWN_DAY and shapely.intersects(outline, extent)
+            for outline, day in clipped
+            if day != UNKNOWN_DAY and outline.area > 0
         ]
         if shapes:
             # Later shapes are burnt over earlier ones, so the topmost comes last.

@@ -56,7 +56,7 @@ class TileUri:
 
     @property
     def shown(self) -> str:
-        """The URI without user, password, keys and signatures; what tells one source from another is left."""
+        """The URI without user, password, keys and signatures; what distinguishes one source from another stays."""
         if self.scheme == "file":
             return f"{self.kind}+file:{self.base}"
         parts = urlsplit(self.base)

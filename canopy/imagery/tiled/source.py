@@ -134,7 +134,7 @@ class TiledImagery:
     def describe(self) -> str:
         """Describe the imagery in one line: address, zooms, GSD, CRS and rescale."""
         first, last = self._matrices[0], self._matrices[-1]
-        zooms = first.identifier if first is last else f"{first.identifier} to {last.identifier}"
+        zooms = str(first.zoom) if first is last else f"{first.zoom} to {last.zoom}"
         crs = pyproj.CRS.from_wkt(last.crs)
         code = ":".join(crs.to_authority() or ()) or crs.name
         tile = f"{last.tile_px[0]} px tiles"
