@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from canopy.errors import SourceError
 from canopy.fetch.options import Box, Years
-from canopy.http import HttpClient
+from canopy.http import HttpClient, excerpt
 
 CMR = "https://cmr.earthdata.nasa.gov"
 COLLECTIONS = {
@@ -85,7 +85,7 @@ def _pages(client: HttpClient, url: str, version: str) -> list[Granule]:
         document = answer.json()
         if answer.status == 400:
             reasons = "; ".join(str(reason) for reason in document.get("errors") or ["bad request"])
-            raise SourceError(f"{answer.url}: {reasons}", 400)
+            raise SourceError(f"{answer.url}: {excerpt(reasons.encode())}", 400)
         if not isinstance(document, dict) or not isinstance(document.get("items"), list):
             raise SourceError(f"{answer.url}: no list of items, granules in UMM-JSON expected", answer.status)
         granules += [_granule(item, version) for item in document["items"]]

@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 from canopy.credentials import Secret, require_secret
 from canopy.errors import SourceError
-from canopy.http import Answer, Headers, HttpClient
+from canopy.http import Answer, Headers, HttpClient, excerpt
 
 TOKEN = "EARTHDATA_TOKEN"
 REMEDY = "make one under Generate Token on your page of urs.earthdata.nasa.gov"
@@ -55,9 +55,10 @@ def refusal(answer: Answer) -> SourceError | None:
     except SourceError:
         body = {}
     if answer.status == 401:
+        reason = excerpt(str(body.get("error", "unauthorized")).encode())
         return SourceError(
-            f"{answer.url}: Earthdata refuses the token ({body.get('error', 'unauthorized')}): it is wrong, or older "
-            f"than 60 days; {REMEDY} and set {TOKEN}",
+            f"{answer.url}: Earthdata refuses the token ({reason}): it is wrong, or older than 60 days; {REMEDY} and "
+            f"set {TOKEN}",
             401,
         )
     if address := body.get("accept_eula_url"):

@@ -105,14 +105,14 @@ class Harmony:
                 return self._job_address(answer)
             reason = _reason(answer)
             if answer.status == 400 and "No matching granules" in reason:
-                raise NoGranulesError(f"{answer.url}: {reason}", 400)
+                raise NoGranulesError(f"{answer.url}: {_quoted(reason)}", 400)
             absent = _absent_variables(reason)
             if answer.status == 400 and variables and (absent or "variables selected" in reason):
                 remaining = [name for name in variables if name not in absent] if absent else []
                 variables = remaining if len(remaining) < len(variables) else []
                 continue
             raise self._refused(answer, reason)
-        raise SourceError(f"{answer.url}: {reason}", answer.status)
+        raise SourceError(f"{answer.url}: {_quoted(reason)}", answer.status)
 
     def finish(self, job: str, look: Callable[[str, float], None]) -> JobResult:
         """Wait for a job, and return what it brought.
@@ -137,7 +137,7 @@ class Harmony:
                 return self._result(job, document)
             elif status not in _WAITING:
                 details = "; ".join(_messages(document, "errors")) or str(document.get("message"))
-                raise SourceError(f"{job.partition('?')[0]}: the job is {status}: {details}")
+                raise SourceError(f"{job.partition('?')[0]}: the job is {status}: {_quoted(details)}")
             self._wait(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
 
@@ -169,13 +169,13 @@ class Harmony:
         if (login := refusal(answer)) is not None:
             return login
         if answer.status == 422:
-            return SourceError(f"{answer.url}: {reason}; fetch whole granules with --whole", 422)
-        return SourceError(f"{answer.url}: {reason}", answer.status)
+            return SourceError(f"{answer.url}: {_quoted(reason)}; fetch whole granules with --whole", 422)
+        return SourceError(f"{answer.url}: {_quoted(reason)}", answer.status)
 
     def _job(self, url: str) -> dict[str, Any]:
         answer = self._get(url, (404,))
         if answer.status == 404:
-            raise JobLostError(f"{answer.url}: {_reason(answer)}", 404)
+            raise JobLostError(f"{answer.url}: {_quoted(_reason(answer))}", 404)
         document = answer.json()
         if not isinstance(document, dict):
             raise SourceError(f"{answer.url}: a list in place of a job", answer.status)
@@ -224,4 +224,9 @@ def _absent_variables(reason: str) -> set[str]:
 
 def _messages(document: dict[str, Any], key: str) -> tuple[str, ...]:
     entries = document.get(key) or []
-    return tuple(str(entry.get("message")) for entry in entries if isinstance(entry, dict))
+    return tuple(_quoted(str(entry.get("message"))) for entry in entries if isinstance(entry, dict))
+
+
+def _quoted(text: str) -> str:
+    """Return a service's own words for a message: one line, without secrets, not too long."""
+    return excerpt(text.encode())

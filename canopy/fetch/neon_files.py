@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from canopy.credentials import Secret
-from canopy.errors import SourceError, one_line
+from canopy.errors import SourceError
 from canopy.fetch.options import Years
-from canopy.http import Answer, HttpClient
+from canopy.http import Answer, HttpClient, excerpt
 
 API = "https://data.neonscience.org/api/v0"
 PRODUCTS = {"image": "DP3.30010.001", "chm": "DP3.30015.001", "clouds": "DP1.30003.001"}
@@ -157,7 +157,7 @@ class NeonApi:
         document = _document(answer)
         if answer.status == 400:
             details = "; ".join(str(error.get("detail")) for error in document.get("errors") or [] if error)
-            raise SourceError(f"{answer.url}: {one_line(details or 'refused', 200)}", 400)
+            raise SourceError(f"{answer.url}: {excerpt((details or 'refused').encode())}", 400)
         data = document.get("data")
         if data is None:
             raise SourceError(f"{answer.url}: an answer without the key data, which was expected", answer.status)
