@@ -29,7 +29,7 @@ def test_a_listing_of_neon_is_sorted_out(shared_fixtures: Path) -> None:
     body = recorded(shared_fixtures, "04-neon/data_DP3.30015.001_TEAK_2018-06_assembled.json")["response"]["body"]
     with WebServer() as server:
         server.route("/data/DP3.30015.001/TEAK/2018-06", Reply.json(body))
-        files, _ = NeonApi(CLIENT, Secret("token"), server.url).files("chm", "TEAK", "2018-06")
+        files, _ = NeonApi(CLIENT, Secret("token-3c1f0e77"), server.url).files("chm", "TEAK", "2018-06")
     assert len(files) == 4, "outlines of the clouds are no tiles"
     assert {file.visit for file in files} == {"2018_TEAK_3"}
     assert (317_000, 4_104_000) in {file.tile for file in files}
