@@ -1,0 +1,228 @@
+"""What a worker does with a tile: take its lease, compute it, commit it, and say in a few bytes how that went."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from canopy.batch import isolation
+from canopy.batch.commit import Attempt, commit
+from canopy.batch.failures import TileLimitError, describe, reason_of, write_failure
+from canopy.batch.imagery import DigestedSource
+from canopy.batch.leases import TERM_S, Busy, hold_lease
+from canopy.batch.plan import PlannedTile, lease_key, marker_key
+from canopy.batch.runtime import Runtime, runtime
+from canopy.batch.store import StoreError
+from canopy.errors import CoverageError
+from canopy.prediction.run import run_job
+from canopy.progress import Progress
+
+State = Literal["done", "empty", "lost", "present", "busy", "failed"]
+PAUSE_S = 20.0
+"""Pause of a worker whose disk is full: it would fail tile after tile, faster than others compute them."""
+HARD_LIMIT = 2.0
+"""Multiple of the time limit after which a worker process that no longer answers is ended."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a tile may take, and how workers deal with each other."""
+
+    time_s: float | None = None
+    """Longest time of a tile."""
+    memory_gb: float | None = None
+    """Largest memory of a worker process."""
+    term_s: float = TERM_S
+    """Seconds without a sign of life after which another worker takes a tile over."""
+    pause_s: float = PAUSE_S
+    """Pause of a worker whose disk is full."""
+    scratch: str | None = None
+    """Folder for unfinished tiles; the system's own if None."""
+    expendable: bool = False
+    """Whether the process is a worker's own, which may be ended where a tile never returns."""
+    isolate: bool = True
+    """Whether a tile whose last worker died is computed in a process of its own."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A tile for a worker: under a kilobyte, however large the plan."""
+
+    url: str
+    """Store of the batch."""
+    tile: PlannedTile
+    """Tile to compute."""
+    limits: Limits = Limits()
+    """What the tile may take."""
+    small: bool = False
+    """Whether to take less memory than usual."""
+
+    def to_json(self) -> str:
+        """Return the task as text, for a process of its own."""
+        return json.dumps({**asdict(self), "tile": self.tile.to_json()})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Task":
+        """Read a task that `to_json` wrote."""
+        document = json.loads(text)
+        tile, limits = PlannedTile.from_json(document["tile"]), Limits(**document["limits"])
+        return cls(**{**document, "tile": tile, "limits": limits})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: small, because schedulers keep results."""
+
+    tile: str
+    """Name of the tile."""
+    state: State
+    """``done``; ``empty`` without imagery; ``lost`` to another worker; ``present`` already; ``busy``; ``failed``."""
+    seconds: float = 0.0
+    """Time that it took."""
+    reason: str = ""
+    """Kind of failure."""
+    final: bool = False
+    """Whether the tile is not tried again."""
+    left_s: float = 0.0
+    """Seconds after which a busy tile may be taken over."""
+    overhead_s: float = 0.0
+    """Part of the time that went into lease and commit."""
+
+
+def run_task(task: Task) -> Outcome:
+    """Compute and commit a tile; failures are recorded in the store, never raised.
+
+    Args:
+        task: Tile to compute.
+
+    Raises:
+        CanopyError: Plan or model cannot be loaded, so that no tile can be computed.
+    """
+    loaded = runtime(task.url)
+    began = time.monotonic()
+    try:
+        with hold_lease(loaded.store, lease_key(task.tile.name), task.limits.term_s) as lease:
+            if isinstance(lease, Busy):
+                return Outcome(task.tile.name, "busy", left_s=lease.left_s)
+            # Another run may have committed the tile before its lease was given back.
+            if loaded.store.read(marker_key(task.tile.name)) is not None:
+                return Outcome(task.tile.name, "present")
+            if lease.deaths and task.limits.isolate:
+                return isolation.run_alone(task, loaded.store)
+            leased_s = time.monotonic() - began
+            with _watched(task, loaded):
+                outcome = compute(task, loaded)
+            return replace(outcome, overhead_s=outcome.overhead_s + leased_s)
+    except StoreError as error:
+        # The store may refuse the record of its own failure: the run counts it then.
+        seconds = time.monotonic() - began
+        with contextlib.suppress(StoreError):
+            write_failure(loaded.store, task.tile.name, "store", describe(error), seconds)
+        return Outcome(task.tile.name, "failed", seconds, "store")
+
+
+def compute(task: Task, loaded: Runtime) -> Outcome:
+    """Compute and commit a tile whose lease this process or its parent has."""
+    tile, began = task.tile, time.monotonic()
+    try:
+        with _scratch(task.limits.scratch) as folder:
+            return _compute(task, loaded, folder, began)
+    except Exception as error:  # any fault of one tile is that tile's alone
+        reason, seconds = reason_of(error), time.monotonic() - began
+        failure = write_failure(loaded.store, tile.name, reason, describe(error), seconds)
+        if reason == "memory":
+            _free_memory()
+        if reason == "disk":
+            time.sleep(task.limits.pause_s)
+        return Outcome(tile.name, "failed", seconds, reason, failure.final)
+
+
+def _compute(task: Task, loaded: Runtime, folder: Path, began: float) -> Outcome:
+    tile, pinned = task.tile, bool(loaded.plan.imagery.scenes)
+    source: Any = loaded.source(tile)
+    read_at = datetime.now(UTC).isoformat(timespec="seconds")
+    source = source if pinned else DigestedSource(source)
+    job = loaded.job(tile, source, small=task.small)
+    try:
+        published = run_job(job, folder / f"{tile.name}.tif", overwrite=True, report=_guard(task.limits, began))
+    except CoverageError:
+        published = None
+    computed = time.monotonic()
+    facts: dict[str, Any] = {
+        "canopy:seconds": round(computed - began, 3),
+        "canopy:coverage": published.coverage if published else 0.0,
+    }
+    if not pinned:
+        facts |= {"canopy:imagery_read": read_at, "canopy:imagery_sha256": source.digest}
+    won = commit(loaded.store, loaded.plan, tile, published, replace(Attempt.begin(), facts=facts))
+    state: State = "lost" if not won else "done" if published else "empty"
+    return Outcome(tile.name, state, time.monotonic() - began, overhead_s=time.monotonic() - computed)
+
+
+def _guard(limits: Limits, began: float) -> Any:
+    """Return a report that ends a tile at its limits, after each part of it."""
+
+    def check(progress: Progress) -> None:
+        if limits.time_s is not None and time.monotonic() - began > limits.time_s:
+            raise TileLimitError(f"took longer than {limits.time_s:g} s ({progress.detail}): allow more", "time")
+        if limits.memory_gb is not None and (used_gb := memory_gb()) > limits.memory_gb:
+            raise TileLimitError(f"took {used_gb:.2f} GB, {limits.memory_gb:g} GB allowed", "memory")
+
+    return check
+
+
+@contextlib.contextmanager
+def _watched(task: Task, loaded: Runtime) -> Iterator[None]:
+    """End a worker process in which a tile never returns, as from a library that hangs."""
+    limit_s = task.limits.time_s
+    if limit_s is None or not task.limits.expendable:
+        yield
+        return
+
+    def end() -> None:
+        with contextlib.suppress(Exception):
+            write_failure(loaded.store, task.tile.name, "time", "did not return; its worker was ended", limit_s or 0)
+        os._exit(75)
+
+    timer = threading.Timer(HARD_LIMIT * limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _scratch(folder: str | None) -> Iterator[Path]:
+    """Give a folder for the unfinished tile, and remove it whatever happens."""
+    path = Path(tempfile.mkdtemp(prefix="canopy-tile-", dir=folder))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def memory_gb() -> float:
+    """Return the memory that this process has now, GB; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def _free_memory() -> None:
+    """Give memory that torch keeps for later back to the device."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
