@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from canopy.cli.batch import batch
 from canopy.cli.compare import compare
 from canopy.cli.doctor import doctor
 from canopy.cli.example import example
@@ -25,6 +26,7 @@ from canopy.version import __version__
 app = typer.Typer(no_args_is_help=True)
 dataset = typer.Typer(no_args_is_help=True, help="Build and describe training chips from imagery and lidar.")
 app.add_typer(dataset, name="dataset")
+app.add_typer(batch, name="batch")
 app.add_typer(gedi, name="gedi")
 app.add_typer(fetch, name="fetch")
 app.add_typer(models, name="models")
