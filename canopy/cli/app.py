@@ -17,6 +17,7 @@ from canopy.cli.fetch import fetch
 from canopy.cli.gedi import gedi
 from canopy.cli.models import models
 from canopy.cli.options import ConfigFile, Json, Resume, RunFolder, Settings, parse_nodata, parse_numbers
+from canopy.cli.panels import arrange
 from canopy.cli.predict import Bands, HaveRight, Nodata, Scale, predict
 from canopy.cli.signals import InterruptedWorkError, interrupt_on_signal
 from canopy.cli.terminal import LogHandler, drop_undecodable_messages, say, show_progress, table_console
@@ -257,6 +258,7 @@ def mount(target: typer.Typer) -> None:
     """Add the commands that other packages offer in the entry-point group `canopy.commands`."""
     for point in sorted(entry_points(group="canopy.commands"), key=lambda point: point.name):
         target.command(point.name)(point.load())
+    arrange(target)
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """`canopy predict`: from an area to a height map. Each option is a type of its own, so that the command stays short."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from canopy.cli.completion import complete_backend, complete_device, complete_model
 from canopy.cli.options import AreaLayer, Json, parse_nodata, parse_numbers
 from canopy.cli.terminal import say, show_progress
 
@@ -19,12 +21,22 @@ Imagery = Annotated[
         "(naip); repeatable: the first valid pixel wins (default: sample, config, the best public source)."
     ),
 ]
-Model = Annotated[str, typer.Option(help="Name (canopy models list), bundle or checkpoint.")]
+Model = Annotated[
+    str, typer.Option(help="Name (canopy models list), bundle or checkpoint.", autocompletion=complete_model)
+]
 Out = Annotated[Path | None, typer.Option(help="Output GeoTIFF (default: <aoi>_canopy_height.tif).")]
 Crs = Annotated[str, typer.Option(help="CRS of the output: auto (the AOI's UTM zone) or any other.")]
 Resolution = Annotated[float | None, typer.Option(help="Cell size in units of the CRS (default: the model's GSD).")]
-Device = Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda or mps (untested).")]
-Backend = Annotated[str, typer.Option(help="Library that runs the model: auto, eager, compile, openvino or bf16.")]
+Device = Annotated[
+    str,
+    typer.Option(help="Device of the model: auto, cpu, cuda or mps (untested).", autocompletion=complete_device),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="Library that runs the model: auto, eager, compile, openvino or bf16.", autocompletion=complete_backend
+    ),
+]
 Uncertainty = Annotated[
     bool, typer.Option("--uncertainty", help="Add bands with the 5th and 95th percentile of height.")
 ]
@@ -58,6 +70,7 @@ Overwrite = Annotated[
     bool, typer.Option(help="Replace an existing output, and drop the work of an interrupted run of another plan.")
 ]
 Force = Annotated[bool, typer.Option(help="Accept imagery coarser than twice the model's GSD.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the map will be and cost, and write nothing.")]
 Qgis = Annotated[bool, typer.Option("--qgis", help="Write a QGIS project (.qgz) next to the map.")]
 
 
@@ -90,6 +103,7 @@ def predict(
     overwrite: Overwrite = False,
     force: Force = False,
     qgis: Qgis = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Map canopy height over an area."""
@@ -104,9 +118,12 @@ def predict(
             scale=parse_numbers("--scale", scale, float), nodata=parse_nodata(nodata),
             alpha="auto" if alpha is None else alpha, imagery_crs=imagery_crs, imagery_datetime=imagery_datetime,
             search=search, offline=offline, have_right=have_right, allow_outside=allow_outside, overwrite=overwrite,
-            force=force, qgis=qgis, report=report,
+            force=force, qgis=qgis, dry_run=dry_run, report=report,
         )  # fmt: skip
     document = {name: getattr(result, name) for name in ("model", "imagery", "acquisition")}
+    if result.cost is not None:
+        say(str(result.cost))
+        document["cost"] = {**asdict(result.cost), "seconds": result.cost.seconds}
     if result.project is not None:
         document["project"] = str(result.project)
         say(f"QGIS project: {result.project}")

@@ -18,6 +18,7 @@ from tiles.publish import item_path, style_path
 
 if TYPE_CHECKING:
     from canopy.models.model import HeightModel
+    from canopy.prediction.cost import Cost
 
 COARSEST_GSD_RATIO = 2.0
 GSD_TOLERANCE = 0.01
@@ -52,6 +53,8 @@ class Request:
     """Whether existing outputs may be replaced, and work of another plan dropped."""
     force: bool
     """Whether imagery coarser than twice the model's GSD is accepted."""
+    dry_run: bool = False
+    """Whether the cost is all that is computed."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Prediction:
     """Tiles that an interrupted run had finished."""
     project: Path | None = None
     """QGIS project of the map, where it was requested."""
+    cost: "Cost | None" = None
+    """Cost of the map, where that was requested instead of the map; then nothing is written."""
 
 
 def read_model_card(model: str | Path) -> Card | None:

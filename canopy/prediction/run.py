@@ -16,6 +16,7 @@ from canopy.calibration import apply_to_bands
 from canopy.errors import CoverageError, OutputError
 from canopy.models.domain import DomainCheck, warn_outside
 from canopy.models.model import HeightModel, load_model
+from canopy.prediction.cost import LONG_CHIPS, count_chips, measure_cost
 from canopy.prediction.engine import OVERLAP_PX, ChipEngine, Heights, Image, PendingTile
 from canopy.prediction.grids import choose_tile_px, output_lattice, working_lattice
 from canopy.prediction.job import Job
@@ -67,7 +68,26 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     """
     model = request.model
     network = load_model(model, request.device, request.backend) if isinstance(model, str | Path) else model
-    return run_job(_plan(request, network), request.path, overwrite=request.overwrite, report=report)
+    job = _plan(request, network)
+    if request.dry_run:
+        return _priced(job, request.path)
+    return run_job(job, request.path, overwrite=request.overwrite, report=report)
+
+
+def _priced(job: Job, path: Path) -> Prediction:
+    """Return what a map will be and cost; nothing is written."""
+    _log_job(job)
+    cost = measure_cost(job, len(_missing(job, partial_folder(path))))
+    source = job.source
+    finished = cost.tiles - cost.tiles_left
+    return Prediction(
+        path, job.model.card.name, source.uris, source.describe(), source.datetime, 0.0, 0, finished, cost=cost
+    )
+
+
+def _missing(job: Job, folder: Path) -> list[Tile]:
+    """Return the tiles that no earlier run of this plan has finished."""
+    return [tile for tile in job.tiles if not tile_is_committed(tile_path(folder, tile), job.plan)]
 
 
 def run_job(job: Job, path: Path, *, overwrite: bool = False, report: Report = ignore) -> Prediction:
@@ -85,8 +105,10 @@ def run_job(job: Job, path: Path, *, overwrite: bool = False, report: Report = i
     partial = partial_folder(path)
     _log_job(job)
     with _hold_partial(partial, path, job.plan, overwrite):
-        missing = [tile for tile in job.tiles if not tile_is_committed(tile_path(partial, tile), job.plan)]
+        missing = _missing(job, partial)
         if not pending_publication(partial):
+            if len(missing) > 1 and count_chips(job) > LONG_CHIPS:
+                _LOG.info("%s", measure_cost(job, len(missing)))
             with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):
                 _map_tiles(job, missing, partial, report)
             coverage = _coverage(job, partial)
