@@ -14,11 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from odc.geo.geobox import GeoBox
+from odc.geo.geom import Geometry
 
 from tiles.cog import Member, assemble, write_json
-from tiles.errors import OutputError, RasterError, one_line
+from tiles.errors import AOIError, OutputError, RasterError, one_line
 from tiles.files import file_sha256, rename, replacing, sync
-from tiles.stac import UNKNOWN, height_item
+from tiles.planes import PlaneFile, PlaneSpec, plane_asset, write_plane
+from tiles.stac import UNKNOWN, footprint, height_item
 from tiles.style import qml
 from tiles.validation import validate
 
@@ -47,6 +49,8 @@ class MapRecord:
     """Name of the imagery's licence, where it is on record."""
     attribution: str | None = None
     """Text that a map made of the imagery must carry, if any."""
+    area: Geometry | None = None
+    """Area that was mapped, for the item; None for all of the raster."""
 
     MAX_NAMES = 20
 
@@ -66,12 +70,15 @@ class MapRecord:
         }
 
     @classmethod
-    def from_tags(cls, tags: Mapping[str, str], calibration: Mapping[str, str] | None = None) -> "MapRecord":
+    def from_tags(
+        cls, tags: Mapping[str, str], calibration: Mapping[str, str] | None = None, area: Geometry | None = None
+    ) -> "MapRecord":
         """Read the record of a published map from its tags, for a map made of it.
 
         Args:
             tags: Tags of the published map.
             calibration: Kind and sha256 of the calibration that the new map gets.
+            area: Area that the published map covers, see `published_area`.
         """
         acquisition = tags.get("CANOPY_ACQUISITION_DATETIME", UNKNOWN)
         return cls(
@@ -84,11 +91,18 @@ class MapRecord:
             scale=tags.get("CANOPY_IMAGERY_SCALE"),
             licence=tags.get("CANOPY_IMAGERY_LICENCE"),
             attribution=tags.get("CANOPY_IMAGERY_ATTRIBUTION"),
+            area=area,
         )
 
 
 def publish_map(
-    members: Sequence[Member], path: Path, geobox: GeoBox, bands: Sequence[str], record: MapRecord, folder: Path
+    members: Sequence[Member],
+    path: Path,
+    geobox: GeoBox,
+    bands: Sequence[str],
+    record: MapRecord,
+    folder: Path,
+    planes: Sequence[PlaneSpec] = (),
 ) -> None:
     """Assemble committed tiles into a map, validate it, and publish it with its style and STAC item.
 
@@ -99,19 +113,27 @@ def publish_map(
         bands: Names of the bands.
         record: Origin of the map.
         folder: Folder for the drafts, on the file system of `path`; a publication that is killed is finished from it.
+        planes: Rasters of whole numbers that the tiles have behind their heights, published next to the map.
 
     Raises:
         RasterError: The assembled map is not valid; nothing under `path` has changed.
         OutputError: The map cannot be written.
     """
     draft, style, item = (folder / name for name in ("map.tif", "map.qml", "item.json"))
-    assemble(members, draft, geobox, bands, record.tags(), sparse=True)
+    assemble(members, draft, geobox, bands, record.tags(), sparse=True, planes=len(planes))
     if problems := validate(draft):
         raise RasterError(f"the assembled map is not valid and was not published: {'; '.join(problems)}")
     with _reporting(path), replacing(style) as unnamed:
         unnamed.write_text(qml(), encoding="utf-8")
-    write_json(item, _item(draft, path, bands, record))
-    publish([(draft, path), (style, style_path(path)), (item, item_path(path))], folder)
+    document = _item(draft, path, bands, record)
+    extras = []
+    for number, spec in enumerate(planes, len(bands) + 1):
+        plane, final = PlaneFile.of(draft, spec), PlaneFile.of(path, spec)
+        write_plane(members, number, plane, geobox, spec, record.tags())
+        add_asset(document, spec.name, plane_asset(plane.raster, final.raster, spec))
+        extras += zip(plane.paths, final.paths, strict=True)
+    write_json(item, document)
+    publish([(draft, path), *extras, (style, style_path(path)), (item, item_path(path))], folder)
 
 
 def publish(drafts: Sequence[tuple[Path, Path]], folder: Path) -> None:
@@ -184,6 +206,13 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def published_area(path: Path) -> Geometry | None:
+    """Return the area of a published map from its STAC item; None where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Geometry(json.loads(item_path(path).read_text(encoding="utf-8"))["geometry"], "EPSG:4326")
+    return None
+
+
 def item_path(path: Path) -> Path:
     """Return the path of a map's STAC item."""
     return path.with_suffix(".json")
@@ -209,7 +238,14 @@ def _reporting(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
 
-def _item(draft: Path, path: Path, bands: Sequence[str], record: MapRecord) -> dict[str, object]:
+def _footprint(area: Geometry | None) -> dict[str, object] | None:
+    """Return an area as GeoJSON; None, for the outline of the raster, where degrees cannot draw it, as at a pole."""
+    with contextlib.suppress(AOIError):
+        return footprint(area) if area is not None else None
+    return None
+
+
+def _item(draft: Path, path: Path, bands: Sequence[str], record: MapRecord) -> dict[str, Any]:
     return height_item(
         draft,
         name=path.name,
@@ -220,5 +256,6 @@ def _item(draft: Path, path: Path, bands: Sequence[str], record: MapRecord) -> d
         bands=bands,
         version=record.version,
         calibration=record.calibration,
+        geometry=_footprint(record.area),
         terms={"licence": record.licence, "attribution": record.attribution},
     )

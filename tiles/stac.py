@@ -1,29 +1,37 @@
 """The STAC item of a height map: what it is, where, of when, made by which model, and the hash of its bytes.
 
-Extensions: projection, raster, file and processing. The machine-learning-model extension (mlm) describes
-*models*: its schema demands the model's inputs, outputs and weights in the item. A map has none, so it
-names its model in `canopy:model_*` and `processing:lineage` instead.
+Extensions: projection, raster, file and processing; eo only for the names of bands, by which odc-stac finds them.
+The machine-learning-model extension (mlm) describes *models*: its schema demands the model's inputs, outputs and
+weights in the item. A map has none, so it names its model in `canopy:model_*` and `processing:lineage` instead.
 """
 
+import functools
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import odc.geo
 import rasterio
 import shapely
 import shapely.geometry
+from numpy.typing import NDArray
+from odc.geo.geom import Geometry
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
+from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
-from tiles.cog import UNIT, write_json
+from tiles.aoi import flatten, keep_polygons, to_crs
+from tiles.cog import BLOCK_PX, CACHE_BYTES, UNIT, write_json
 from tiles.errors import RasterError
 from tiles.files import file_sha256
+from tiles.ground import true_gsd_m
 
 UNKNOWN = "unknown"
 EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
@@ -34,12 +42,21 @@ _EXTENSIONS = (
     "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
     "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+    "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
 )
 _COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 _BAND = {"data_type": "float32", "nodata": "nan", "unit": UNIT, "raster:sampling": "area"}
+_STYLE_TYPE = "application/xml"
 _POINTS_PER_SIDE = 21
+_MAX_CORNERS = 2000
+"""Most corners of an area in an item; one with more is drawn more coarsely."""
+_DIGITS = 7
+"""Decimals of longitudes and latitudes: a centimetre."""
 _DAY = timedelta(days=1)
 _SECOND = timedelta(seconds=1)
+_LONLAT = odc.geo.CRS("EPSG:4326")
+_STRIP_PX = 2**13
+"""Longest side of what is read at once for statistics, pixels."""
 
 
 def height_item(
@@ -68,7 +85,8 @@ def height_item(
             two of these as "a/b". None or "unknown" where unknown.
         created: Time at which the map was made.
         model: "name", "sha256" and what else identifies the model; each becomes `canopy:model_<key>`.
-        imagery: Identifiers of the imagery; written out, so without secrets.
+        imagery: Identifiers of the imagery; written out, so without secrets. Of local files the item has the name
+            alone: their folders are no concern of whoever gets the map.
         bands: Band names in order.
         version: Version of Canopy.
         calibration: Kind and sha256 of the calibration, if any; each key becomes `canopy:calibration_<key>`.
@@ -83,8 +101,9 @@ def height_item(
     Raises:
         RasterError: The map cannot be read, or the acquisition cannot be understood.
     """
-    projection, outline = _georeference(path)
+    projection, outline, statistics = _georeference(path)
     name = name or path.name
+    imagery = [public_name(uri) for uri in imagery]
     area = outline if geometry is None else shapely.geometry.shape(dict(geometry))
     item = {
         "type": "Feature",
@@ -97,7 +116,7 @@ def height_item(
             **acquisition_times(acquisition, created),
             "created": _rfc3339(created),
             "canopy:acquisition_datetime": acquisition or UNKNOWN,
-            "canopy:imagery": list(imagery),
+            "canopy:imagery": imagery,
             **{f"canopy:model_{key}": value for key, value in model.items()},
             **{f"canopy:calibration_{key}": value for key, value in (calibration or {}).items()},
             **{f"canopy:imagery_{key}": value for key, value in (terms or {}).items() if value},
@@ -105,7 +124,7 @@ def height_item(
             **_processing(model, imagery, version),
         },
         "links": [],
-        "assets": _assets(path, name, bands),
+        "assets": _assets(path, name, bands, statistics),
     }
     plain: dict[str, Any] = json.loads(json.dumps(item, allow_nan=False))
     return plain
@@ -118,6 +137,30 @@ def write_item(item: Mapping[str, Any], path: Path) -> None:
         OutputError: The item cannot be written; `path` is as it was.
     """
     write_json(path, dict(item))
+
+
+def footprint(area: Geometry) -> dict[str, Any]:
+    """Return an area as GeoJSON: longitude and latitude, cut at the antimeridian, of at most 2,000 corners or so.
+
+    Args:
+        area: Area of interest, in any CRS.
+    """
+    lonlat = to_crs(area, _LONLAT).geom
+    tolerance = 10.0**-_DIGITS
+    while shapely.get_num_coordinates(lonlat) > _MAX_CORNERS and tolerance < 1:
+        tolerance *= 4
+        lonlat = shapely.simplify(lonlat, tolerance)
+    parts = [part for polygon in keep_polygons(flatten(lonlat)) for part in _turned_parts(polygon)]
+    document: dict[str, Any] = shapely.geometry.mapping(_joined(parts))
+    return document
+
+
+def public_name(uri: str) -> str:
+    """Return how an item names imagery: an address as it is, a local file by its name."""
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme != "file":
+        return uri
+    return PureWindowsPath(rest if separator else uri).name or uri
 
 
 def _rfc3339(moment: datetime) -> str:
@@ -163,12 +206,13 @@ def _span(text: str) -> tuple[datetime, datetime]:
     return start, start + _DAY - _SECOND if is_day else start
 
 
-def _georeference(path: Path) -> tuple[dict[str, Any], BaseGeometry]:
-    """The projection fields of a map, and its outline in longitude and latitude."""
+def _georeference(path: Path) -> tuple[dict[str, Any], BaseGeometry, list[dict[str, float]]]:
+    """The projection fields of a map, its outline in longitude and latitude, and the statistics of its bands."""
     try:
         with rasterio.open(path) as src:
             crs = CRS.from_user_input(src.crs or "")
             shape, transform, bounds = src.shape, src.transform, src.bounds
+            statistics = _statistics(src)
     except (OSError, CRSError) as error:
         raise RasterError(
             f"{path}: cannot read its georeference ({error}), expected a height map with a CRS"
@@ -182,7 +226,9 @@ def _georeference(path: Path) -> tuple[dict[str, Any], BaseGeometry]:
     }
     if not authority:
         fields["proj:wkt2"] = crs.to_wkt()
-    return fields, _outline(crs, *bounds)
+    # To the millimetre: the projection's scale is no property of the map.
+    fields["gsd"] = round(true_gsd_m(transform, shape, crs), 3)
+    return fields, _outline(crs, *bounds), statistics
 
 
 def _outline(crs: CRS, left: float, bottom: float, right: float, top: float) -> BaseGeometry:
@@ -197,17 +243,26 @@ def _outline(crs: CRS, left: float, bottom: float, right: float, top: float) -> 
         south, north = (float(lat.min()), 90.0) if lat.mean() > 0 else (-90.0, float(lat.max()))
         return shapely.box(-180, south, 180, north)
     ring = shapely.Polygon(np.column_stack([turns[:-1], lat]))
-    return _cut_at_antimeridian(ring)
+    return _joined(list(_turned_parts(ring)))
 
 
-def _cut_at_antimeridian(ring: shapely.Polygon) -> BaseGeometry:
-    polygons = []
+def _turned_parts(polygon: shapely.Polygon) -> Iterator[shapely.Polygon]:
+    """Cut a polygon of continuous longitudes at the antimeridian, and turn each part to -180 to 180 degrees."""
     for west in (-540, -180, 180):
-        part = shapely.clip_by_rect(ring, west, -90, west + 360, 90)
-        if isinstance(part, shapely.Polygon) and part.area > 0:
-            corners = shapely.get_coordinates(part) - (west + 180, 0)
-            polygons.append(shapely.geometry.polygon.orient(shapely.Polygon(corners.round(7))))
-    return polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
+        clipped = shapely.clip_by_rect(polygon, west, -90, west + 360, 90)
+        for part in keep_polygons(flatten(clipped)):
+            corners = functools.partial(_turned, turn=west + 180)
+            turned = shapely.make_valid(shapely.transform(part, corners), method="structure", keep_collapsed=False)
+            yield from (shapely.geometry.polygon.orient(piece) for piece in keep_polygons(flatten(turned)))
+
+
+def _turned(lonlat: NDArray[np.float64], turn: float) -> NDArray[np.float64]:
+    turned: NDArray[np.float64] = (lonlat - (turn, 0)).round(_DIGITS)
+    return turned
+
+
+def _joined(polygons: Sequence[shapely.Polygon]) -> BaseGeometry:
+    return polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(list(polygons))
 
 
 def _bbox(area: BaseGeometry) -> list[float]:
@@ -232,7 +287,35 @@ def _processing(model: Mapping[str, str], imagery: Sequence[str], version: str) 
     }
 
 
-def _assets(path: Path, name: str, bands: Sequence[str]) -> dict[str, Any]:
+def _statistics(src: Any) -> list[dict[str, float]]:
+    """Compute STAC's statistics of each band over all of its cells, a strip of blocks at a time."""
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+        return [_band_statistics(src, band) for band in src.indexes]
+
+
+def _band_statistics(src: Any, band: int) -> dict[str, float]:
+    count, mean, squares, low, high = 0, 0.0, 0.0, math.inf, -math.inf
+    for row in range(0, src.height, BLOCK_PX):
+        for col in range(0, src.width, _STRIP_PX):
+            window = Window(col, row, min(_STRIP_PX, src.width - col), min(BLOCK_PX, src.height - row))
+            values = src.read(band, window=window).astype(np.float64)
+            values = values[np.isfinite(values)]
+            if not values.size:
+                continue
+            # Chan et al. (1983): means and squared deviations of parts are joined without cancellation.
+            shift, total = values.mean() - mean, count + values.size
+            squares += ((values - values.mean()) ** 2).sum() + shift**2 * count * values.size / total
+            mean += shift * values.size / total
+            count, low, high = total, min(low, values.min()), max(high, values.max())
+    share = 100 * count / (src.height * src.width)
+    if not count:
+        return {"valid_percent": share}
+    deviation = math.sqrt(squares / count)
+    numbers = {"minimum": low, "maximum": high, "mean": mean, "stddev": deviation, "valid_percent": share}
+    return {key: float(value) for key, value in numbers.items()}
+
+
+def _assets(path: Path, name: str, bands: Sequence[str], statistics: Sequence[dict[str, float]]) -> dict[str, Any]:
     assets: dict[str, Any] = {
         "canopy_height": {
             "href": f"./{quote(name)}",
@@ -241,10 +324,18 @@ def _assets(path: Path, name: str, bands: Sequence[str]) -> dict[str, Any]:
             "roles": ["data"],
             "file:size": path.stat().st_size,
             "file:checksum": "1220" + file_sha256(path),  # multihash: sha2-256, 32 bytes
-            "bands": [{"name": band, **_BAND} for band in bands],
+            "bands": [
+                {"name": band, **_BAND, "statistics": numbers} for band, numbers in zip(bands, statistics, strict=True)
+            ],
+            "eo:bands": [{"name": band} for band in bands],
         }
     }
     if path.with_suffix(".qml").exists():
         style = Path(name).with_suffix(".qml").name
-        assets["style"] = {"href": f"./{quote(style)}", "title": "QGIS style", "roles": ["style"]}
+        assets["style"] = {
+            "href": f"./{quote(style)}",
+            "type": _STYLE_TYPE,
+            "title": "QGIS style",
+            "roles": ["style"],
+        }
     return assets

@@ -16,7 +16,7 @@ from canopy.progress import Progress, Report, ignore
 from tiles.cog import BANDS, UNCERTAINTY_BANDS, write_tile
 from tiles.files import require_new
 from tiles.heights import open_heights
-from tiles.publish import MapRecord, publish_map
+from tiles.publish import MapRecord, publish_map, published_area
 from tiles.windows import PixelWindow
 
 TILE_PX = 2048
@@ -75,7 +75,7 @@ def calibrate_map(
         bands = _bands(path, heights.dataset, calibration)
         # Through the one reader: a map stored in centimetres is calibrated in metres.
         rasters = [band for name in bands if (band := heights.named(name)) is not None]
-        record = MapRecord.from_tags(heights.dataset.tags(), describe_calibration(calibration))
+        record = MapRecord.from_tags(heights.dataset.tags(), describe_calibration(calibration), published_area(path))
         shape, crs = heights.dataset.shape, heights.dataset.crs.to_wkt()
         geobox = GeoBox(shape, heights.dataset.transform, crs)
         try:

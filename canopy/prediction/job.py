@@ -79,6 +79,7 @@ class Job:
             scale=str(self.source.rescale),
             licence=licence.name if licence else None,
             attribution=licence.attribution if licence else None,
+            area=self.area if self.part is None else self.area & self.grid.lattice.geobox(self.window).extent,
         )
 
     @cached_property

@@ -10,6 +10,7 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 import tiles.publish as publishing
+from tiles.aoi import to_crs
 from tiles.cog import BANDS, write_tile
 from tiles.errors import OutputError, RasterError
 from tiles.publish import MANIFEST, MapRecord, finish_publication, pending_publication, publish, publish_map
@@ -44,6 +45,18 @@ def test_a_map_is_published_with_style_item_and_record(tmp_path: Path, folder: P
     assert tags["CANOPY_IMAGERY_SCALE"] == "0..255"
     assert MapRecord.from_tags(tags, RECORD.calibration) == RECORD
     assert not (folder / MANIFEST).exists()
+
+
+def test_the_area_of_a_map_is_read_back(tmp_path: Path, folder: Path) -> None:
+    publish_heights(tmp_path / "map.tif", folder)
+    area = publishing.published_area(tmp_path / "map.tif")
+    assert area is not None
+    # 20 x 30 cells of half a metre, east of the central meridian (111 degrees west).
+    assert area.boundingbox.left == pytest.approx(-111, abs=1e-6)
+    assert to_crs(area, GEOBOX.crs).area == pytest.approx(10 * 15, rel=0.01)
+    assert publishing.published_area(tmp_path / "other.tif") is None
+    (tmp_path / "map.json").write_text('{"geometry": null}')
+    assert publishing.published_area(tmp_path / "map.tif") is None
 
 
 def test_an_unknown_origin_is_said_and_read_back() -> None:

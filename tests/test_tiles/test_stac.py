@@ -7,18 +7,21 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pystac
+import pystac.extensions.eo
 import pytest
 import rasterio
+import shapely
 import shapely.geometry
 from affine import Affine
 from jsonschema import Draft7Validator
+from odc.geo.geom import Geometry
 from pystac.validation.local_validator import get_local_schema_cache
 from referencing import Registry, Resource
 
 from tiles.cog import BANDS, UNCERTAINTY_BANDS
 from tiles.errors import OutputError, RasterError
 from tiles.files import file_sha256
-from tiles.stac import height_item, write_item
+from tiles.stac import footprint, height_item, write_item
 
 CREATED = datetime(2026, 3, 4, 5, 6, 7, 890, tzinfo=UTC)
 MODEL = {"name": "canopy-s", "sha256": "ab" * 32}
@@ -28,11 +31,13 @@ LOCAL_CRS = "+proj=tmerc +lat_0=10 +lon_0=20 +ellps=GRS80 +units=m +no_defs"
 
 @pytest.fixture
 def make_map(tmp_path):
-    def make(transform=UTM[0], crs=UTM[1], shape=(40, 60), name="höhe 1.tif"):
+    def make(transform=UTM[0], crs=UTM[1], shape=(40, 60), name="höhe 1.tif", values=None):
         path = tmp_path / name
-        profile = {"driver": "GTiff", "dtype": "float32", "count": 1, "nodata": math.nan}
-        with rasterio.open(path, "w", height=shape[0], width=shape[1], crs=crs, transform=transform, **profile) as out:
-            out.write(np.ones((1, *shape), np.float32))
+        values = np.ones((1, *shape), np.float32) if values is None else values.astype(np.float32)
+        profile = {"driver": "GTiff", "dtype": "float32", "count": len(values), "nodata": math.nan}
+        height, width = values.shape[1:]
+        with rasterio.open(path, "w", height=height, width=width, crs=crs, transform=transform, **profile) as out:
+            out.write(values)
         return path
 
     return make
@@ -142,7 +147,8 @@ def test_local_crs_has_null_code_and_wkt(make_map):
 
 
 def test_bands_carry_common_fields_and_one_raster_field(make_map):
-    bands = item_of(make_map(), bands=UNCERTAINTY_BANDS)["assets"]["canopy_height"]["bands"]
+    path = make_map(values=np.ones((3, 4, 4)))
+    bands = item_of(path, bands=UNCERTAINTY_BANDS)["assets"]["canopy_height"]["bands"]
     assert [band["name"] for band in bands] == list(UNCERTAINTY_BANDS)
     for band in bands:
         assert (band["data_type"], band["nodata"], band["unit"]) == ("float32", "nan", "m")
@@ -154,9 +160,97 @@ def test_every_prefix_in_use_is_declared_or_our_own(make_map):
     asset = item["assets"]["canopy_height"]
     keys = {*item["properties"], *asset, *(key for band in asset["bands"] for key in band)}
     prefixes = {key.partition(":")[0] for key in keys if ":" in key}
-    assert prefixes == {"canopy", "file", "proj", "processing", "raster"}
+    assert prefixes == {"canopy", "eo", "file", "proj", "processing", "raster"}
     declared = {re.search(r"github\.io/(\w+)/", uri)[1] for uri in item["stac_extensions"]}
-    assert declared == {"file", "projection", "processing", "raster"}
+    assert declared == {"eo", "file", "projection", "processing", "raster"}
+
+
+def test_bands_have_names_by_which_odc_stac_finds_them(make_map):
+    """odc-stac makes aliases of the names that pystac's eo extension finds: `load([item], ["canopy_height_p95"])`."""
+    item = pystac.Item.from_dict(item_of(make_map(values=np.ones((3, 4, 4))), bands=UNCERTAINTY_BANDS))
+    bands = pystac.extensions.eo.EOExtension.ext(item.assets["canopy_height"]).bands
+    assert [band.name for band in bands] == list(UNCERTAINTY_BANDS)
+
+
+def test_statistics_are_those_of_all_cells(make_map, monkeypatch):
+    monkeypatch.setattr("tiles.stac.BLOCK_PX", 7)
+    monkeypatch.setattr("tiles.stac._STRIP_PX", 9)
+    values = np.random.default_rng(0).uniform(0, 40, (3, 50, 30)).astype(np.float32)
+    values[0, 10:20], values[2] = np.nan, np.nan
+    path = make_map(values=values)
+    first, second, third = item_of(path, bands=UNCERTAINTY_BANDS)["assets"]["canopy_height"]["bands"]
+    for band, cells in ((first, values[0]), (second, values[1])):
+        finite = cells[np.isfinite(cells)].astype(float)
+        assert band["statistics"] == {
+            "minimum": finite.min(),
+            "maximum": finite.max(),
+            "mean": pytest.approx(finite.mean()),
+            "stddev": pytest.approx(finite.std()),
+            "valid_percent": 100 * finite.size / cells.size,
+        }
+    assert first["statistics"]["valid_percent"] == 80
+    assert third["statistics"] == {"valid_percent": 0}
+
+
+def test_gsd_is_in_true_metres(make_map):
+    assert item_of(make_map())["properties"]["gsd"] == pytest.approx(2, abs=0.002)
+    mercator = make_map(Affine(1, 0, 0, 0, -1, 8_399_738), "EPSG:3857")  # 60 degrees north
+    assert item_of(mercator)["properties"]["gsd"] == pytest.approx(0.5, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("/home/someone/ortho.tif", "ortho.tif"),
+        ("../data/ortho.tif", "ortho.tif"),
+        ("file:///home/someone/ortho.tif", "ortho.tif"),
+        (r"C:\Users\someone\ortho.tif", "ortho.tif"),
+        ("https://example.org/a/ortho.tif", "https://example.org/a/ortho.tif"),
+        ("s3://bucket/a/ortho.tif", "s3://bucket/a/ortho.tif"),
+        ("naip", "naip"),
+    ],
+)
+def test_local_folders_stay_private(make_map, uri, expected):
+    item = item_of(make_map(), imagery=(uri,))
+    assert item["properties"]["canopy:imagery"] == [expected]
+    assert "someone" not in json.dumps(item)
+
+
+def test_every_asset_has_a_type(make_map):
+    path = make_map()
+    path.with_suffix(".qml").write_text("<qgis/>")
+    assets = item_of(path)["assets"]
+    assert {name: asset["type"].partition(";")[0] for name, asset in assets.items()} == {
+        "canopy_height": "image/tiff",
+        "style": "application/xml",
+    }
+
+
+def test_footprint_is_the_area_in_degrees(make_map):
+    area = Geometry(shapely.Polygon([(500_000, 4_999_950), (500_040, 4_999_950), (500_000, 5_000_000)]), "EPSG:32633")
+    document = footprint(area)
+    assert document["type"] == "Polygon"
+    assert document["coordinates"][0][0] == pytest.approx([15, 45.15302], abs=1e-4)
+    item = item_of(make_map(), geometry=document)
+    assert core_errors(item) == []
+    assert shapely.geometry.shape(item["geometry"]).area < shapely.geometry.box(*item["bbox"]).area * 0.51
+
+
+def test_footprint_across_the_antimeridian_is_cut():
+    ring = shapely.box(179, -17, 181, -16).difference(shapely.box(179.2, -16.6, 179.4, -16.4))
+    document = footprint(Geometry(ring, "EPSG:4326"))
+    parts = shapely.get_parts(shapely.geometry.shape(document))
+    assert sorted(part.bounds for part in parts) == [(-180, -17, -179, -16), (179, -17, 180, -16)]
+    assert [len(part.interiors) for part in sorted(parts, key=lambda part: part.bounds)] == [0, 1]
+    assert all(part.exterior.is_ccw for part in parts)
+
+
+def test_footprint_of_many_corners_is_drawn_more_coarsely():
+    circle = shapely.Point(500_000, 5_000_000).buffer(5_000, quad_segs=20_000)
+    drawn = shapely.geometry.shape(footprint(Geometry(circle, "EPSG:32633")))
+    assert shapely.get_num_coordinates(drawn) <= 2000
+    exact = shapely.geometry.shape(footprint(Geometry(circle.simplify(0.5), "EPSG:32633")))
+    assert drawn.symmetric_difference(exact).area < 1e-3 * exact.area
 
 
 def test_provenance_names_model_software_and_imagery(make_map):

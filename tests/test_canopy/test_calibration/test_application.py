@@ -75,6 +75,7 @@ def test_predict_and_apply_agree_and_say_so(
         item = json.loads(path.with_suffix(".json").read_text())
         assert item["properties"]["canopy:calibration_sha256"] == LINEAR.sha256
         assert item["properties"]["canopy:calibration_kind"] == "linear"
+        assert item["geometry"] == json.loads(plain.with_suffix(".json").read_text())["geometry"]
     with pytest.raises(CalibrationError, match="calibrated already"):
         calibrate_map(applied, LINEAR, tmp_path / "twice.tif")
     with pytest.raises(OutputError, match="exists"):

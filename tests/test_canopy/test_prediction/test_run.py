@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import shapely
+import shapely.geometry
 import torch
 import torch.nn.functional as F
 from height_models import MeanOfGreen
@@ -51,7 +53,17 @@ def test_predict_writes_a_valid_map_with_its_companions(scene: Path, tmp_path: P
     assert (tmp_path / "out.qml").is_file()
     item = json.loads((tmp_path / "out.json").read_text())
     assert item["properties"]["canopy:acquisition_datetime"] == "unknown"
+    assert item["properties"]["canopy:imagery"] == ["scene.tif"]
     assert not (tmp_path / "out.tif.partial").exists()
+
+
+def test_item_has_the_area_as_its_geometry(scene: Path, tmp_path: Path) -> None:
+    corner = polygon([(500010, 4900010), (500090, 4900010), (500010, 4900080), (500010, 4900010)], "EPSG:32612")
+    predict(corner, scene, MeanOfGreen(), tmp_path / "out.tif")
+    item = json.loads((tmp_path / "out.json").read_text())
+    move = Transformer.from_crs("EPSG:4326", "EPSG:32612", always_xy=True).transform
+    drawn = shapely.transform(shapely.geometry.shape(item["geometry"]), lambda xy: np.column_stack(move(*xy.T)))
+    assert drawn.symmetric_difference(corner.geom).area < 0.001 * corner.area
 
 
 def test_interrupted_run_goes_on_to_the_same_bytes(
