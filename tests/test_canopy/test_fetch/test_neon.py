@@ -13,6 +13,7 @@ from servers.web import Fault, WebServer
 
 from canopy.config import load_config
 from canopy.dataset.config import DatasetConfig
+from canopy.dataset.scene_files import list_scenes
 from canopy.errors import ConfigError, OutputError, SourceError
 from canopy.fetch.neon import NeonRequest, fetch_neon
 from canopy.fetch.options import Years
@@ -154,6 +155,17 @@ def test_whole_tiles_are_downloaded_without_an_area(server: fake.NeonServer, tmp
     (image,) = tmp_path.glob("*/rgb.tif")
     original = next((server.folder / "neon-aop-products").rglob(f"{image.parent.name}_image.tif"))
     assert image.read_bytes() == original.read_bytes()
+
+
+def test_labels_may_come_from_the_clouds(server: fake.NeonServer, tmp_path: Path) -> None:
+    summary = fetched(server, tmp_path, clouds=True, labels="clouds")
+    config = load_config(summary.path, DatasetConfig)
+    source = config.sources["neon_teak"]
+    assert (source.heights, source.floor_m) == (None, 0.0)
+    scenes = list_scenes("neon_teak", source, config.root)
+    assert [len(scene.clouds) for scene in scenes] == [1, 1]
+    with pytest.raises(ConfigError, match="leave --no-clouds out"):
+        NeonRequest("TEAK", clouds=False, labels="clouds")
 
 
 def test_what_cannot_be_answered_is_one_line(server: fake.NeonServer, tmp_path: Path, monkeypatch) -> None:

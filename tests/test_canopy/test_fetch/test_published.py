@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
-from pyproj import Transformer
+from servers import meta
+from servers.meta import SIDE, corner, degrees
 from servers.web import WebServer
 
 from canopy.errors import ConfigError, CoverageError, OutputError, SourceError
 from canopy.fetch import meta_maps
-from canopy.fetch.meta_maps import quadkey
 from canopy.fetch.options import Years
 from canopy.fetch.products import open_publication
 from canopy.fetch.published import MapRequest, fetch_map
@@ -24,40 +23,6 @@ from tiles.validation import validate
 
 COL, ROW = 7 * 32_768 + 2048, 400 * 32_768 + 4096
 """A corner of blocks within a tile of version 2, in pixels of the lattice."""
-SIDE = 2 * meta_maps._HALF_M / 2**25
-TO_DEGREES = Transformer.from_crs("EPSG:3857", "OGC:CRS84", always_xy=True)
-
-
-def corner(col: float, row: float) -> tuple[float, float]:
-    """Coordinates of a corner of a pixel, web mercator."""
-    return -meta_maps._HALF_M + col * SIDE, meta_maps._HALF_M - row * SIDE
-
-
-def degrees(col0: float, row0: float, col1: float, row1: float) -> tuple[float, float, float, float]:
-    west, north = TO_DEGREES.transform(*corner(col0, row0))
-    east, south = TO_DEGREES.transform(*corner(col1, row1))
-    return west, south, east, north
-
-
-def outline(col0: float, row0: float, col1: float, row1: float, **properties: str) -> dict:
-    west, south, east, north = degrees(col0, row0, col1, row1)
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
-    return {"type": "Feature", "properties": properties, "geometry": {"type": "Polygon", "coordinates": [ring]}}
-
-
-def write_tile(path: Path, zoom: int, values: np.ndarray, mask: bool = False, **options: object) -> None:
-    """Write a tile of the real size that is empty but for values at COL, ROW."""
-    side = 2 ** (25 - zoom)
-    x, y = corner(COL // side * side, ROW // side * side)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {
-        "driver": "GTiff", "dtype": "uint8", "count": 1, "width": side, "height": side, "crs": "EPSG:3857",
-        "transform": Affine(SIDE, 0, x, 0, -SIDE, y), "sparse_ok": True, "compress": "deflate", "bigtiff": "yes",
-        "tiled": True, "blockxsize": 512, "blockysize": 512, **options,
-    }  # fmt: skip
-    window = rasterio.windows.Window(COL % side, ROW % side, values.shape[1], values.shape[0])
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=mask), rasterio.open(path, "w", **profile) as tile:
-        tile.write(values, 1, window=window)
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +37,17 @@ def values() -> np.ndarray:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, values: np.ndarray) -> Iterator[WebServer]:
     folder = tmp_path_factory.mktemp("meta")
-    for name, zoom, own in (("v2", 10, True), ("v1", 9, False)):
-        shift = 25 - zoom
-        key = quadkey(COL >> shift, ROW >> shift, zoom)
-        write_tile(folder / name / "chm" / f"{key}.tif", zoom, values)
-        # Imaged in 2017 but for the upper rows, once more in 2019 on the right; the text lacks a CRS as the real one.
-        features = [outline(COL + 48, ROW + 16, COL + 96, ROW + 96, acq_date="2019-10-25"),
-                    outline(COL, ROW + 16, COL + 96, ROW + 96, acq_date="2017-01-17")]  # fmt: skip
-        metadata = folder / name / "metadata" / f"{key}.geojson"
-        metadata.parent.mkdir()
-        metadata.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-        if not own:
-            write_tile(folder / name / "msk" / f"{key}.tif.msk", zoom, (values > 40).astype(np.uint8), nbits=1)
+    for name, zoom in (("v2", 10), ("v1", 9)):
+        key = meta.key(zoom, COL, ROW)
+        meta.write_tile(folder / name / "chm" / f"{key}.tif", zoom, values, COL, ROW)
+        # Imaged in 2017 but for the upper rows, once more in 2019 on the right.
+        meta.write_footprints(
+            folder / name / "metadata" / f"{key}.geojson",
+            meta.outline(COL + 48, ROW + 16, COL + 96, ROW + 96, acq_date="2019-10-25"),
+            meta.outline(COL, ROW + 16, COL + 96, ROW + 96, acq_date="2017-01-17"),
+        )
+    mask = folder / "v1" / "msk" / f"{meta.key(9, COL, ROW)}.tif.msk"
+    meta.write_tile(mask, 9, (values > 40).astype(np.uint8), COL, ROW, nbits=1)
     with WebServer() as server:
         server.files("/", folder)
         yield server
