@@ -45,9 +45,18 @@ def find_ground(lowest_m: Cells, cell_m: float) -> Mask:
     if objects.all():
         return ~objects
     terrain = fill_gaps(np.where(objects, np.nan, lowest_m))
-    steepness = np.hypot(*np.gradient(terrain, cell_m))
+    steepness = np.hypot(*slopes(terrain, cell_m))
     near = np.abs(lowest_m - terrain) <= THRESHOLD_M + SLOPE_SCALING * steepness
     return np.asarray(near & ~np.isnan(lowest_m))
+
+
+def slopes(elevation_m: Cells, cell_m: float) -> tuple[Cells, Cells]:
+    """Return the slopes of (H, W) elevations southward and eastward, 1 for 45 degrees; 0 along a side of one cell."""
+    southward, eastward = (
+        np.gradient(elevation_m, cell_m, axis=axis) if elevation_m.shape[axis] > 1 else np.zeros_like(elevation_m)
+        for axis in (0, 1)
+    )
+    return southward, eastward
 
 
 def low_outliers(lowest_m: Cells, cell_m: float) -> Mask:

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from canopy.lidar.classes import Role
 from canopy.lidar.clouds import Returns
-from canopy.lidar.ground import WINDOW_M, distance_to, fill_gaps, find_ground
+from canopy.lidar.ground import WINDOW_M, distance_to, fill_gaps, find_ground, slopes
 from canopy.lidar.tables import Block, Tables
 
 Cells = NDArray[np.float64]
@@ -150,10 +150,8 @@ def _classified(lows: Lows, block: Block) -> Cells:
         return np.full(count.shape, np.nan)
     with np.errstate(invalid="ignore"):
         elevation_m, east_m, south_m = total / count / 1000, east / count / 1000, south / count / 1000
-    if min(count.shape) < 2:
-        return np.asarray(elevation_m)
     # A plane through a cell has its mean elevation at the mean position of the returns, wherever that lies.
-    southward, eastward = np.gradient(fill_gaps(elevation_m), lows.cell_m)
+    southward, eastward = slopes(fill_gaps(elevation_m), lows.cell_m)
     return np.asarray(elevation_m - eastward * east_m - southward * south_m)
 
 
@@ -170,11 +168,11 @@ def _filtered(lows: Lows, block: Block) -> Cells:
     z_mm, east, south = _unpacked(packed)
     lowest_m = np.where(empty, np.nan, z_mm / 1000)
     ground = find_ground(lowest_m, lows.cell_m)
-    if not ground.any() or min(ground.shape) < 2:
+    if not ground.any():
         return np.where(ground, lowest_m, np.nan)
     size = max(1, round(_SLOPE_CELLS_M / lows.cell_m))
     smooth = ndimage.uniform_filter(fill_gaps(np.where(ground, lowest_m, np.nan)), size, mode="nearest")
-    southward, eastward = np.gradient(smooth, lows.cell_m)
+    southward, eastward = slopes(smooth, lows.cell_m)
     east_m, south_m = (east - 0.5) * lows.cell_m, (south - 0.5) * lows.cell_m
     return np.where(ground, lowest_m - eastward * east_m - southward * south_m, np.nan)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canopy.lidar.ground import distance_to, fill_gaps, find_ground, low_outliers
+from canopy.lidar.ground import distance_to, fill_gaps, find_ground, low_outliers, slopes
 
 
 def test_gaps_in_a_slope_are_filled_with_the_slope() -> None:
@@ -74,3 +74,12 @@ def test_distance_is_metres_to_the_nearest_known_cell() -> None:
 def test_a_raster_of_objects_has_no_ground() -> None:
     lowest = np.full((9, 9), np.nan)
     assert not find_ground(np.where(np.eye(9) > 0, 5.0, lowest), 1.0)[np.isnan(lowest) & (np.eye(9) == 0)].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
+def test_a_strip_of_one_cell_has_ground(shape: tuple[int, int]) -> None:
+    elevation_m = np.arange(40.0)[: max(shape)].reshape(shape) * 0.1
+    assert find_ground(elevation_m, 1.0).all()
+    southward, eastward = slopes(elevation_m, 1.0)
+    assert southward == pytest.approx(0.1 if shape[0] > 1 else 0)
+    assert eastward == pytest.approx(0.1 if shape[1] > 1 else 0)
