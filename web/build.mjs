@@ -12,7 +12,9 @@ const options = {
 
 await rm(OUT, { recursive: true, force: true });
 await mkdir(OUT, { recursive: true });
-await build({ ...options, entryPoints: { app: "src/main.js" }, splitting: true, chunkNames: "[name]-[hash]" });
+// What loads later has a name of its own: the large library then stays one file of one name in the history.
+const entries = { app: "src/main.js", map: "src/map.js", draw: "src/draw.js", hover: "src/hover.js" };
+await build({ ...options, entryPoints: entries, splitting: true, chunkNames: "shared-[hash]" });
 // MapLibre 6 starts its worker from a file next to it, as a module.
 await build({ ...options, entryPoints: { "map-worker": "node_modules/maplibre-gl/dist/maplibre-gl-worker.mjs" } });
 await build({

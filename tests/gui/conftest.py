@@ -27,9 +27,7 @@ def sample_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample region, mapped with its interval and its QGIS project."""
     from canopy.prediction import predict
 
-    region = next(
-        path for folder in ("canopy/data", "samples") if (path := REPOSITORY / folder / "region.geojson").is_file()
-    )
+    region = REPOSITORY / "canopy" / "data" / "region.geojson"
     out = tmp_path_factory.mktemp("maps") / "sample.tif"
     return predict(region, out=out, uncertainty=True, qgis=True).path
 

@@ -27,6 +27,7 @@ export function createLegend(root, onRange) {
 
   function drawBars() {
     bars.replaceChildren();
+    bars.toggleAttribute("hidden", !counts);
     if (!counts) return;
     const most = Math.max(...counts.counts, 1);
     const step = WIDTH / counts.counts.length;

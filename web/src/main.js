@@ -235,7 +235,7 @@ function showControls(layer) {
 function describeLayer(layer) {
   const { minus } = values();
   const other = minus && byId.get(minus);
-  $("title").textContent = other ? `${layer.title} less ${other.title}` : layer.title;
+  $("title").textContent = $("title").title = other ? `${layer.title} less ${other.title}` : layer.title;
   document.title = `${layer.title}, canopy height`;
   const parts = [`Imagery: ${format.acquired(layer.acquired)}`, layer.gsd_m ? `${Number(layer.gsd_m.toPrecision(2))} m cells` : null, layer.model];
   $("about").textContent = parts.filter(Boolean).join(" · ");

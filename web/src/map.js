@@ -16,7 +16,7 @@ export function createMap(container, { interactive, bounds, padding, view }) {
   const map = new GlMap({
     container, interactive, attributionControl: false, maxZoom: MAX_ZOOM, maxPitch: 75, fadeDuration: 150,
     canvasContextAttributes: { antialias: true, preserveDrawingBuffer: true },
-    style: { version: 8, sources: {}, layers: [{ id: TOP, type: "background", layout: { visibility: "none" } }] },
+    style: { version: 8, transition: { duration: 0, delay: 0 }, sources: {}, layers: [{ id: TOP, type: "background", layout: { visibility: "none" } }] },
     ...(view ? place(view) : { bounds, fitBoundsOptions: { padding } }),
   });
   if (interactive) {

@@ -15,10 +15,12 @@ export function stops(name, [low, high]) {
 export function expression(name, range) {
   const ramp = stops(name, range);
   const [low, first] = ramp[0];
-  // Cells between unknown and known ones are interpolated, so the ramp begins far below any height or difference.
-  const start = Math.min(-200, low - 1);
+  // Between unknown and known cells the map is interpolated through every value, so whatever lies below the lowest
+  // height, or below any likely loss of height, fades out instead of tracing the edge in the ramp's first colour.
+  const [gone, full] = low < 0 ? [-100, Math.min(-45, low)] : [Math.min(-2, low - 2), Math.min(-1, low - 1)];
   const steps = ramp.flatMap(([value, colour]) => [value, colour]);
-  return ["interpolate", ["linear"], ["elevation"], -10000, "rgba(0,0,0,0)", start - 0.5, transparent(first), start, first, ...steps];
+  const fade = [-10000, "rgba(0,0,0,0)", gone, transparent(first), full, first];
+  return ["interpolate", ["linear"], ["elevation"], ...fade, ...(low > full ? steps : steps.slice(2))];
 }
 
 const transparent = (colour) => `rgba(${channels(colour).join(",")},0)`;

@@ -1,0 +1,417 @@
+"""The page of `canopy serve`, in a browser, as people use it: each value on the screen is one of the file."""
+
+import csv
+import io
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.warp
+import shapely
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install 'canopy-chm[gui]'"
+)
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = Path("/usr/bin/chromium")
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+AXE = REPOSITORY / "web" / "node_modules" / "axe-core" / "axe.min.js"
+FLAGS = [
+    "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-default-apps",
+]  # fmt: skip
+READY = "body[data-idle]:not(.busy):not(.loading)"
+WAIT_MS = 120_000
+POINTS = ((0.5, 0.5), (0.35, 0.3), (0.62, 0.71))
+"""Places on the map as shares of its width and height, from the top left."""
+
+
+@pytest.fixture(scope="module")
+def server(sample_map: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server with the sample, a second map 2 m lower, and the imagery."""
+    import uvicorn
+
+    from tiles.server.app import create_app
+    from tiles.server.catalog import open_catalog
+
+    folder = tmp_path_factory.mktemp("served")
+    for path in sample_map.parent.glob("sample.*"):
+        if path.suffix in (".tif", ".json"):
+            shutil.copy(path, folder / path.name)
+    shutil.copy(folder / "sample.tif", folder / "later.tif")
+    with rasterio.open(folder / "later.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dst:
+        dst.write(dst.read() - 2)
+    scene = next(
+        path for part in ("canopy/data", "samples") if (path := REPOSITORY / part / "yellowstone.tif").is_file()
+    )
+    app = create_app(open_catalog(folder, scene))
+    running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        thread.join(0.02)
+    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}/"
+    running.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not CHROMIUM.is_file():
+        pytest.skip(f"no {CHROMIUM}: make gui-packages installs it on Debian and Ubuntu")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
+    """Open the page; at the end no error may be in the console, and no request have gone to another host."""
+    contexts: list[Any] = []
+    faults: list[str] = []
+    hosts: set[str] = set()
+
+    def open_one(fragment: str = "", ready: bool = True, address: str = server, **options: Any) -> Any:
+        context = browser.new_context(
+            **{"viewport": {"width": 1100, "height": 720}, "accept_downloads": True, **options}
+        )
+        context.set_default_timeout(WAIT_MS)
+        page = context.new_page()
+        page.on("console", lambda line: faults.append(line.text) if line.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+        page.goto(address + fragment)
+        if ready:
+            settle(page)
+        contexts.append(context)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert not [fault for fault in faults if "GPU stall" not in fault]
+    assert hosts - {""} == {urlsplit(server).netloc}
+
+
+def settle(page: Any) -> None:
+    """Wait until the map has drawn what it was last asked for."""
+    page.wait_for_timeout(600)
+    page.locator(READY).wait_for(state="attached")
+
+
+def picture(page: Any, path: Path | None = None, clip: dict[str, float] | None = None) -> np.ndarray:
+    """Take a picture of the page once it stands still; of the whole page where it goes to a file."""
+    from PIL import Image
+
+    last = b""
+    for _ in range(8):
+        data = page.screenshot(clip=clip)
+        if data == last:
+            break
+        last = data
+        page.wait_for_timeout(250)
+    if path is not None:
+        page.screenshot(path=path)
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def view(page: Any) -> tuple[float, float, float]:
+    """Zoom, latitude and longitude of the centre, as the address says."""
+    page.wait_for_timeout(600)
+    parts = dict(part.split("=", 1) for part in urlsplit(page.url).fragment.split("&"))
+    zoom, lat, lon = (float(text) for text in parts["view"].split("/")[:3])
+    return zoom, lat, lon
+
+
+def lonlat(page: Any, x: float, y: float) -> tuple[float, float]:
+    """Longitude and latitude of a pixel of the page, from the view in the address (web mercator, 512 px tiles)."""
+    zoom, lat, lon = view(page)
+    size = 512 * 2**zoom
+    width, height = page.viewport_size["width"], page.viewport_size["height"]
+    centre_y = (0.5 - np.arcsinh(np.tan(np.radians(lat))) / (2 * np.pi)) * size
+    world_y = centre_y + y - height / 2
+    latitude = np.degrees(np.arctan(np.sinh(np.pi * (1 - 2 * world_y / size))))
+    return lon + (x - width / 2) / size * 360, float(latitude)
+
+
+def cell_of(path: Path, lon: float, lat: float) -> tuple[float, float, float]:
+    """Height, and the ends of its interval, of the cell of a map at a place."""
+    with rasterio.open(path) as src:
+        (x,), (y,) = rasterio.warp.transform("EPSG:4326", src.crs, [lon], [lat])
+        row, col = src.index(x, y)
+        return tuple(float(value) for value in src.read(window=((row, row + 1), (col, col + 1)))[:, 0, 0])
+
+
+def free_spot(page: Any, share_x: float, share_y: float) -> tuple[float, float]:
+    """A pixel of the map that the panel does not cover."""
+    left, width, height = 380, page.viewport_size["width"], page.viewport_size["height"]
+    return left + 50 + share_x * (width - left - 150), 60 + share_y * (height - 120)
+
+
+def draw_polygon(page: Any, corners: list[tuple[float, float]]) -> None:
+    page.keyboard.press("p")
+    for x, y in [*corners, corners[0]]:
+        page.mouse.move(x, y)
+        page.mouse.click(x, y)
+        page.wait_for_timeout(120)
+
+
+def test_page_draws_the_sample_and_hover_says_what_the_file_says(
+    open_page: Callable[..., Any], sample_map: Path, pictures: Path
+) -> None:
+    page = open_page("#imagery=0")
+    assert page.locator("#title").inner_text() == "later" or page.locator("#title").inner_text() == "sample"
+    page.select_option("#layer", "sample")
+    settle(page)
+    drawn = picture(page, pictures / "page.png", {"x": 380, "y": 0, "width": 660, "height": 720})
+    green = (drawn[..., 1] > drawn[..., 0] + 15) & (drawn[..., 1] > drawn[..., 2] + 15)
+    assert green.mean() > 0.1
+    for shares in POINTS:
+        x, y = free_spot(page, *shares)
+        page.mouse.move(x, y)
+        page.locator("#tooltip:not([hidden])").wait_for()
+        page.wait_for_timeout(600)
+        shown = page.locator("#tooltip").inner_text().splitlines()
+        value = float(page.locator("#tooltip").get_attribute("data-value"))
+        lon, lat = lonlat(page, x, y)
+        # The address rounds the view, so a neighbour of the cell is as good where the pixel lies on its edge.
+        near = [cell_of(sample_map, lon + i * 2e-6, lat + j * 2e-6) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        match = [cell for cell in near if cell[0] == pytest.approx(value, abs=1e-4)]
+        assert match, f"{value} at {lon}, {lat}: {near}"
+        assert shown[0] == f"{value:.1f} m"
+        assert f"{match[0][1]:.1f} to {match[0][2]:.1f} m (90 %)" in shown
+        assert "2019" in shown[-1]
+
+
+def test_drawn_polygon_has_the_statistics_of_the_file(
+    open_page: Callable[..., Any], sample_map: Path, pictures: Path, tmp_path: Path
+) -> None:
+    from exactextract import exact_extract
+    from exactextract.feature import JSONFeatureSource
+
+    page = open_page("#layer=sample")
+    corners = [free_spot(page, *share) for share in ((0.25, 0.3), (0.6, 0.25), (0.7, 0.6), (0.3, 0.65))]
+    draw_polygon(page, corners)
+    page.locator("#cards dl").wait_for()
+    settle(page)
+    picture(page, pictures / "polygon.png")
+    parts = dict(part.split("=", 1) for part in urlsplit(page.url).fragment.split("&"))
+    ring = [tuple(map(float, corner.split(","))) for corner in parts["polygons"].split("_")]
+    with rasterio.open(sample_map) as src:
+        x, y = rasterio.warp.transform("EPSG:4326", src.crs, *zip(*ring, strict=True))
+    polygon = shapely.Polygon(list(zip(x, y, strict=True)))
+    feature = {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(polygon)}
+    with rasterio.open(sample_map) as src:
+        source = JSONFeatureSource([feature], srs_wkt=src.crs.to_wkt())
+    expected = exact_extract(str(sample_map), source, ["mean", "max"])[0]["properties"]
+    mean, highest = expected["band_1_mean"], expected["band_1_max"]
+    cards = {name: page.locator(f'#cards dd[data-name="{name}"]') for name in ("Mean", "Highest", "Known")}
+    values = {name: card.inner_text() for name, card in cards.items()}
+    assert float(values["Mean"].split()[0]) == pytest.approx(mean, abs=0.051)
+    assert float(values["Highest"].split()[0]) == pytest.approx(highest, abs=0.051)
+    assert values["Known"] == "100 %"
+    with page.expect_download() as download:
+        page.click("#csv")
+    download.value.save_as(tmp_path / "polygons.csv")
+    rows = list(csv.DictReader((tmp_path / "polygons.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 1
+    assert float(rows[0]["mean_m"]) == pytest.approx(mean, abs=0.02)
+    again = open_page(f"#{urlsplit(page.url).fragment}")
+    again.locator("#cards dl").wait_for()
+    assert again.locator('#cards dd[data-name="Mean"]').inner_text() == values["Mean"]
+    again.get_by_role("button", name="Remove polygon 1").click()
+    again.locator("#polygons").wait_for(state="hidden")
+
+
+def test_ramp_opacity_and_band_move_pixels_without_asking_the_server(open_page: Callable[..., Any]) -> None:
+    page = open_page("#layer=sample&imagery=0")
+    clip = {"x": 420, "y": 60, "width": 600, "height": 600}
+    before = picture(page, clip=clip)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.locator("#legend .high").evaluate("(input) => { input.value = 12; input.dispatchEvent(new Event('input')); }")
+    settle(page)
+    narrow = picture(page, clip=clip)
+    assert np.abs(narrow - before).mean() > 8
+    page.locator("#opacity").evaluate("(input) => { input.value = 0.2; input.dispatchEvent(new Event('input')); }")
+    settle(page)
+    assert picture(page, clip=clip).mean() > narrow.mean() + 5
+    page.select_option("#ramp", "viridis")
+    settle(page)
+    assert not [url for url in asked if "/tiles/" in url]
+    assert "ramp=viridis" in page.url and "range=0,12" in page.url
+    page.get_by_role("radio", name="Interval").check(force=True)
+    settle(page)
+    assert [url for url in asked if "band=interval_width" in url]
+    assert page.locator("#ramp").input_value() == "width"
+
+
+def test_swipe_shows_imagery_on_its_left_and_moves(open_page: Callable[..., Any], pictures: Path) -> None:
+    page = open_page("#layer=sample")
+    plain = picture(page)
+    page.click("#swipe-on")
+    page.locator("body[data-left-idle]").wait_for(state="attached")
+    settle(page)
+    page.wait_for_timeout(1500)
+    swiped = picture(page, pictures / "swipe.png")
+    box = page.locator("#swipe").bounding_box()
+    middle = int(box["x"] + box["width"] / 2)
+    changed = np.abs(swiped - plain).sum(axis=2)[120:640] > 30
+    assert changed[:, 440 : middle - 30].mean() > 0.4
+    assert changed[:, middle + 40 : 1000].mean() < 0.05
+    page.locator("#swipe").focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    settle(page)
+    assert page.locator("#swipe").bounding_box()["x"] > box["x"] + 80
+    start = page.locator("#swipe").bounding_box()
+    page.mouse.move(start["x"] + 22, 360)
+    page.mouse.down()
+    page.mouse.move(500, 360, steps=4)
+    page.mouse.up()
+    assert page.locator("#swipe").bounding_box()["x"] == pytest.approx(478, abs=3)
+    page.keyboard.press("Escape")
+    page.click("#swipe-on")
+    settle(page)
+    assert page.locator("#left").is_hidden()
+
+
+def test_hatching_covers_wide_intervals_alone(open_page: Callable[..., Any], pictures: Path) -> None:
+    page = open_page("#layer=sample&imagery=0")
+    clip = {"x": 420, "y": 60, "width": 600, "height": 600}
+    plain = picture(page, clip=clip)
+    shares = []
+    for limit in (1, 15, 40):
+        page.evaluate(
+            "(limit) => { const input = document.getElementById('hatch'); input.value = limit;"
+            " input.dispatchEvent(new Event('input')); }", limit,
+        )  # fmt: skip
+        settle(page)
+        shares.append((np.abs(picture(page, clip=clip) - plain).sum(axis=2) > 60).mean())
+        if limit == 15:
+            picture(page, pictures / "hatch.png")
+    assert shares[0] > shares[1] > 0.02
+    assert shares[2] < 0.002
+
+
+def test_difference_of_two_maps(open_page: Callable[..., Any], pictures: Path) -> None:
+    page = open_page("#layer=sample&imagery=0")
+    page.select_option("#minus", "later")
+    settle(page)
+    picture(page, pictures / "difference.png")
+    x, y = free_spot(page, 0.5, 0.5)
+    page.mouse.move(x, y)
+    page.locator("#tooltip:not([hidden])").wait_for()
+    page.wait_for_timeout(600)
+    assert page.locator("#tooltip strong").inner_text() == "+2.0 m"
+    # Everywhere 2 m: one colour of the ramp from -15 to 15 m.
+    spot = picture(page, clip={"x": x + 60, "y": y + 60, "width": 20, "height": 20})
+    assert np.ptp(spot.reshape(-1, 3), axis=0).max() <= 8
+    assert (page.locator("#ramp").input_value(), page.locator("#bands").is_hidden()) == ("rdbu", True)
+
+
+def test_canopy_in_3d_tilts_the_view(open_page: Callable[..., Any], pictures: Path) -> None:
+    page = open_page("#layer=sample", color_scheme="dark")
+    flat = picture(page)
+    page.click("#canopy3d")
+    page.wait_for_timeout(1500)
+    settle(page)
+    page.wait_for_timeout(2500)
+    settle(page)
+    assert np.abs(picture(page, pictures / "3d.png") - flat).mean() > 10
+    assert urlsplit(page.url).fragment.split("view=")[1].split("&")[0].split("/")[4] == "62"
+
+
+def test_keyboard_alone_reads_a_height(open_page: Callable[..., Any], sample_map: Path) -> None:
+    page = open_page("#layer=sample&view=17/44.962777/-110.643504/0/0")
+    page.locator("#map canvas").first.focus()
+    page.keyboard.press("Enter")
+    page.locator("#tooltip:not([hidden])").wait_for()
+    value = float(page.locator("#tooltip").get_attribute("data-value"))
+    assert value == pytest.approx(cell_of(sample_map, -110.643504, 44.962777)[0], abs=1e-4)
+    assert page.locator("#live").inner_text().startswith(f"{value:.1f} m, ")
+    page.keyboard.press("3")
+    assert page.locator("#canopy3d").get_attribute("aria-pressed") == "true"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_has_room_for_the_map_and_no_serious_fault(
+    open_page: Callable[..., Any], pictures: Path, scheme: str
+) -> None:
+    page = open_page("#layer=sample", viewport={"width": 390, "height": 780}, has_touch=True, color_scheme=scheme)
+    picture(page, pictures / f"phone-{scheme}.png")
+    panel = page.locator("#panel").bounding_box()
+    assert panel["y"] > 350 and panel["width"] == 390
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    page.touchscreen.tap(195, 200)
+    page.locator("#tooltip:not([hidden])").wait_for()
+    check_accessibility(page)
+    page.click("#handle")
+    assert page.locator("#sheet").is_hidden()
+
+
+def check_accessibility(page: Any) -> None:
+    """Fail on serious and critical faults that axe-core finds."""
+    if not AXE.is_file():
+        pytest.skip(f"no {AXE.relative_to(REPOSITORY)}: make web installs it")
+    session = page.context.new_cdp_session(page)  # which may run the checker in spite of the page's own policy
+    session.send("Runtime.evaluate", {"expression": AXE.read_text(encoding="utf-8")})
+    run = "axe.run(document, {resultTypes: ['violations']}).then((found) => JSON.stringify(found.violations))"
+    answer = session.send("Runtime.evaluate", {"expression": run, "awaitPromise": True, "returnByValue": True})
+    violations = json.loads(answer["result"]["value"])
+    serious = [
+        f"{fault['id']}: {fault['help']}: {[node['target'] for node in fault['nodes']][:4]}"
+        for fault in violations
+        if fault["impact"] in ("serious", "critical")
+    ]
+    assert not serious, "\n".join(serious)
+
+
+@pytest.mark.parametrize(("scheme", "choices"), [("light", "&swipe=0.42&hatch=15"), ("dark", "")])
+def test_desktop_page_has_no_serious_accessibility_fault(
+    open_page: Callable[..., Any], scheme: str, choices: str
+) -> None:
+    page = open_page(f"#layer=sample{choices}", color_scheme=scheme, viewport={"width": 960, "height": 600})
+    draw_polygon(page, [free_spot(page, *share) for share in ((0.5, 0.3), (0.7, 0.3), (0.6, 0.6))])
+    page.locator("#cards dl").wait_for()
+    check_accessibility(page)
+    page.click("#help")
+    check_accessibility(page)
+
+
+def test_empty_and_broken_servers_are_said_in_words(browser: Any, server: str, pictures: Path) -> None:
+    context = browser.new_context(viewport={"width": 900, "height": 600})
+    context.set_default_timeout(WAIT_MS)
+    page = context.new_page()
+    page.route("**/layers", lambda route: route.fulfill(json={"layers": []}))
+    page.goto(server)
+    page.get_by_text("There is no height map here yet").wait_for()
+    picture(page, pictures / "empty.png")
+    page.unroute("**/layers")
+    page.route("**/layers", lambda route: route.fulfill(status=500, json={"detail": "the disk is on fire"}))
+    page.goto(f"{server}?again")
+    page.get_by_text("the disk is on fire").wait_for()
+    page.unroute("**/layers")
+    page.get_by_role("button", name="Try again").click()
+    page.locator(READY).wait_for(state="attached")
+    context.close()
+
+
+def test_hostile_links_open_the_page_all_the_same(open_page: Callable[..., Any]) -> None:
+    hostile = (
+        "#layer=../../etc/passwd&band=none&minus=%3Cscript%3E&ramp=__proto__&range=5,1&opacity=NaN&swipe=x"
+        "&view=a/b/c&polygons=1,2_3~x&hatch=&__proto__=1"
+    )
+    page = open_page(hostile)
+    assert page.locator("#title").inner_text() in ("sample", "later")
+    assert page.locator("#state").is_hidden()
