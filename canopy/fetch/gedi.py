@@ -14,8 +14,8 @@ from odc.geo.geom import Geometry
 from canopy.downloads import Checksum, download
 from canopy.errors import ConfigError, SourceError
 from canopy.fetch.cmr import CMR, COLLECTIONS, Granule, prefer, search
-from canopy.fetch.collection import Collected, Item, Manifest, Meter, Sizes, collect, sizes
-from canopy.fetch.earthdata import TOKEN, Earthdata, is_login_page, refusal
+from canopy.fetch.collection import Item, Manifest, Meter, Sizes, collect, sizes
+from canopy.fetch.earthdata import Earthdata, is_login_page, refusal
 from canopy.fetch.gedi_shots import Shots, count_shots
 from canopy.fetch.harmony import GRANULES_OF_A_JOB, HARMONY, Harmony, JobLostError, JobResult, NoGranulesError, Order
 from canopy.fetch.options import Box, Years, area_identity, lonlat_boxes
@@ -308,6 +308,3 @@ def _shots(items: Sequence[Item], manifest: Manifest) -> Shots:
         sum(flagged) if flagged else None,
         sum(1 for entry in entries if entry.get("shots")),
     )
-
-
-__all__ = ["TOKEN", "Collected", "GediRequest", "fetch_gedi"]

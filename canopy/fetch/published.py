@@ -7,7 +7,6 @@ are heights; where there are no footprints a 0 is unknown.
 """
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -45,7 +44,6 @@ BLOCK_PX = 2048
 """Side of a block: blocks lie on the publisher's lattice, so that none crosses a tile of it."""
 MAX_PX = 4e10
 EPOCH = date(1970, 1, 1)
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import rasterio
+from fetch_services import fetch_services
 from forest import make_forest, write_laz, write_pair
 from imagery_services import bucket, imagery_services
 from odc.geo.geom import box
@@ -20,7 +21,11 @@ from canopy.prediction import predict
 CORNER = (528_000, 4_979_000)
 """Upper-left corner of the sample scene, over which the forest of these pages grows."""
 
-EARLIER = {"docs/evaluation.md": ("heights.tif", "chm.tif", "mask.tif"), "docs/gedi.md": ("heights.tif",)}
+EARLIER = {
+    "docs/evaluation.md": ("heights.tif", "chm.tif", "mask.tif"),
+    "docs/gedi.md": ("heights.tif",),
+    "docs/how-to.md": ("heights.tif", "chm.tif"),
+}
 """Files that a page takes from the pages before it."""
 
 
@@ -92,6 +97,10 @@ def test_page_runs(page: Path, sample_area: tuple[Path, Path], tmp_path: Path, m
     with ExitStack() as stack:
         if page.name == "imagery.md":
             text = serve_imagery(stack, text, folder, tmp_path / "services", monkeypatch)
+        if page.name == "fetch.md":
+            services = fetch_services(tmp_path / "services", folder / "area.geojson")
+            for name, value in stack.enter_context(services).items():
+                monkeypatch.setenv(name, value)
         run_page(page, text, sample_area, folder, tmp_path, monkeypatch)
 
 
