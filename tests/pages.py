@@ -121,6 +121,9 @@ class Reader:
 
     def _run_command(self, block: Block, words: list[str]) -> str:
         words = list(self._expanded(words))
+        if words[0] == ".":  # the shell of this test runs in the environment already
+            assert words == [".", ".venv/bin/activate"], f"line {block.line}: {words}"
+            return ""
         if words[0] == "canopy":
             ended = commands.start(*words[1:], folder=self.folder).wait(600)
             code, output = ended.returncode, ended.stderr + ended.stdout

@@ -66,7 +66,7 @@ class Example:
     """Files that were written."""
 
 
-def write_sample(folder: Path, *, overwrite: bool = False) -> Example:
+def write_sample(folder: str | Path, *, overwrite: bool = False) -> Example:
     """Copy the sample scene, its area, the configurations and the recipes into a folder.
 
     Args:
@@ -76,6 +76,7 @@ def write_sample(folder: Path, *, overwrite: bool = False) -> Example:
     Raises:
         OutputError: A file exists, or cannot be written.
     """
+    folder = Path(folder)
     copies = {
         folder / "region.geojson": PACKAGE / "data" / "region.geojson",
         folder / "scenes" / "yellowstone.tif": PACKAGE / "data" / "yellowstone.tif",
@@ -89,7 +90,7 @@ def write_sample(folder: Path, *, overwrite: bool = False) -> Example:
     return Example(folder, tuple(copies))
 
 
-def write_forest(folder: Path, *, seed: int = 0, overwrite: bool = False) -> Example:
+def write_forest(folder: str | Path, *, seed: int = 0, overwrite: bool = False) -> Example:
     """Generate imagery and point clouds of a forest, with the configurations that train a model on it.
 
     Args:
@@ -102,6 +103,7 @@ def write_forest(folder: Path, *, seed: int = 0, overwrite: bool = False) -> Exa
     """
     from canopy.example.forest import make_forest, write_laz, write_picture
 
+    folder = Path(folder)
     settings = {
         folder / "area.geojson": json.dumps(_area()),
         folder / "dataset.yaml": DATASET.format(root=folder),
