@@ -24,6 +24,7 @@ TAGS = {
     "CANOPY_IMAGERY": "/home/someone/ortho.tif, b.tif",
     "CANOPY_ACQUISITION_DATETIME": "2021-07-01",
     "CANOPY_VERSION": "1.2.3",
+    "CANOPY_IMAGERY_ATTRIBUTION": "© Survey <of> Somewhere",
 }
 _TO_LONLAT = pyproj.Transformer.from_crs(UTM, "OGC:CRS84", always_xy=True)
 

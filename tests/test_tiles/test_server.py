@@ -120,13 +120,14 @@ def test_layer_says_what_its_file_records(client: TestClient) -> None:
     }
     assert layer["acquired"] == {"text": "2021-07-01", "start": "2021-07-01T00:00:00Z", "end": "2021-07-01T23:59:59Z"}
     assert (layer["model"], layer["sources"], layer["version"]) == ("canopy-small", ["ortho.tif", "b.tif"], "1.2.3")
+    assert layer["attribution"] == "© Survey <of> Somewhere"
     assert layer["links"]["point"] == "http://127.0.0.1:8000/layers/old/point"
 
 
 def test_unknown_origin_stays_unknown(client: TestClient) -> None:
     layer = client.get("/layers/new").json()
     assert layer["acquired"] == {"text": "unknown", "start": None, "end": None}
-    assert (layer["interval"], layer["model"], layer["sources"]) == (None, None, [])
+    assert (layer["interval"], layer["model"], layer["sources"], layer["attribution"]) == (None, None, [], None)
     assert [band["name"] for band in layer["bands"]] == ["canopy_height"]
 
 
@@ -143,6 +144,7 @@ def test_tilejson_leads_to_tiles(client: TestClient) -> None:
     layer = client.get(MAP).json()
     assert document["tilejson"] == "3.0.0"
     assert document["bounds"] == layer["bounds"]
+    assert document["attribution"] == "© Survey &lt;of&gt; Somewhere"  # pages show it as HTML
     assert (document["minzoom"], document["maxzoom"]) == (layer["minzoom"], layer["maxzoom"])
     tile = TMS.tile(*lonlat(10, 10), document["maxzoom"])
     address = document["tiles"][0].format(z=tile.z, x=tile.x, y=tile.y)

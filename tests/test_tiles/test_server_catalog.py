@@ -158,6 +158,18 @@ def test_collection_is_served_by_its_mosaics(tmp_path: Path) -> None:
     assert ids(tmp_path) == ids(path)
 
 
+def test_mosaic_of_a_batch_reads_the_tiles_of_the_batch(tmp_path: Path) -> None:
+    """`canopy batch collect` writes mosaics into a folder of their own, next to that of the tiles."""
+    make_map(tmp_path / "data" / "tile.tif", map_values()[:1])
+    (tmp_path / "mosaic-1").mkdir()
+    mosaic = write_vrt(tmp_path / "mosaic-1" / "32633.vrt", "../data/tile.tif")
+    with pytest.raises(RasterError, match="lies outside"):
+        open_catalog(mosaic)
+    assets = {"mosaic": {"href": "./mosaic-1/32633.vrt"}}
+    write_json(tmp_path / "collection.json", {"type": "Collection", "assets": assets})
+    assert ids(mosaic) == ids(tmp_path) == ["32633"]
+
+
 def test_collection_without_mosaic_is_served_by_its_items(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     links = []
     for name in ("eins 1", "zwei"):

@@ -1,5 +1,6 @@
 """The application: routes, each of which checks its request, asks once and answers JSON."""
 
+import html
 import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -132,6 +133,7 @@ def tilejson(
         "center": [(west + east) / 2, (south + north) / 2, layer.zooms[1]],
         "minzoom": layer.zooms[0],
         "maxzoom": layer.zooms[1],
+        **({"attribution": html.escape(layer.attribution)} if layer.attribution else {}),
     }
 
 

@@ -69,7 +69,7 @@ def open_catalog(path: Path, imagery: Path | None = None) -> Catalog:
         layers = _collection_layers(path / "collection.json" if path.is_dir() else path)
     else:
         # A link that someone names is meant; links that lie in a folder are not.
-        layers = [_open(path.resolve(), path.resolve().parent, layers)]
+        layers = [_open(path.resolve(), _root_of(path.resolve()), layers)]
     if not layers:
         raise RasterError(f"{path}: has no raster that can be served; expected GeoTIFFs with a CRS")
     if imagery is not None:
@@ -77,6 +77,12 @@ def open_catalog(path: Path, imagery: Path | None = None) -> Catalog:
             raise RasterError(f"{imagery}: no such file; expected a GeoTIFF on this machine as --imagery")
         layers.append(_open(imagery.resolve(), imagery.resolve().parent, layers, kind="imagery"))
     return Catalog(sorted(layers, key=lambda layer: layer.kind != "height"))
+
+
+def _root_of(path: Path) -> Path:
+    """Return the folder that a named file may read: its own, or the batch to whose collection it belongs."""
+    batch = path.parent.parent
+    return batch if path.suffix.lower() == ".vrt" and (batch / "collection.json").is_file() else path.parent
 
 
 def _folder_layers(root: Path) -> list[Layer]:

@@ -131,6 +131,8 @@ class Layer:
     """Names of the imagery or point clouds."""
     version: str | None
     """Version of Canopy that made the map."""
+    attribution: str | None
+    """Text that a picture of the layer must carry."""
     dates_path: Path | None
     """Raster of acquisition dates, days since 1970-01-01, 0 where unknown."""
 
@@ -178,6 +180,7 @@ class Layer:
             "model": self.model,
             "sources": list(self.sources),
             "version": self.version,
+            "attribution": self.attribution,
         }
 
 
@@ -226,6 +229,7 @@ def read_layer(path: Path, layer_id: str, title: str, kind: Literal["height", "i
                 model=tags.get("CANOPY_MODEL"),
                 sources=_names(tags.get("CANOPY_IMAGERY") or tags.get("CANOPY_LIDAR")),
                 version=tags.get("CANOPY_VERSION"),
+                attribution=tags.get("CANOPY_IMAGERY_ATTRIBUTION"),
                 dates_path=_dates_path(path, src),
             )
     except RASTER_ERRORS as error:

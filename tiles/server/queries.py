@@ -13,8 +13,7 @@ import rasterio
 import shapely
 from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
-from pyproj import Transformer
-from rasterio.warp import transform_bounds
+from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
@@ -39,10 +38,10 @@ def point(layer: Layer, lon: float, lat: float) -> dict[str, Any]:
     Raises:
         OutsideError: The point lies outside the raster.
     """
-    x, y = Transformer.from_crs("OGC:CRS84", layer.crs, always_xy=True).transform(lon, lat)
-    row, col = _cell(layer, x, y)
-    window = Window(col, row, 1, 1)
     with rasterio.open(layer.path) as src:
+        (x,), (y,) = transform("OGC:CRS84", src.crs, [lon], [lat])
+        row, col = _cell(layer, x, y)
+        window = Window(col, row, 1, 1)
         cells = src.read(window=window, masked=True)[:, 0, 0].astype(np.float64).filled(np.nan)
     values = {band.name: _band_value(band, cells) for band in layer.bands}
     low_m, high_m = (values[name] for name in layer.interval) if layer.interval else (None, None)
