@@ -142,6 +142,7 @@ def assemble(
     tags: Mapping[str, str],
     units: Sequence[str] | None = None,
     sparse: bool = False,
+    planes: int = 0,
 ) -> None:
     """Assemble committed tiles into one Cloud-Optimized GeoTIFF. Memory does not grow with the map.
 
@@ -156,14 +157,15 @@ def assemble(
         units: Unit of each band; metres if None.
         sparse: Whether blocks without one known cell are left out of the file, so that areas far apart do not cost
             the area between them. The tag `BLOCKS_TAG` then records how many full-resolution blocks there are.
+        planes: Bands of the tiles behind those of the map, which it does not get.
 
     Raises:
         RasterError: A tile is missing, unreadable, or does not lie where its offsets say.
         OutputError: The map cannot be written. Nothing stays under `out`.
     """
     if sparse:
-        tags = {**tags, BLOCKS_TAG: str(len(_blocks_with_data(tiles)))}
-    source = _mosaic_vrt(tiles, geobox, dict(zip(bands, units or [UNIT] * len(bands), strict=True)), tags)
+        tags = {**tags, BLOCKS_TAG: str(len(_blocks_with_data(tiles, len(bands))))}
+    source = _mosaic_vrt(tiles, geobox, dict(zip(bands, units or [UNIT] * len(bands), strict=True)), tags, planes)
     leftovers = (out, Path(f"{out}.ovr.tmp"), Path(f"{out}.msk.ovr.tmp"))
     need_bytes = sum(path.stat().st_size for path, _, _ in tiles)
     with removed_on_error(*leftovers), _reported(out, need_bytes):
@@ -199,12 +201,12 @@ def write_json(path: Path, value: Any) -> None:
         rename(draft, path)
 
 
-def _blocks_with_data(tiles: Sequence[Member]) -> set[tuple[int, int]]:
+def _blocks_with_data(tiles: Sequence[Member], bands: int) -> set[tuple[int, int]]:
     """Return row and column of the map's full-resolution blocks that have a known cell."""
     blocks: set[tuple[int, int]] = set()
     for path, row_off, col_off in tiles:
         with _readable(path, "its cells"), rasterio.open(path) as src:
-            valid = ~np.isnan(src.read()).all(axis=0)
+            valid = ~np.isnan(src.read(list(range(1, bands + 1)))).all(axis=0)
         # A tile may begin anywhere in the map's blocks: it is cut where a block of the map begins.
         row_cuts, col_cuts = _cuts(row_off, valid.shape[0]), _cuts(col_off, valid.shape[1])
         has_data = np.logical_or.reduceat(np.logical_or.reduceat(valid, row_cuts, axis=0), col_cuts, axis=1)
@@ -299,7 +301,9 @@ def _wkt(geobox: GeoBox) -> str:
     return geobox.crs.to_wkt()
 
 
-def _mosaic_vrt(tiles: Sequence[Member], geobox: GeoBox, bands: Mapping[str, str], tags: Mapping[str, str]) -> str:
+def _mosaic_vrt(
+    tiles: Sequence[Member], geobox: GeoBox, bands: Mapping[str, str], tags: Mapping[str, str], planes: int
+) -> str:
     """The map as a virtual raster, XML that GDAL reads tile by tile; `bands` are names and units."""
     height, width = geobox.shape
     root = ElementTree.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
@@ -315,16 +319,16 @@ def _mosaic_vrt(tiles: Sequence[Member], geobox: GeoBox, bands: Mapping[str, str
         ElementTree.SubElement(band, "NoDataValue").text = "nan"
         ElementTree.SubElement(band, "ColorInterp").text = "Gray" if number == 1 else "Undefined"
     for path, row_off, col_off in tiles:
-        _add_tile(root, path, row_off, col_off, geobox)
+        _add_tile(root, path, row_off, col_off, geobox, planes)
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _add_tile(root: ElementTree.Element, path: Path, row_off: int, col_off: int, geobox: GeoBox) -> None:
+def _add_tile(root: ElementTree.Element, path: Path, row_off: int, col_off: int, geobox: GeoBox, planes: int) -> None:
     """Add one tile to each band, after checking it: GDAL reads a missing member as nodata, without a word."""
     bands = root.findall("VRTRasterBand")
     with _readable(path, "the header"), rasterio.open(path) as src:
         size: dict[str, Any] = {"xSize": str(src.width), "ySize": str(src.height)}
-        _require_member(path, src, len(bands), _corner(geobox, row_off, col_off))
+        _require_member(path, src, len(bands) + planes, _corner(geobox, row_off, col_off))
     rows, cols = (row_off, row_off + src.height), (col_off, col_off + src.width)
     if min(rows[0], cols[0]) < 0 or rows[1] > geobox.height or cols[1] > geobox.width:
         raise RasterError(

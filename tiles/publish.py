@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
@@ -19,7 +20,7 @@ from odc.geo.geom import Geometry
 from tiles.cog import Member, assemble, write_json
 from tiles.errors import AOIError, OutputError, RasterError, one_line
 from tiles.files import file_sha256, rename, replacing, sync
-from tiles.planes import PlaneFile, PlaneSpec, plane_asset, write_plane
+from tiles.planes import PlaneFile, PlaneSpec, add_asset, plane_asset, write_plane
 from tiles.stac import UNKNOWN, footprint, height_item
 from tiles.style import qml
 from tiles.validation import validate
@@ -126,7 +127,7 @@ def publish_map(
     with _reporting(path), replacing(style) as unnamed:
         unnamed.write_text(qml(), encoding="utf-8")
     document = _item(draft, path, bands, record)
-    extras = []
+    extras: list[tuple[Path, Path]] = []
     for number, spec in enumerate(planes, len(bands) + 1):
         plane, final = PlaneFile.of(draft, spec), PlaneFile.of(path, spec)
         write_plane(members, number, plane, geobox, spec, record.tags())

@@ -66,6 +66,14 @@ Offline = Annotated[bool, typer.Option("--offline", help="Ask no server for imag
 HaveRight = Annotated[
     bool, typer.Option("--i-have-the-right", help="Use a service whose terms forbid derived maps, by your contract.")
 ]
+Masks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mask", help="Raster of places to leave out (pixels other than 0), or NAME=RASTER: cloud, water; repeatable."
+    ),
+]
+Reasons = Annotated[bool, typer.Option("--reasons", help="Write why pixels have no height, to <out>_reasons.tif.")]
+Dates = Annotated[bool, typer.Option("--dates", help="Write the day of acquisition of each pixel, to <out>_dates.tif.")]
 Overwrite = Annotated[
     bool, typer.Option(help="Replace an existing output, and drop the work of an interrupted run of another plan.")
 ]
@@ -100,6 +108,9 @@ def predict(
     offline: Offline = False,
     have_right: HaveRight = False,
     allow_outside: Outside = False,
+    masks: Masks = None,
+    reasons: Reasons = False,
+    dates: Dates = False,
     overwrite: Overwrite = False,
     force: Force = False,
     qgis: Qgis = False,
@@ -117,13 +128,16 @@ def predict(
             uncertainty=uncertainty, calibration=calibration, bands=parse_numbers("--bands", bands, int),
             scale=parse_numbers("--scale", scale, float), nodata=parse_nodata(nodata),
             alpha="auto" if alpha is None else alpha, imagery_crs=imagery_crs, imagery_datetime=imagery_datetime,
-            search=search, offline=offline, have_right=have_right, allow_outside=allow_outside, overwrite=overwrite,
-            force=force, qgis=qgis, dry_run=dry_run, report=report,
+            search=search, offline=offline, have_right=have_right, allow_outside=allow_outside,
+            masks=masks or (), reasons=reasons, dates=dates, overwrite=overwrite, force=force,
+            qgis=qgis, dry_run=dry_run, report=report,
         )  # fmt: skip
     document = {name: getattr(result, name) for name in ("model", "imagery", "acquisition")}
     if result.cost is not None:
         say(str(result.cost))
         document["cost"] = {**asdict(result.cost), "seconds": result.cost.seconds}
+    if result.planes:
+        document["planes"] = [str(plane) for plane in result.planes]
     if result.project is not None:
         document["project"] = str(result.project)
         say(f"QGIS project: {result.project}")

@@ -71,6 +71,12 @@ def _distances(rows: Floats, mean: Floats, precision: Floats) -> Floats:
     return np.asarray(np.sqrt(np.einsum("ni,ij,nj->n", offset, precision, offset)))
 
 
+def is_outside(domain: Domain, statistics: Floats) -> bool:
+    """Return whether a chip with these statistics (8,) lies outside a domain."""
+    distances = _distances(statistics[None], np.array(domain.mean), np.array(domain.precision))
+    return bool(distances[0] > domain.limit)
+
+
 class DomainCheck:
     """Counts chips of a map's imagery inside and outside a model's domain.
 

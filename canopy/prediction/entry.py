@@ -12,10 +12,12 @@ from canopy.calibration import Calibration, read_calibration
 from canopy.errors import CalibrationError
 from canopy.imagery import ImagerySource, open_imagery
 from canopy.imagery.configured import configured_imagery
+from canopy.imagery.masks import open_masks
 from canopy.imagery.opening import ReadingOptions
 from canopy.imagery.search import Search
-from canopy.models.bundle import DEFAULT_MODEL
+from canopy.models.bundle import DEFAULT_MODEL, Card
 from canopy.models.options import check_backend, check_device
+from canopy.prediction.extras import Extras
 from canopy.prediction.grids import check_grid_options
 from canopy.prediction.request import (
     Prediction,
@@ -64,6 +66,9 @@ def predict(
     search: Search | None = None,
     offline: bool = False,
     have_right: bool = False,
+    masks: Sequence[str | Path] = (),
+    reasons: bool = False,
+    dates: bool = False,
     overwrite: bool = False,
     force: bool = False,
     qgis: bool = False,
@@ -100,6 +105,9 @@ def predict(
         search: Dates and limits of imagery that is searched for.
         offline: Whether no server is asked where no imagery is named.
         have_right: Whether the user has the right to use services whose terms forbid derived maps.
+        masks: Rasters, each as it is or as ``name=raster``, whose pixels other than 0 get no height: clouds, water.
+        reasons: Whether to write why pixels have no height, to ``<stem>_reasons.tif``.
+        dates: Whether to write each pixel's day of acquisition, to ``<stem>_dates.tif``.
         overwrite: Whether to replace an existing output and drop work of another plan.
         force: Whether to accept imagery coarser than twice the model's GSD.
         qgis: Whether to write a QGIS project next to the map, with the area and the width of the interval.
@@ -120,23 +128,30 @@ def predict(
     pending = pending_publication(partial_folder(path))
     files = [file for file in (aoi, model, calibration) if isinstance(file, str | Path)]
     # Inputs and outputs are compared before any work, and again once the imagery's files are known.
-    extras = ProjectFiles.of(path, uncertainty).paths if qgis else ()
-    check_outputs(path, files, overwrite=overwrite, pending=pending, extras=extras)
+    extras = Extras(open_masks(masks, area), reasons, dates)
+    files += [mask.path for mask in extras.masks]
+    others = (*extras.files(path), *(ProjectFiles.of(path, uncertainty).paths if qgis else ()))
+    check_outputs(path, files, overwrite=overwrite, pending=pending, extras=others)
     fitted = read_fitted(calibration, uncertainty)
     source = _open_source(imagery, area, search, offline, have_right, report, options)
-    check_outputs(path, [*files, *source.uris], overwrite=overwrite, pending=pending, extras=extras)
+    check_outputs(path, [*files, *source.uris], overwrite=overwrite, pending=pending, extras=others)
+    _check_source(source, area, card, force)
+    from canopy.prediction.run import run_request
+
+    request = Request(
+        area, source, path, model, crs, resolution, device, backend, uncertainty, fitted, overwrite, force, dry_run,
+        extras,
+    )  # fmt: skip
+    prediction = run_request(request, report)
+    return replace(prediction, project=write_map_project(path, area).project if qgis and not dry_run else None)
+
+
+def _check_source(source: ImagerySource, area: Geometry, card: Card | None, force: bool) -> None:
+    """Refuse imagery that lies elsewhere, is too coarse for the model, or has a date that is none."""
     check_footprint(source, area)
     if card is not None:
         check_gsd(source, card, force)
     acquisition_times(source.datetime, datetime.now(UTC))
-    from canopy.prediction.run import run_request
-
-    request = Request(
-        area, source, path, model, crs, resolution, device, backend, uncertainty, fitted, overwrite, force, dry_run
-    )
-    prediction = run_request(request, report)
-    project = write_map_project(path, area).project if qgis and not dry_run else None
-    return replace(prediction, project=project)
 
 
 def _reading_options(

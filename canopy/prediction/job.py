@@ -14,6 +14,7 @@ from canopy.errors import AOIError
 from canopy.imagery import ImagerySource
 from canopy.models.model import HeightModel
 from canopy.prediction.engine import OVERLAP_PX
+from canopy.prediction.extras import NO_EXTRAS, Extras
 from canopy.prediction.layers import Layers
 from canopy.version import __version__
 from tiles.cog import BANDS, UNCERTAINTY_BANDS
@@ -41,6 +42,9 @@ class Job:
     """Calibration of the heights, if any."""
     part: PixelWindow | None = None
     """Pixels of the output that are mapped, where that is not all of the area: a tile of a batch."""
+
+    extras: Extras = NO_EXTRAS
+    """What is asked of the map besides heights."""
 
     @cached_property
     def window(self) -> PixelWindow:
@@ -118,4 +122,6 @@ class Job:
             "imagery": self.source.fingerprint(),
             "version": __version__,
         }
+        if self.extras:
+            parts["extras"] = repr(self.extras.identity)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

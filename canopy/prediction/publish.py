@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tiles.grid import Tile, TileGrid
+from tiles.planes import PlaneSpec
 from tiles.publish import MapRecord, publish_map
 from tiles.windows import PixelWindow
 
@@ -21,6 +22,7 @@ def publish_tiles(
     record: MapRecord,
     path: Path,
     folder: Path,
+    planes: Sequence[PlaneSpec] = (),
 ) -> None:
     """Publish the finished tiles of a run as one map.
 
@@ -32,6 +34,7 @@ def publish_tiles(
         record: Origin of the map.
         path: Name of the map.
         folder: Folder of the tiles, and of the draft.
+        planes: Rasters that the tiles have behind their heights.
 
     Raises:
         RasterError: A tile or the assembled map is not valid.
@@ -40,4 +43,4 @@ def publish_tiles(
     members = [
         (tile_path(folder, tile), tile.window.row0 - window.row0, tile.window.col0 - window.col0) for tile in tiles
     ]
-    publish_map(members, path, grid.lattice.geobox(window), bands, record, folder)
+    publish_map(members, path, grid.lattice.geobox(window), bands, record, folder, planes)

@@ -13,6 +13,7 @@ from canopy.calibration import Calibration
 from canopy.errors import CoverageError, ImageryError, ModelError, OutputError
 from canopy.imagery import ImagerySource
 from canopy.models.bundle import Card, find_bundle, read_card
+from canopy.prediction.extras import NO_EXTRAS, Extras
 from tiles.aoi import aoi_stem, to_crs
 from tiles.publish import item_path, style_path
 
@@ -55,6 +56,8 @@ class Request:
     """Whether imagery coarser than twice the model's GSD is accepted."""
     dry_run: bool = False
     """Whether the cost is all that is computed."""
+    extras: Extras = NO_EXTRAS
+    """What is asked of the map besides heights."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Prediction:
     """Tiles that an interrupted run had finished."""
     project: Path | None = None
     """QGIS project of the map, where it was requested."""
+    planes: tuple[Path, ...] = ()
+    """Rasters of reasons and dates next to the map, where they were requested."""
     cost: "Cost | None" = None
     """Cost of the map, where that was requested instead of the map; then nothing is written."""
 

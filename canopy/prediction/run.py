@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from canopy.calibration import apply_to_bands
 from canopy.errors import CoverageError, OutputError
+from canopy.imagery.calendar import day_of
 from canopy.models.domain import DomainCheck, warn_outside
 from canopy.models.model import HeightModel, load_model
 from canopy.prediction.cost import LONG_CHIPS, count_chips, measure_cost
 from canopy.prediction.engine import OVERLAP_PX, ChipEngine, Heights, Image, PendingTile
+from canopy.prediction.extras import Sides, read_sides, unfamiliar_pixels, with_planes
 from canopy.prediction.grids import choose_tile_px, output_lattice, working_lattice
 from canopy.prediction.job import Job
 from canopy.prediction.layers import Layers
@@ -30,6 +32,7 @@ from tiles.cog import tile_is_committed, valid_pixels, write_tile
 from tiles.files import make_folder
 from tiles.grid import Tile, TileGrid, rasterize
 from tiles.locks import hold
+from tiles.planes import PlaneFile
 from tiles.publish import finish_publication, pending_publication
 from tiles.regrid import MARGIN_PX
 from tiles.windows import PixelWindow
@@ -52,6 +55,8 @@ class _TileImage:
     """(3, H, W) over the engine's read window of `core`."""
     inside: NDArray[np.bool_]
     """(h, w) over `core`: pixels that the map needs."""
+    sides: Sides
+    """What the tile says besides heights."""
 
 
 def run_request(request: Request, report: Report = ignore) -> Prediction:
@@ -112,7 +117,7 @@ def run_job(job: Job, path: Path, *, overwrite: bool = False, report: Report = i
             with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):
                 _map_tiles(job, missing, partial, report)
             coverage = _coverage(job, partial)
-            publish_tiles(job.tiles, job.grid, job.window, job.bands, job.record, path, partial)
+            publish_tiles(job.tiles, job.grid, job.window, job.bands, job.record, path, partial, job.extras.specs)
         else:
             missing, coverage = [], _coverage(job, partial)
             finish_publication(partial)
@@ -120,7 +125,7 @@ def run_job(job: Job, path: Path, *, overwrite: bool = False, report: Report = i
     source = job.source
     return Prediction(
         path, job.model.card.name, source.uris, source.describe(), source.datetime, coverage, len(missing),
-        len(job.tiles) - len(missing),
+        len(job.tiles) - len(missing), planes=tuple(PlaneFile.of(path, spec).raster for spec in job.extras.specs),
     )  # fmt: skip
 
 
@@ -134,7 +139,8 @@ def _plan(request: Request, model: HeightModel) -> Job:
     projected = to_crs(area, lattice.crs)
     tile_px = choose_tile_px(projected, lattice, work, TILE_PX)
     layers = Layers(model, request.uncertainty, features)
-    return Job(projected, TileGrid(lattice, tile_px), work, request.source, layers, calibration)
+    grid = TileGrid(lattice, tile_px)
+    return Job(projected, grid, work, request.source, layers, calibration, extras=request.extras)
 
 
 def _map_tiles(job: Job, tiles: Sequence[Tile], folder: Path, report: Report) -> None:
@@ -157,8 +163,10 @@ def _map_tiles(job: Job, tiles: Sequence[Tile], folder: Path, report: Report) ->
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, engine.executor() as executor:
         writing: Future[None] | None = None
         images = _read_ahead(job, tiles, engine, reader)
-        for done, (tile, pending) in enumerate(_begin_ahead(images, engine, executor, check), 1):
+        for done, (tile, sides, pending) in enumerate(_begin_ahead(images, engine, executor, check), 1):
             heights = _on_output(job, tile, pending.core, engine.finish(pending))
+            if job.extras:
+                heights = with_planes(job.extras, sides, heights, rasterize(job.area, tile.geobox))
             if writing is not None:
                 writing.result()
             writing = writer.submit(write_tile, tile_path(folder, tile), heights, tile.geobox, job.plan)
@@ -174,12 +182,12 @@ def _map_tiles(job: Job, tiles: Sequence[Tile], folder: Path, report: Report) ->
 
 def _begin_ahead(
     images: Iterable[_TileImage], engine: ChipEngine, executor: Executor, check: DomainCheck | None
-) -> Iterator[tuple[Tile, PendingTile]]:
+) -> Iterator[tuple[Tile, Sides, PendingTile]]:
     """Yield each tile, begun; where chips are computed in the background, when the next one was begun too.
 
     The cores then have work while a tile is finished.
     """
-    last: tuple[Tile, PendingTile] | None = None
+    last: tuple[Tile, Sides, PendingTile] | None = None
     for image in images:
         window = engine.read_window(image.core)
         pending = engine.begin(executor, image.pixels, window, image.inside, image.core)
@@ -188,7 +196,7 @@ def _begin_ahead(
             check.look(np.where(image.inside, pixels, np.float32(np.nan)))
         if last is not None:
             yield last
-        last = image.tile, pending
+        last = image.tile, image.sides, pending
         if not engine.computes_ahead:
             yield last
             last = None
@@ -203,8 +211,9 @@ def _read_ahead(
 
     def read(tile: Tile) -> _TileImage:
         core = tile.window if job.regridder is None else job.regridder.cover(tile.window)
-        pixels = job.source.read(job.work.geobox(engine.read_window(core))).values
-        return _TileImage(tile, core, pixels, _inside(job, core))
+        window = engine.read_window(core)
+        pixels = job.source.read(job.work.geobox(window)).values
+        return _TileImage(tile, core, pixels, _inside(job, core), _sides(job, tile, engine, pixels, window))
 
     reading = [reader.submit(read, tile) for tile in tiles[:1]]
     for following in [*tiles[1:], None]:
@@ -214,6 +223,14 @@ def _read_ahead(
         if following is not None:
             reading.append(reader.submit(read, following))
         yield image
+
+
+def _sides(job: Job, tile: Tile, engine: ChipEngine, pixels: Image, window: PixelWindow) -> Sides:
+    """Read what a tile says besides heights; its chips are judged where the reasons are asked for."""
+    domain, unfamiliar = job.model.card.domain, None
+    if job.extras.reasons and domain is not None:
+        unfamiliar = unfamiliar_pixels(domain, engine.lattice, job.work, pixels, window, tile.geobox)
+    return read_sides(job.extras, job.source, tile.geobox, unfamiliar)
 
 
 def _inside(job: Job, core: PixelWindow) -> NDArray[np.bool_]:
@@ -249,7 +266,7 @@ def _coverage(job: Job, folder: Path) -> float:
         shutil.rmtree(folder)
         raise CoverageError(
             "the imagery has no valid pixel in the AOI, only nodata: name other imagery with --imagery, or correct its "
-            "nodata value"
+            f"nodata value{', or leave out a --mask' if job.extras.masks else ''}"
         )
     area = job.area if job.part is None else job.area & job.grid.lattice.geobox(job.window).extent
     share = min(1.0, cells * job.grid.lattice.resolution**2 / area.area)
@@ -264,6 +281,9 @@ def _log_job(job: Job) -> None:
     _LOG.info("map: %d x %d px on %s, %d tile(s)", job.window.width, job.window.height, crs, len(job.tiles))
     if job.source.datetime is None:
         _LOG.warning("acquisition date of the imagery: unknown (give it with --imagery-datetime)")
+    elif "/" in job.source.datetime and not day_of(job.source.datetime):
+        dates = "" if job.extras.dates else "; --dates writes the day of each pixel"
+        _LOG.info("imagery of mixed dates: %s%s", job.source.datetime.replace("/", " to "), dates)
 
 
 @contextmanager
