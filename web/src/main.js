@@ -10,8 +10,12 @@ const $ = (id) => document.getElementById(id);
 const SHORT = { canopy_height: "Height", canopy_height_p05: "5th pct", canopy_height_p95: "95th pct", interval_width: "Interval" };
 const PLAIN_RANGE = [0, 35], CHANGE_RANGE = [-15, 15], WIDTH_RANGE = [0, 20];
 const LINK_WAIT_MS = 250, HISTOGRAM_WAIT_MS = 200, SWIPE_STEP = 0.02;
-// The library is fetched while the list of maps is on its way.
-const library = import("./map.js");
+// The shell is drawn first; the library then comes while the list of maps is on its way. A hidden tab draws nothing.
+const painted = new Promise((resolve) => {
+  requestAnimationFrame(() => setTimeout(resolve));
+  setTimeout(resolve, 300);
+});
+const library = painted.then(() => import("./map.js"));
 
 const state = createState();
 const byId = new Map();
