@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -219,6 +220,35 @@ def test_citation_names_this_version() -> None:
 
 def test_module_runs_as_the_command() -> None:
     assert run("-m", "canopy", "--version") == run("-c", "import canopy; print(canopy.__version__)")
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_what_the_wheel_is_built_of(tmp_path: Path) -> None:
+    run("-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY))
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    for name in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+        "mkdocs.yml",
+        "environment.yml",
+    ):
+        assert name in names, name
+    for name in (
+        "canopy/data/yellowstone.tif",
+        "canopy/data/region.geojson",
+        "canopy/weights/canopy-small.safetensors",
+    ):
+        assert name in names, name
+    for folder, pattern in (("configs", "*.yaml"), ("recipes", "*.py"), ("notebooks", "*.ipynb"), ("docs", "*.md")):
+        files = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / folder).glob(pattern)}
+        assert files
+        assert files <= names, folder
+    assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", "build/", "runs/"))]
 
 
 @pytest.mark.slow

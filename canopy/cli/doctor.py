@@ -29,7 +29,7 @@ EXTRAS = {
 """A module of each extra by which it is recognised."""
 TOKENS = {
     "HF_TOKEN": "gated models", "EARTHDATA_TOKEN": "GEDI granules", "NEON_TOKEN": "NEON, with fewer limits",
-    "AWS_ACCESS_KEY_ID": "private buckets",
+    "VANTOR_API_KEY": "imagery of Vantor", "AWS_ACCESS_KEY_ID": "private buckets",
 }  # fmt: skip
 """Variables with secrets, and what each is for."""
 LEAST_MEMORY_GB, LEAST_DISK_GB = 3.0, 2.0
