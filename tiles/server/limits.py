@@ -80,7 +80,7 @@ async def read_body(request: Request) -> bytes:
     return b"".join(pieces)
 
 
-def require_known_query(request: Request) -> None:
+async def require_known_query(request: Request) -> None:
     """Refuse parameters that a route does not have: a misspelt one would be ignored, and `url=` never was one."""
     if len(request.scope.get("query_string", b"")) > MAX_QUERY_BYTES:
         raise HTTPException(414, f"the query is longer than {MAX_QUERY_BYTES} bytes, expected less")

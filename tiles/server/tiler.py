@@ -115,7 +115,7 @@ def parse_range(text: str) -> tuple[float, float]:
     return low, high
 
 
-def drawing(
+async def drawing(
     request: Request,
     layer: LayerOfRequest,
     encoding: Annotated[Literal["color", "terrain"], Query(description="Colours, or heights as numbers.")] = "color",
@@ -231,43 +231,54 @@ def palette(name: str) -> Palette:
 _PALETTES = {name: palette(name) for name in RAMPS}
 
 
-class _Band(DefaultDependency):
-    """Argument `source` of `LayerReader.tile`."""
-
-    def __init__(self, request: DrawingOfRequest) -> None:
-        self.source = request.source
+# Dependencies that compute nothing are coroutines: FastAPI runs any other in a thread of its own, one after the other,
+# and ten such hops cost more than a tile when many users ask.
 
 
-class _Resampling(DefaultDependency):
-    """Arguments of the reader that say how pixels are resampled."""
+class _Arguments(DefaultDependency):
+    """Arguments of the reader."""
 
-    def __init__(self, layer: LayerOfRequest) -> None:
-        # A height that no cell has would differ from the value under the pointer; pictures look better smooth.
-        self.reproject_method = "nearest" if layer.kind == "height" else "bilinear"
-        self.resampling_method = self.reproject_method
+    def __init__(self, **arguments: Any) -> None:
+        self.__dict__.update(arguments)
 
 
-class _TileLimits(DefaultDependency):
-    """No argument of the reader: limits on what the path and the query of a tile may say."""
-
-    def __init__(
-        self,
-        request: Request,
-        chosen: DrawingOfRequest,
-        z: Annotated[int, Path(ge=0, le=MAX_ZOOM)],
-        x: Annotated[int, Path(ge=0, lt=2**MAX_ZOOM)],
-        y: Annotated[int, Path(ge=0, lt=2**MAX_ZOOM)],
-        tilesize: Annotated[int | None, Query(ge=64, le=TILE_PX)] = None,
-    ) -> None:
-        # The factory has a route with a format and one without, so the format cannot be declared as an argument.
-        suffix = request.path_params.get("format", "png")
-        if suffix not in ("png", "webp"):
-            raise HTTPException(400, f"no tiles of format {suffix[:20]!r}; expected a path that ends in .png or .webp")
-        if chosen.encoding == "terrain" and suffix == "webp":
-            raise HTTPException(400, "terrain tiles are PNG only; expected a path that ends in .png")
+async def _band(request: DrawingOfRequest) -> _Arguments:
+    return _Arguments(source=request.source)
 
 
-def _process(request: DrawingOfRequest) -> Callable[[ImageData], ImageData]:
+async def _resampling(layer: LayerOfRequest) -> _Arguments:
+    # A height that no cell has would differ from the value under the pointer; pictures look better smooth.
+    method = "nearest" if layer.kind == "height" else "bilinear"
+    return _Arguments(reproject_method=method, resampling_method=method)
+
+
+async def _limits(
+    request: Request,
+    chosen: DrawingOfRequest,
+    z: Annotated[int, Path(ge=0, le=MAX_ZOOM)],
+    x: Annotated[int, Path(ge=0, lt=2**MAX_ZOOM)],
+    y: Annotated[int, Path(ge=0, lt=2**MAX_ZOOM)],
+    tilesize: Annotated[int | None, Query(ge=64, le=TILE_PX)] = None,
+) -> _Arguments:
+    """Refuse what the path and the query of a tile must not say; the reader gets no argument of it."""
+    # The factory has a route with a format and one without, so the format cannot be declared as an argument.
+    suffix = request.path_params.get("format", "png")
+    if suffix not in ("png", "webp"):
+        raise HTTPException(400, f"no tiles of format {suffix[:20]!r}; expected a path that ends in .png or .webp")
+    if chosen.encoding == "terrain" and suffix == "webp":
+        raise HTTPException(400, "terrain tiles are PNG only; expected a path that ends in .png")
+    return _Arguments()
+
+
+async def _no_arguments() -> _Arguments:
+    return _Arguments()
+
+
+async def _no_settings() -> dict[str, str]:
+    return {}
+
+
+async def _process(request: DrawingOfRequest) -> Callable[[ImageData], ImageData]:
     """Return the function that turns the values of a tile into bytes of colours."""
     layer = request.source.layer
 
@@ -295,7 +306,7 @@ def _stretched(values: NDArray[Any], layer: Layer) -> NDArray[np.uint8]:
     return stretched
 
 
-def _palette_of(request: DrawingOfRequest) -> Palette | None:
+async def _palette_of(request: DrawingOfRequest) -> Palette | None:
     is_colour = request.source.layer.kind == "height" and request.encoding == "color"
     return _PALETTES[request.ramp] if is_colour else None
 
@@ -335,7 +346,7 @@ def _save(picture: Image.Image, is_webp: bool, lossless: bool) -> tuple[bytes, s
     return buffer.getvalue(), "image/webp" if is_webp else "image/png"
 
 
-def _path(layer: LayerOfRequest) -> str:
+async def _path(layer: LayerOfRequest) -> str:
     return str(layer.path)
 
 
@@ -352,13 +363,15 @@ def create_tiler() -> LayerTiler:
     return LayerTiler(
         name="layers",
         reader=LayerReader,
+        reader_dependency=cast(Any, _no_arguments),
         path_dependency=_path,
-        layer_dependency=_Band,
-        dataset_dependency=_Resampling,
-        tile_dependency=_TileLimits,
+        layer_dependency=cast(Any, _band),
+        dataset_dependency=cast(Any, _resampling),
+        tile_dependency=cast(Any, _limits),
         process_dependency=cast(Any, _process),
         colormap_dependency=cast(Any, _palette_of),
-        render_dependency=DefaultDependency,
+        render_dependency=cast(Any, _no_arguments),
+        environment_dependency=cast(Any, _no_settings),
         render_func=render,
         supported_tms=TileMatrixSets({MATRIX_SET: tms.get(MATRIX_SET)}),
     )
