@@ -314,6 +314,10 @@ def test_wmts_leads_to_tiles(client: TestClient) -> None:
     assert answer.headers["content-type"].startswith("application/xml")
     names = {"w": "http://www.opengis.net/wmts/1.0", "o": "http://www.opengis.net/ows/1.1"}
     root = ElementTree.fromstring(answer.content)
+    # The address by which QGIS knows a WMTS without further words.
+    address = root.find("w:ServiceMetadataURL", names).get("{http://www.w3.org/1999/xlink}href")
+    assert address == "http://127.0.0.1:8000/wmts/1.0.0/WMTSCapabilities.xml"
+    assert client.get(address).content == answer.content
     layers = root.findall("w:Contents/w:Layer", names)
     assert {layer.findtext("o:Identifier", None, names) for layer in layers} == {"old", "new", "ortho"}
     template = layers[0].find("w:ResourceURL", names).get("template")

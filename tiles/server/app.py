@@ -183,6 +183,7 @@ def histogram(
 
 
 @plain_router.get("/wmts")
+@plain_router.get(f"/{wmts.REST_PATH}")
 def wmts_capabilities(request: Request) -> Response:
     """Return WMTS 1.0.0 capabilities; clients may add the parameters of GetCapabilities in any case."""
     for name, value in request.query_params.items():

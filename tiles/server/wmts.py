@@ -15,6 +15,8 @@ _WMTS, _OWS, _XLINK = (
 _PIXEL_M = 0.00028
 """Side of a pixel by which OGC defines scales, metres."""
 WMTS_TILE_PX = 256
+REST_PATH = "wmts/1.0.0/WMTSCapabilities.xml"
+"""Path by whose end QGIS knows a WMTS; of any other address without SERVICE=WMTS it asks for a WMS."""
 MEDIA_TYPE = "application/xml"
 
 
@@ -38,7 +40,7 @@ def capabilities(layers: Iterable[Layer], base_url: str, tile_set: TileMatrixSet
         _add_layer(contents, layer, base_url, tile_set.id or "")
     _add_tile_set(contents, tile_set)
     metadata = ElementTree.SubElement(root, f"{{{_WMTS}}}ServiceMetadataURL")
-    metadata.set(f"{{{_XLINK}}}href", f"{base_url}wmts")
+    metadata.set(f"{{{_XLINK}}}href", f"{base_url}{REST_PATH}")
     document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return document
 
