@@ -13,12 +13,14 @@ import shapely
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from odc.geo.geom import Geometry
 from shapely import affinity
 
 from canopy.errors import ImageryError
 from canopy.imagery import ImagerySource, Rescale, open_imagery
 from canopy.imagery.files import shown
 from canopy.imagery.references import Reach
+from canopy.imagery.remote import Access
 from canopy.imagery.scene import Overrides, RasterScene, inspect
 from canopy.imagery.source import RasterImagery
 from tiles.ground import METRES_PER_DEGREE
@@ -47,10 +49,10 @@ class ImageryOptions:
     allow_outside: bool = False
     """Whether VRTs may read local files outside their folder."""
 
-    def open(self, uris: Sequence[str]) -> ImagerySource:
-        """Open imagery with these options."""
+    def open(self, uris: Sequence[str], area: Geometry | None = None) -> ImagerySource:
+        """Open imagery with these options; catalogues are searched for an area."""
         return open_imagery(
-            list(uris), bands=self.bands, scale=(self.scale[0], self.scale[1]) if self.scale else None,
+            list(uris), area=area, bands=self.bands, scale=(self.scale[0], self.scale[1]) if self.scale else None,
             datetime=self.datetime, nodata=self.nodata,
             alpha=self.alpha, crs=self.crs, allow_outside=self.allow_outside,
         )  # fmt: skip
@@ -74,6 +76,8 @@ class PinnedScene:
     """Bytes; -1 where not on record."""
     changed: str
     """Time of the last change in nanoseconds, or the entity tag; empty where not on record."""
+    signing: str = ""
+    """Address that gives signatures, for files of a store that wants one."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class PinnedImagery:
         if not self.scenes:
             return _open_whole(self)
         pinned = [self.scenes[number] for number in members]
-        opened = [_open_scene(scene.path, self.options) for scene in pinned]
+        opened = [_open_scene(scene.path, scene.signing, self.options) for scene in pinned]
         source = RasterImagery(opened, self.rescale, self.options.datetime)
         for scene, pin in zip(source.scenes, pinned, strict=True):
             if scene_digest(scene) != pin.digest:
@@ -210,23 +214,23 @@ class DigestedSource:
 
 
 def _reopens(scene: RasterScene) -> bool:
-    """Return whether a file can be opened again by its path alone."""
-    access = getattr(scene, "access", None)
-    return "?" not in scene.path and not getattr(access, "signing", "")
+    """Return whether a file can be opened again by what a plan records."""
+    return "?" not in scene.path
 
 
 def _pinned(scene: RasterScene) -> PinnedScene:
     first = scene.stamps[0]
     changed = str(first.mtime_ns) if first.mtime_ns >= 0 else getattr(first, "etag", "")
-    return PinnedScene(scene.path, scene_digest(scene), first.size, changed)
+    return PinnedScene(scene.path, scene_digest(scene), first.size, changed, scene.access.signing)
 
 
 @lru_cache(maxsize=_OPEN_SCENES)
-def _open_scene(path: str, options: ImageryOptions) -> RasterScene:
+def _open_scene(path: str, signing: str, options: ImageryOptions) -> RasterScene:
     """Read the facts of a file once a process; `RasterImagery.read` notices when it changes later."""
     # The plan was made by the user, who decided then which files VRTs may read.
     reach = Reach(allow_outside=True)
-    return inspect(path, reach, Overrides(options.bands, options.nodata, options.alpha, options.crs))
+    overrides = Overrides(options.bands, options.nodata, options.alpha, options.crs)
+    return inspect(path, reach, overrides, Access(signing))
 
 
 @lru_cache(maxsize=4)

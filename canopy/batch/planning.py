@@ -115,7 +115,7 @@ def make_plan(request: BatchRequest, store: Store, report: Report = ignore) -> P
     area = read_aoi(request.aoi, request.layer)
     fitted = _calibration(request)
     uris = [local_path(uri) for uri in request.imagery]
-    source = request.options.open(uris) if uris else configured_imagery(area)
+    source = request.options.open(uris, area) if uris else configured_imagery(area)
     acquisition_times(source.datetime, datetime.now(UTC))
     check_footprint(source, area)
     card = read_model_card(request.model)
@@ -193,6 +193,8 @@ def _model(reference: str) -> PlannedModel:
     card = read_model_card(reference)
     if card is None:
         raise ModelError(f"{path} is a publisher's checkpoint: convert it to a bundle with canopy models convert")
+    if card.family == "encoder":
+        raise ModelError(f"{path} is an encoder alone: a height model, which canopy train makes of one, is expected")
     bundled = path.parent.resolve() == BUNDLED.resolve()
     name = path.stem if bundled else str(path.absolute())
     return PlannedModel(card.name, name, file_sha256(path), None, card.gsd_m, card.chip_px)
@@ -257,7 +259,15 @@ def _write_objects(
 def _write_scenes(store: Store, source: ImagerySource, uris: Sequence[str], options: ImageryOptions) -> str:
     """Write the list of files of the imagery."""
     scenes = pin(source, uris or source.uris, options).scenes
-    schema = pa.schema([("path", pa.string()), ("digest", pa.string()), ("size", pa.int64()), ("changed", pa.string())])
+    schema = pa.schema(
+        [
+            ("path", pa.string()),
+            ("digest", pa.string()),
+            ("size", pa.int64()),
+            ("changed", pa.string()),
+            ("signing", pa.string()),
+        ]
+    )
     return write_object(
         store, "scenes", table_bytes(pa.Table.from_pylist(list(map(asdict, scenes)), schema)), ".parquet"
     )

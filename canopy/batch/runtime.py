@@ -1,5 +1,6 @@
 """What a worker process loads once for a batch: plan, model and calibration."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -132,9 +133,10 @@ class Runtime:
     def _model_file(self, folder: Path) -> Path:
         """Return the file of the model: the installed or named one where it is the planned one, else the store's."""
         planned = self.plan.model
-        path = find_bundle(planned.reference)
-        if path.is_file() and file_sha256(path) == planned.sha256:
-            return path
+        with contextlib.suppress(ModelError):
+            path = find_bundle(planned.reference)
+            if path.is_file() and file_sha256(path) == planned.sha256:
+                return path
         if planned.object is None:
             raise ModelError(
                 f"no model {planned.reference} of sha256 {planned.sha256[:12]}: install the planned version"
@@ -175,9 +177,3 @@ def runtime(url: str) -> Runtime:
             _ = loaded.model, loaded.calibration
             _runtimes[url, device] = loaded
         return _runtimes[url, device]
-
-
-def drop_runtimes() -> None:
-    """Forget what this process has loaded."""
-    with _lock:
-        _runtimes.clear()
