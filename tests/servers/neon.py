@@ -105,7 +105,7 @@ def _write_tile(server: NeonServer, tile: tuple[int, int], visit: str, seed: int
         profile: dict[str, Any] = {
             "driver": "GTiff", "crs": CRS, "dtype": values.dtype, "count": len(values), "height": values.shape[1],
             "width": values.shape[2], "transform": Affine(gsd_m, 0, tile[0], 0, -gsd_m, tile[1] + 1000),
-            "nodata": -9999 if kind == "chm" else None, "compress": "deflate", "tiled": True,
+            "nodata": -9999 if kind == "chm" else None, "compress": "deflate", "zlevel": 1, "tiled": True,
         }  # fmt: skip
         with rasterio.open(path, "w", **profile) as raster:
             raster.write(values)

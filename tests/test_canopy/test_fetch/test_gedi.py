@@ -199,6 +199,7 @@ def test_products_and_versions_are_checked() -> None:
             service.GediRequest(area, **request)
 
 
+@pytest.mark.slow
 def test_fetched_shots_calibrate_a_map(canopy, tmp_path: Path, monkeypatch) -> None:
     forest = make_forest(160, crs="EPSG:32612", origin=(528_000, 4_979_000), buildings=0)
     for name, factor in (("map.tif", 1.0), ("truth.tif", 1.25)):

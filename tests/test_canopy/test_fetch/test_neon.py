@@ -1,7 +1,6 @@
 """From a site's name to scenes, a chip store and a model, against a server that plays NEON."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import rasterio
 from odc.geo.geom import Geometry
 from servers import neon as fake
-from servers.web import Fault, WebServer
+from servers.web import Fault
 
 from canopy.config import load_config
 from canopy.dataset.config import DatasetConfig
@@ -22,20 +21,14 @@ from canopy.http import HttpClient, Retry
 from tiles.aoi import read_aoi
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fake.NeonServer]:
-    with WebServer() as web, WebServer() as store:
-        yield fake.start(tmp_path_factory.mktemp("neon"), web, store)
-
-
 @pytest.fixture
-def server(written: fake.NeonServer, monkeypatch: pytest.MonkeyPatch) -> fake.NeonServer:
+def server(neon_server: fake.NeonServer, monkeypatch: pytest.MonkeyPatch) -> fake.NeonServer:
     monkeypatch.setenv("NEON_TOKEN", fake.TOKEN)
-    for web in (written.web, written.store):
+    for web in (neon_server.web, neon_server.store):
         web.forget()
-    written.wrong_crc.clear()
-    written.expired.clear()
-    return written
+    neon_server.wrong_crc.clear()
+    neon_server.expired.clear()
+    return neon_server
 
 
 def area(server: fake.NeonServer) -> Geometry:

@@ -27,11 +27,14 @@ def logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[tuple[neon.NeonServer, earthdata.EarthdataServer]]:
+def servers(
+    neon_server: neon.NeonServer, tmp_path: Path
+) -> Iterator[tuple[neon.NeonServer, earthdata.EarthdataServer]]:
     granule = write_granule(tmp_path / "granule.h5", version="V003")
-    with WebServer() as web, WebServer() as store, WebServer() as nasa, WebServer() as cloud:
-        site = neon.start(tmp_path / "neon", web, store)
-        yield site, earthdata.start(nasa, cloud, {earthdata.PASSES[0]: granule})
+    with WebServer() as nasa, WebServer() as cloud:
+        yield neon_server, earthdata.start(nasa, cloud, {earthdata.PASSES[0]: granule})
+    neon_server.wrong_crc.clear()
+    neon_server.store.forget()
 
 
 def secrets_in(folder: Path, *texts: str) -> list[str]:
