@@ -17,7 +17,7 @@ export function expression(name, range) {
   const [low, first] = ramp[0];
   // Between unknown and known cells the map is interpolated through every value, so whatever lies below the lowest
   // height, or below any likely loss of height, fades out instead of tracing the edge in the ramp's first colour.
-  const [gone, full] = low < 0 ? [-100, Math.min(-45, low)] : [Math.min(-2, low - 2), Math.min(-1, low - 1)];
+  const [gone, full] = low < 0 ? [-70, Math.min(-35, low)] : [Math.min(-2, low - 2), Math.min(-1, low - 1)];
   const steps = ramp.flatMap(([value, colour]) => [value, colour]);
   const fade = [-10000, "rgba(0,0,0,0)", gone, transparent(first), full, first];
   return ["interpolate", ["linear"], ["elevation"], ...fade, ...(low > full ? steps : steps.slice(2))];
