@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -85,8 +84,6 @@ class HttpTiles:
     def __init__(self, template: TileTemplate, service: Service, cache: TileCache | None = None) -> None:
         """Describe a service; nothing is asked yet."""
         self.connections = service.connections
-        self.absent: Counter[int] = Counter()
-        """Answers that say that there is no tile, by status."""
         self._template, self._service, self._cache = template, service, cache
 
     def fetch(self, key: TileKey, matrix: TileMatrix, again: bool = False) -> bytes | None:
@@ -95,8 +92,6 @@ class HttpTiles:
         if self._cache is not None and not again and (cached := self._cache.get(address)) is not None:
             return cached or None
         answer = self._service.client().get(address, accept=_ABSENT, limit_bytes=_MAX_TILE_BYTES)
-        if answer.status in _ABSENT:
-            self.absent[answer.status] += 1
         content = b"" if answer.status in _ABSENT else answer.content
         if self._cache is not None:
             self._cache.put(address, content)
