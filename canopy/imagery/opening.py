@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -18,6 +18,7 @@ from canopy.imagery.joined import JoinedImagery
 from canopy.imagery.licences import Licence, combine, require_right
 from canopy.imagery.references import Reach
 from canopy.imagery.registry import find_source
+from canopy.imagery.remote import DIRECT, Access
 from canopy.imagery.rescale import Rescale, choose_rescale, requested_rescale
 from canopy.imagery.scene import Overrides, RasterScene, facts, fill_candidates, inspect, sample
 from canopy.imagery.search import Search
@@ -155,14 +156,16 @@ def _open_rasters(uris: Sequence[str | Path], request: _Request) -> RasterImager
     skipped: list[Skipped] = []
     licences: list[Licence | None] = []
     for one in map(str, uris):
-        licences.append(_licence(one))
+        licences.append(licence := _licence(one))
+        # Copies are kept where the environment asks for it, unless a licence forbids them.
+        access = Access(cached=licence is None or licence.redistribute)
         if is_catalogue(address := _address(one)):
-            opened_items = _open_catalogue(address, request)
+            opened_items = _open_catalogue(address, request, access.cached)
             used, left_out = list(opened_items.scenes), list(opened_items.skipped)
             licences[-1] = terms_of(opened_items.items, licences[-1])
         else:
             listing = next(local)
-            used, left_out = _scenes(listing, request.overrides, reach)
+            used, left_out = _scenes(listing, request.overrides, reach, access)
             report_skipped(listing, left_out, len(used))
         for scene in used:
             scenes.setdefault(scene.path, scene)
@@ -173,9 +176,10 @@ def _open_rasters(uris: Sequence[str | Path], request: _Request) -> RasterImager
     return RasterImagery(ordered, rescale, request.datetime, skipped, combine(licences))
 
 
-def _open_catalogue(address: str, request: _Request) -> Opened:
+def _open_catalogue(address: str, request: _Request, cached: bool) -> Opened:
     """Search a catalogue and open its images of the area."""
-    catalogue = parse_uri(address)
+    parsed = parse_uri(address)
+    catalogue = replace(parsed, access=replace(parsed.access, cached=cached))
     if request.area is None:
         raise ImageryError(
             f"{catalogue.shown}: a catalogue is searched for an area and none is named; use it with canopy predict "
@@ -193,10 +197,12 @@ def _open_catalogue(address: str, request: _Request) -> Opened:
     return opened_items
 
 
-def _scenes(listing: Listing, overrides: Overrides, reach: Reach) -> tuple[list[RasterScene], list[Skipped]]:
+def _scenes(
+    listing: Listing, overrides: Overrides, reach: Reach, access: Access = DIRECT
+) -> tuple[list[RasterScene], list[Skipped]]:
     """Inspect the rasters of a listing; return those that are imagery, and the others with the reason."""
     if listing.kind == "file":
-        return [inspect(path, reach, overrides) for path in listing.paths], []
+        return [inspect(path, reach, overrides, access) for path in listing.paths], []
     scenes, skipped, few = [], [], {}
     for path in listing.paths:
         with opened(path, reach) as file:

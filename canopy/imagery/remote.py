@@ -19,7 +19,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 import rasterio
@@ -57,6 +57,8 @@ class Access:
 
     signing: str = ""
     """Address that gives signatures, for files of a store that wants one; a worker process asks for its own."""
+    cached: bool = False
+    """Whether ranges may be copied to the folder of ``CANOPY_TILE_CACHE``, where the environment names one."""
 
 
 DIRECT = Access()
@@ -78,6 +80,18 @@ Fetch = Callable[[int, int], Part]
 """Asks for a range of a file: first byte, and the one after the last."""
 
 
+class Cache(Protocol):
+    """Ranges on disk between runs."""
+
+    def get(self, address: str) -> bytes | None:
+        """Return what is stored under a name, None for nothing."""
+        ...
+
+    def put(self, address: str, content: bytes) -> None:
+        """Store content under a name."""
+        ...
+
+
 def is_remote_file(path: str) -> bool:
     """Return whether a path is a file that is read by requests of our own."""
     return path.startswith((*SERVERS, *STORES))
@@ -86,14 +100,19 @@ def is_remote_file(path: str) -> bool:
 class RemoteFile:
     """One file of a server, for all threads; its first bytes are remembered."""
 
-    def __init__(self, address: str, fetch: Fetch) -> None:
+    def __init__(self, address: str, fetch: Fetch, cache: Cache | None = None) -> None:
         """Ask for the first bytes of a file.
+
+        Args:
+            address: Address of the file.
+            fetch: Asks for a range.
+            cache: Ranges of earlier runs, under names that contain the entity tag.
 
         Raises:
             SourceError: It cannot be read.
             ImageryError: It is empty.
         """
-        self.address, self._fetch = address, fetch
+        self.address, self._fetch, self._cache = address, fetch, cache
         head = fetch(0, _HEAD_BYTES)
         if not head.size:
             raise ImageryError(f"{shown(address)}: 0 bytes, expected a raster; name another file")
@@ -165,6 +184,17 @@ class RemoteFile:
         return content
 
     def _range(self, start: int, stop: int) -> bytes:
+        if self._cache is None or not self.etag:
+            return self._asked_range(start, stop)
+        # Another file at the same address has another name here.
+        name = f"{shown(self.address)} {self.etag} {self.size} {start}-{stop}"
+        content = self._cache.get(name)
+        if content is None or len(content) != stop - start:
+            content = self._asked_range(start, stop)
+            self._cache.put(name, content)
+        return content
+
+    def _asked_range(self, start: int, stop: int) -> bytes:
         try:
             part = self._fetch(start, stop)
         except SourceError as error:
@@ -231,7 +261,11 @@ def remote_file(address: str, access: Access = DIRECT) -> RemoteFile:
         if key in _files:
             _files.move_to_end(key)
             return _files[key]
-    file = RemoteFile(address, _fetcher(address, access))
+    # Imported here: that package reads through this module.
+    from canopy.imagery.tiled.cache import TileCache
+
+    cache = TileCache.of_environment() if access.cached else None
+    file = RemoteFile(address, _fetcher(address, access), cache)
     with _files_lock:
         file = _files.setdefault(key, file)
         if len(_files) > _FILES:

@@ -190,6 +190,23 @@ def test_what_is_no_raster_is_refused(server: WebServer, body: bytes, reason: st
         open_imagery(f"{server.url}/page/a.tif?key=SECRET")
 
 
+def test_ranges_are_copied_where_the_environment_asks_for_it(
+    address: str, server: WebServer, cog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANOPY_TILE_CACHE", str(tmp_path / "cache"))
+    first = open_imagery(f"{address}?sig=HIDDENWORD").read(grid((300, 500)))
+    assert server.count("/data") > 1
+    server.forget()
+    np.testing.assert_array_equal(open_imagery(f"{address}?sig=another").read(grid((300, 500))), first)
+    # The head is asked for again, and would show another file.
+    assert [call.range for call in server.calls] == [(0, 2**16)]
+    monkeypatch.setenv("CANOPY_TILE_CACHE", str(tmp_path / "other"))
+    remote.forget(address)
+    source = RemoteFile(address, remote._fetcher(address, remote.DIRECT))
+    source.read(100_000, 200_000)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_server_without_ranges_is_said(server: WebServer, cog: Path) -> None:
     server.files("/plain", cog.parent, ranges=False)
     with pytest.raises(SourceError, match="ranges"):
