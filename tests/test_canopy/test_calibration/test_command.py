@@ -12,8 +12,8 @@ from flights import fly
 from gedi_shots import EVERYTHING, write_map
 
 from canopy.calibration import calibrate_map, read_calibration
-from canopy.calibration.command import Calibrated, calibrate
-from canopy.errors import CalibrationError, OutputError
+from canopy.calibration.command import Calibrated, _limits, calibrate
+from canopy.errors import CalibrationError, ImageryError, OutputError
 from canopy.evaluation import height_metrics
 from canopy.gedi.shots import read_granules
 from canopy.gedi.storage import read_shots, write_shots
@@ -153,3 +153,12 @@ def test_a_map_in_centimetres_is_calibrated_as_the_same_map_in_metres(flight, tm
     results = [calibrate(path, flight.shots, tmp_path / f"{path.stem}.json").calibration for path in (stored, plain)]
     assert results[0].kind == results[1].kind != "identity"
     np.testing.assert_allclose(results[0].knots_m, results[1].knots_m, atol=0.01)
+
+
+def test_options_of_the_imagery_are_checked_before_it_is_read() -> None:
+    assert _limits((3, 2, 1), (0, 2047)) == (0, 2047)
+    assert _limits(None, None) is None
+    with pytest.raises(ImageryError, match=r"--scale: the two values"):
+        _limits(None, (0,))
+    with pytest.raises(ImageryError, match=r"--bands: the numbers of three bands"):
+        _limits((1, 2), None)
