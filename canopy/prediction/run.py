@@ -112,7 +112,7 @@ def run_job(job: Job, path: Path, *, overwrite: bool = False, report: Report = i
     with _hold_partial(partial, path, job.plan, overwrite):
         missing = _missing(job, partial)
         if not pending_publication(partial):
-            if len(missing) > 1 and count_chips(job) > LONG_CHIPS:
+            if len(missing) > 1 and _LOG.isEnabledFor(logging.INFO) and count_chips(job) > LONG_CHIPS:
                 _LOG.info("%s", measure_cost(job, len(missing)))
             with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):
                 _map_tiles(job, missing, partial, report)
