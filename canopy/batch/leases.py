@@ -6,6 +6,7 @@ machines need clocks that agree. Leases only save work: what makes a tile be the
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -41,6 +42,11 @@ class Holder:
     def current(cls) -> "Holder":
         """Return this process."""
         return cls(socket.gethostname(), _pid_space(), os.getpid(), _started(os.getpid()))
+
+    @property
+    def machine(self) -> str:
+        """Short name of the machine or container, for names of files."""
+        return hashlib.sha256(f"{self.host} {self.space}".encode()).hexdigest()[:8]
 
     @property
     def is_dead(self) -> bool:

@@ -17,7 +17,7 @@ from canopy.batch import isolation
 from canopy.batch.commit import Attempt, commit
 from canopy.batch.failures import TileLimitError, describe, reason_of, write_failure
 from canopy.batch.imagery import DigestedSource
-from canopy.batch.leases import TERM_S, Busy, hold_lease
+from canopy.batch.leases import TERM_S, Busy, Holder, hold_lease
 from canopy.batch.plan import PlannedTile, lease_key, marker_key
 from canopy.batch.runtime import Runtime, runtime
 from canopy.batch.store import StoreError
@@ -204,11 +204,22 @@ def _watched(task: Task, loaded: Runtime) -> Iterator[None]:
 @contextlib.contextmanager
 def _scratch(folder: str | None) -> Iterator[Path]:
     """Give a folder for the unfinished tile, and remove it whatever happens."""
-    path = Path(tempfile.mkdtemp(prefix="canopy-tile-", dir=folder))
+    sweep_scratch(Path(folder or tempfile.gettempdir()))
+    holder = Holder.current()
+    path = Path(tempfile.mkdtemp(prefix=f"canopy-tile-{holder.machine}-{holder.pid}-{holder.started}-", dir=folder))
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep_scratch(folder: Path) -> None:
+    """Remove the folders that killed processes of this machine left."""
+    holder = Holder.current()
+    for path in folder.glob(f"canopy-tile-{holder.machine}-*"):
+        _, _, _, pid, started, *_ = path.name.split("-")
+        if replace(holder, pid=int(pid), started=started).is_dead:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def memory_gb() -> float:

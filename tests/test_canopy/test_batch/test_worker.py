@@ -228,3 +228,14 @@ def test_blocks_are_sums_over_squares_of_the_lattice(finished: tuple[Path, Plan]
         row, col = first[0] * 64 - tile.window.row0, first[1] * 64 - tile.window.col0
         corner = values[max(row, 0) : row + 64, max(col, 0) : col + 64]
         assert sums[0, 0] == pytest.approx(np.nansum(corner, dtype=np.float64))
+
+
+def test_folders_of_killed_workers_are_removed(tmp_path: Path) -> None:
+    holder = Holder.current()
+    dead = tmp_path / f"canopy-tile-{holder.machine}-{2**22 + 1}-1-abc"
+    alive = tmp_path / f"canopy-tile-{holder.machine}-{holder.pid}-{holder.started}-abc"
+    elsewhere = tmp_path / "canopy-tile-00000000-1-1-abc"
+    for folder in (dead, alive, elsewhere):
+        folder.mkdir()
+    worker.sweep_scratch(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, elsewhere.name])
