@@ -39,12 +39,12 @@ Bounds = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Question:
-    """A request, as each server is asked."""
+    """A request, as each server gets it."""
 
     kind: str
     """Tile, point or polygon."""
-    ours: str
-    """Path of ours."""
+    own: str
+    """Path on our server."""
     plain: str
     """Path of plain titiler, with the file's name to follow."""
     body: str | None = None
@@ -141,18 +141,18 @@ def print_times(kind: str, ours_ms: Sequence[float], plain_ms: Sequence[float]) 
     """Print p50 and p95 of both servers, and the ratios."""
     cells = []
     for share in (50, 95):
-        ours, plain = (float(np.percentile(times, share)) for times in (ours_ms, plain_ms))
-        cells.append(f"p{share} {ours:6.1f} ms, plain titiler {plain:6.1f} ms ({ours / plain:.2f} of it)")
+        own, plain = (float(np.percentile(times, share)) for times in (ours_ms, plain_ms))
+        cells.append(f"p{share} {own:6.1f} ms, plain titiler {plain:6.1f} ms ({own / plain:.2f} of it)")
     print(f"{kind:8} {len(ours_ms):4} requests: {'; '.join(cells)}")
 
 
-def compare(asked: Sequence[Question], ours: str, plain: str, path: Path) -> None:
+def compare(mixture: Sequence[Question], own: str, plain: str, path: Path) -> None:
     """Ask both servers in turns, and print their times."""
     times: dict[str, tuple[list[float], list[float]]] = {}
     with httpx.Client(timeout=60) as client:
-        for number, question in enumerate(asked):
+        for number, question in enumerate(mixture):
             pair = times.setdefault(question.kind, ([], []))
-            calls = [(ours + question.ours, pair[0]), (f"{plain}{question.plain}url={path}", pair[1])]
+            calls = [(own + question.own, pair[0]), (f"{plain}{question.plain}url={path}", pair[1])]
             for address, elapsed in calls if number % 2 else reversed(calls):
                 elapsed.append(ask(client, address, question))
     print_times("all", *([t for pair in times.values() for t in pair[i]] for i in (0, 1)))
@@ -166,11 +166,11 @@ def processor_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def ask_together(asked: Sequence[Question], ours: str, users: int) -> None:
+def ask_together(mixture: Sequence[Question], own: str, users: int) -> None:
     """Ask as many users do at the same time."""
     with ThreadPoolExecutor(users) as pool, httpx.Client(timeout=120, limits=httpx.Limits(max_connections=users)) as c:
         start = time.perf_counter()
-        times = list(pool.map(lambda question: ask(c, ours + question.ours, question), asked))
+        times = list(pool.map(lambda question: ask(c, own + question.own, question), mixture))
         seconds = time.perf_counter() - start
     print(
         f"{users} users: {len(times)} requests without an error, {len(times) / seconds:.0f} a second, "
@@ -178,15 +178,15 @@ def ask_together(asked: Sequence[Question], ours: str, users: int) -> None:
     )
 
 
-def watch_memory(asked: Sequence[Question], ours: str, process: psutil.Process) -> None:
+def watch_memory(mixture: Sequence[Question], own: str, process: psutil.Process) -> None:
     """Print resident memory after each tenth of the requests."""
     sizes = []
     with httpx.Client(timeout=60) as client:
-        for number, question in enumerate(asked, 1):
-            ask(client, ours + question.ours, question)
-            if number % max(1, len(asked) // 10) == 0:
+        for number, question in enumerate(mixture, 1):
+            ask(client, own + question.own, question)
+            if number % max(1, len(mixture) // 10) == 0:
                 sizes.append(process.memory_info().rss / 2**20)
-    print(f"memory over {len(asked)} requests, MiB: {', '.join(f'{size:.0f}' for size in sizes)}")
+    print(f"memory over {len(mixture)} requests, MiB: {', '.join(f'{size:.0f}' for size in sizes)}")
 
 
 def main() -> None:
@@ -207,17 +207,17 @@ def main() -> None:
         bounds = write_map(path, options.mb)
         print(f"map of {path.stat().st_size / 2**20:.0f} MiB")
         port = options.port
-        own = ["-m", "tiles.server", str(path), "--port", str(port)]
-        ours, plain = f"http://127.0.0.1:{port}/layers/map/", f"http://127.0.0.1:{port + 1}/cog/"
-        with running(own, port) as process, running([__file__, "--titiler", str(port + 1)], port + 1) as peer:
-            compare(questions(bounds, 10, seed=1), ours, plain, path)  # warms both up
+        command = ["-m", "tiles.server", str(path), "--port", str(port)]
+        own, plain = f"http://127.0.0.1:{port}/layers/map/", f"http://127.0.0.1:{port + 1}/cog/"
+        with running(command, port) as process, running([__file__, "--titiler", str(port + 1)], port + 1) as peer:
+            compare(questions(bounds, 10, seed=1), own, plain, path)  # warms both up
             print()
             before = [processor_seconds(each) for each in (process, peer)]
-            compare(questions(bounds, options.requests), ours, plain, path)
+            compare(questions(bounds, options.requests), own, plain, path)
             own_s, peer_s = (processor_seconds(each) - past for each, past in zip((process, peer), before, strict=True))
             print(f"processor time: {own_s:.1f} s, plain titiler {peer_s:.1f} s ({own_s / peer_s:.2f} of it)")
-            ask_together(questions(bounds, 2 * options.users, seed=2), ours, options.users)
-            watch_memory(questions(bounds, options.memory, seed=3), ours, process)
+            ask_together(questions(bounds, 2 * options.users, seed=2), own, options.users)
+            watch_memory(questions(bounds, options.memory, seed=3), own, process)
 
 
 if __name__ == "__main__":
