@@ -6,7 +6,6 @@ range is asked for again where that may help, every answer is compared with the 
 an error of the read, whatever GDAL makes of it.
 """
 
-import configparser
 import os
 import re
 import threading
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from io import RawIOBase
-from pathlib import Path
 from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
@@ -30,6 +28,7 @@ from canopy.errors import CanopyError, ImageryError, SourceError, one_line
 from canopy.http import Answer, HttpClient
 from canopy.imagery.files import shown
 from canopy.imagery.signing import sign
+from canopy.imagery.stores import open_store, store_credentials
 
 SERVERS = ("http://", "https://")
 STORES = ("s3://", "gs://", "az://")
@@ -312,7 +311,7 @@ def _store_fetcher(address: str) -> Fetch:
     if not name or not key:
         raise ImageryError(f"{shown(address)}: expected a bucket and a name, such as s3://bucket/folder/scene.tif")
     try:
-        store = _store(parts.scheme, name, _credentials(parts.scheme))
+        store = open_store(parts.scheme, name, store_credentials(parts.scheme))
     except BaseError as error:
         raise SourceError(
             f"{shown(address)}: {one_line(error, 200)}; check the credentials in the environment"
@@ -334,61 +333,6 @@ def _store_fetcher(address: str) -> Fetch:
         return Part(content, answer.meta["size"], answer.meta["e_tag"] or str(answer.meta["last_modified"]))
 
     return fetch
-
-
-@lru_cache(maxsize=64)
-def _store(scheme: str, name: str, credentials: tuple[tuple[str, str], ...]) -> Any:
-    """Return a bucket or container."""
-    from obstore.store import AzureStore, GCSStore, S3Store
-
-    options: dict[str, Any] = dict(credentials)
-    kind = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
-    # Plain HTTP is what an endpoint of this machine or of a private network speaks.
-    plain = any(str(value).startswith("http://") for value in options.values())
-    return kind(name, config=options, client_options={"allow_http": plain, "timeout": "60s"})
-
-
-def _credentials(scheme: str) -> tuple[tuple[str, str], ...]:
-    """Return what the environment says of a kind of store, in the words of AWS's, Google's and Azure's own programs."""
-    names = {
-        "s3": {
-            "AWS_ACCESS_KEY_ID": "access_key_id", "AWS_SECRET_ACCESS_KEY": "secret_access_key",
-            "AWS_SESSION_TOKEN": "session_token", "AWS_DEFAULT_REGION": "region", "AWS_REGION": "region",
-            "AWS_ENDPOINT_URL": "endpoint", "AWS_ENDPOINT_URL_S3": "endpoint",
-        },
-        "gs": {"GOOGLE_APPLICATION_CREDENTIALS": "application_credentials"},
-        "az": {
-            "AZURE_STORAGE_ACCOUNT": "account_name", "AZURE_STORAGE_ACCESS_KEY": "account_key",
-            "AZURE_STORAGE_KEY": "account_key", "AZURE_STORAGE_SAS_TOKEN": "sas_key",
-        },
-    }[scheme]  # fmt: skip
-    settings = {option: os.environ[name] for name, option in names.items() if os.environ.get(name)}
-    if scheme == "s3":
-        settings = _aws_profile() | settings
-        if os.environ.get("AWS_REQUEST_PAYER", "").lower() == "requester":
-            settings["request_payer"] = "true"
-        roles = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_ROLE_ARN")
-        # Without any key a machine's role would be asked for, which takes long where there is none.
-        if "access_key_id" not in settings and not any(map(os.environ.get, roles)):
-            settings["skip_signature"] = "true"
-    unsigned = {"s3": "AWS_NO_SIGN_REQUEST", "gs": "GS_NO_SIGN_REQUEST", "az": "AZURE_NO_SIGN_REQUEST"}[scheme]
-    if os.environ.get(unsigned, "").lower() in ("yes", "true", "1"):
-        settings["skip_signature"] = "true"
-    return tuple(sorted(settings.items()))
-
-
-def _aws_profile() -> dict[str, str]:
-    """Return the keys of the user's profile of AWS's own programs; none where there is no such file."""
-    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
-    profiles = configparser.ConfigParser(interpolation=None)
-    try:
-        profiles.read(path)
-        profile = dict(profiles[os.environ.get("AWS_PROFILE") or "default"])
-    except (OSError, KeyError, configparser.Error, UnicodeDecodeError):
-        return {}
-    names = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key"}
-    names["aws_session_token"] = "session_token"
-    return {option: profile[name] for name, option in names.items() if name in profile}
 
 
 _failures = threading.local()

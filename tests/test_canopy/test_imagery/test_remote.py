@@ -18,6 +18,7 @@ from canopy.errors import ImageryError, SourceError
 from canopy.http import HttpClient, Retry
 from canopy.imagery import open_imagery, remote
 from canopy.imagery.remote import Part, RemoteFile, merge
+from canopy.imagery.stores import store_credentials
 
 
 @pytest.fixture(scope="module")
@@ -282,12 +283,12 @@ def test_credentials_come_from_the_profile_of_the_users_other_programs(
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    assert dict(remote._credentials("s3")) == {"skip_signature": "true"}
+    assert dict(store_credentials("s3")) == {"skip_signature": "true"}
     (tmp_path / "credentials").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b%c\n")
-    assert dict(remote._credentials("s3")) == {"access_key_id": "a", "secret_access_key": "b%c"}
+    assert dict(store_credentials("s3")) == {"access_key_id": "a", "secret_access_key": "b%c"}
     monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
     monkeypatch.setenv("AWS_PROFILE", "other")
-    assert dict(remote._credentials("s3")) == {"request_payer": "true", "skip_signature": "true"}
+    assert dict(store_credentials("s3")) == {"request_payer": "true", "skip_signature": "true"}
     monkeypatch.setenv("AZURE_NO_SIGN_REQUEST", "YES")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "naipeuwest")
-    assert dict(remote._credentials("az")) == {"account_name": "naipeuwest", "skip_signature": "true"}
+    assert dict(store_credentials("az")) == {"account_name": "naipeuwest", "skip_signature": "true"}

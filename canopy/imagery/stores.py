@@ -1,0 +1,62 @@
+"""Buckets and containers of object stores, opened with what the environment says."""
+
+import configparser
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+
+@lru_cache(maxsize=64)
+def open_store(scheme: str, name: str, credentials: tuple[tuple[str, str], ...]) -> Any:
+    """Return a bucket or container."""
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    options: dict[str, Any] = dict(credentials)
+    kind = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
+    # Plain HTTP is what an endpoint of this machine or of a private network speaks.
+    plain = any(str(value).startswith("http://") for value in options.values())
+    return kind(name, config=options, client_options={"allow_http": plain, "timeout": "60s"})
+
+
+def store_credentials(scheme: str) -> tuple[tuple[str, str], ...]:
+    """Return what the environment says of a kind of store, in the words of AWS's, Google's and Azure's own programs."""
+    names = {
+        "s3": {
+            "AWS_ACCESS_KEY_ID": "access_key_id", "AWS_SECRET_ACCESS_KEY": "secret_access_key",
+            "AWS_SESSION_TOKEN": "session_token", "AWS_DEFAULT_REGION": "region", "AWS_REGION": "region",
+            "AWS_ENDPOINT_URL": "endpoint", "AWS_ENDPOINT_URL_S3": "endpoint",
+        },
+        "gs": {"GOOGLE_APPLICATION_CREDENTIALS": "application_credentials"},
+        "az": {
+            "AZURE_STORAGE_ACCOUNT": "account_name", "AZURE_STORAGE_ACCESS_KEY": "account_key",
+            "AZURE_STORAGE_KEY": "account_key", "AZURE_STORAGE_SAS_TOKEN": "sas_key",
+        },
+    }[scheme]  # fmt: skip
+    settings = {option: os.environ[name] for name, option in names.items() if os.environ.get(name)}
+    if scheme == "s3":
+        settings = _aws_profile() | settings
+        if os.environ.get("AWS_REQUEST_PAYER", "").lower() == "requester":
+            settings["request_payer"] = "true"
+        roles = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_ROLE_ARN")
+        # Without any key a machine's role would be asked for, which takes long where there is none.
+        if "access_key_id" not in settings and not any(map(os.environ.get, roles)):
+            settings["skip_signature"] = "true"
+    unsigned = {"s3": "AWS_NO_SIGN_REQUEST", "gs": "GS_NO_SIGN_REQUEST", "az": "AZURE_NO_SIGN_REQUEST"}[scheme]
+    if os.environ.get(unsigned, "").lower() in ("yes", "true", "1"):
+        settings["skip_signature"] = "true"
+    return tuple(sorted(settings.items()))
+
+
+def _aws_profile() -> dict[str, str]:
+    """Return the keys of the user's profile of AWS's own programs; none where there is no such file."""
+    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
+    profiles = configparser.ConfigParser(interpolation=None)
+    try:
+        profiles.read(path)
+        profile = dict(profiles[os.environ.get("AWS_PROFILE") or "default"])
+    except (OSError, KeyError, configparser.Error, UnicodeDecodeError):
+        return {}
+    names = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key"}
+    names["aws_session_token"] = "session_token"
+    return {option: profile[name] for name, option in names.items() if name in profile}
