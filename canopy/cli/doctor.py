@@ -49,7 +49,7 @@ class Check:
 
 
 def doctor(
-    network: Annotated[bool, typer.Option("--network", help="Also ask the publishers' servers for an answer.")] = False,
+    network: Annotated[bool, typer.Option("--network", help="Ask the publishers' servers for an answer too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check the installation: versions, devices, memory, folders, tokens (never shown); exit status 1 for a fault."""

@@ -179,20 +179,35 @@ def test_the_remedies_that_messages_name_work(tmp_path: Path) -> None:
 
 
 OTHER_RASTERS = {
+    "canopy/batch/commit.py": "tiles of our own maps, read back as they are stored",
+    "canopy/batch/mosaic.py": "blocks of our own maps, and the mosaic that is written",
+    "canopy/calibration/command.py": "tags of a map",
     "canopy/calibration/terrain.py": "terrain",
     "canopy/cli/description.py": "tags of a map",
     "canopy/dataset/gridded.py": "images and masks",
     "canopy/dataset/scene_folders.py": "images and masks",
     "canopy/evaluation/comparison.py": "masks",
+    "canopy/evaluation/map_pairs.py": "days of acquisition and masks",
     "canopy/evaluation/report.py": "an image, and the truth's grid",
+    "canopy/example/forest.py": "what it writes",
+    "canopy/fetch/published.py": "tiles of our own, and the map that is written",
+    "canopy/fetch/windows.py": "files of others, copied as they are stored",
     "canopy/gedi/simulation.py": "terrain",
+    "canopy/imagery/remote.py": "files on servers, for every reader",
     "canopy/imagery/resample.py": "imagery",
     "canopy/imagery/scene.py": "imagery",
+    "canopy/prediction/bands.py": "imagery, in a message",
+    "canopy/prediction/lazy.py": "imagery",
     "pretrain/geotiff.py": "imagery",
     "pretrain/probe.py": "images",
     "tiles/cog.py": "blocks of our own maps, as they are stored",
+    "tiles/planes.py": "reasons and dates",
+    "tiles/qgis.py": "the profile of our own maps, and dates",
+    "tiles/server/layers.py": "the profile of our own maps, and dates",
+    "tiles/server/queries.py": "cells of our own maps, which the catalogue has checked",
     "tiles/stac.py": "the grid of our own maps",
     "tiles/validation.py": "the profile of our own maps",
+    "tiles/zonal.py": "cells of our own maps",
 }
 """Modules that open rasters of another kind, and what they read."""
 
