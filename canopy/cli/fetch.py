@@ -89,7 +89,7 @@ def chm_(
     out: Annotated[Path, typer.Option(help="GeoTIFF to write; a run that was killed goes on.")],
     aoi: Area = None,
     layer: AreaLayer = None,
-    product: Annotated[str, typer.Option(help="meta-v1, meta-v2 or open-canopy.")] = "meta-v2",
+    product: Annotated[str, typer.Option(help="Published map: meta-v1, meta-v2 or open-canopy.")] = "meta-v2",
     years: Years = None,
     unit: Annotated[str | None, typer.Option(help="Unit of stored heights (open-canopy): m, dm or cm.")] = None,
     dry_run: DryRun = False,
