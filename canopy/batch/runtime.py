@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -170,8 +169,6 @@ def runtime(url: str) -> Runtime:
     # Compiled libraries meet their first call on one thread, whatever the worker's number of threads.
     with _lock:
         if (url, device) not in _runtimes:
-            # What a map says of itself, it would say of each of thousands of tiles.
-            logging.getLogger("canopy.prediction.run").setLevel(logging.ERROR)
             store = open_store(url)
             loaded = Runtime(store, read_plan(store), device)
             _ = loaded.model, loaded.calibration

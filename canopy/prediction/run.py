@@ -74,14 +74,18 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     model = request.model
     network = load_model(model, request.device, request.backend) if isinstance(model, str | Path) else model
     job = _plan(request, network)
+    # Said here and not in `run_job`: a batch would say it of each of thousands of tiles.
+    _log_job(job)
     if request.dry_run:
         return _priced(job, request.path)
-    return run_job(job, request.path, overwrite=request.overwrite, report=report)
+    _log_cost(job, request.path)
+    prediction = run_job(job, request.path, overwrite=request.overwrite, report=report)
+    _LOG.info("imagery covers %.3g %% of the AOI", 100 * prediction.coverage)
+    return prediction
 
 
 def _priced(job: Job, path: Path) -> Prediction:
     """Return what a map will be and cost; nothing is written."""
-    _log_job(job)
     cost = measure_cost(job, len(_missing(job, partial_folder(path))))
     source = job.source
     finished = cost.tiles - cost.tiles_left
@@ -108,12 +112,9 @@ def run_job(job: Job, path: Path, *, overwrite: bool = False, report: Report = i
         CanopyError: Imagery or output are unusable; one line says why.
     """
     partial = partial_folder(path)
-    _log_job(job)
     with _hold_partial(partial, path, job.plan, overwrite):
         missing = _missing(job, partial)
         if not pending_publication(partial):
-            if len(missing) > 1 and _LOG.isEnabledFor(logging.INFO) and count_chips(job) > LONG_CHIPS:
-                _LOG.info("%s", measure_cost(job, len(missing)))
             with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):
                 _map_tiles(job, missing, partial, report)
             coverage = _coverage(job, partial)
@@ -269,12 +270,20 @@ def _coverage(job: Job, folder: Path) -> float:
             f"nodata value{', or leave out a --mask' if job.extras.masks else ''}"
         )
     area = job.area if job.part is None else job.area & job.grid.lattice.geobox(job.window).extent
-    share = min(1.0, cells * job.grid.lattice.resolution**2 / area.area)
-    _LOG.info("imagery covers %.3g %% of the AOI", 100 * share)
-    return share
+    return min(1.0, cells * job.grid.lattice.resolution**2 / area.area)
+
+
+def _log_cost(job: Job, path: Path) -> None:
+    """Log what a long map will cost before it begins."""
+    if len(job.tiles) < 2 or count_chips(job) <= LONG_CHIPS or not _LOG.isEnabledFor(logging.INFO):
+        return
+    tiles_left = len(_missing(job, partial_folder(path)))
+    if tiles_left > 1:
+        _LOG.info("%s", measure_cost(job, tiles_left))
 
 
 def _log_job(job: Job) -> None:
+    """Log the imagery, its dates and the size of the map."""
     _LOG.info("imagery: %s", job.source.describe())
     epsg = job.grid.lattice.crs.to_epsg()
     crs = f"EPSG:{epsg}" if epsg else str(job.grid.lattice.crs)

@@ -72,6 +72,17 @@ def test_a_task_is_small_and_survives_a_pipe(batch: tuple[Store, Plan, PlannedTi
     assert len(task.to_json()) < 1000
 
 
+def test_a_tile_says_nothing_of_itself_and_a_map_still_does(
+    batch: tuple[Store, Plan, PlannedTile], inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "canopy.prediction.run")
+    assert run_task(Task(batch[0].url, batch[2])).state == "done"
+    assert caplog.messages == []
+    predict(AOI, inputs / "scene.tif", inputs / "tiny.safetensors", tmp_path / "map.tif", backend="eager")
+    assert "acquisition date of the imagery: unknown (give it with --imagery-datetime)" in caplog.messages
+    assert "imagery covers 100 % of the AOI" in caplog.messages
+
+
 def test_a_tile_is_computed_once(batch: tuple[Store, Plan, PlannedTile]) -> None:
     store, _, tile = batch
     assert run_task(Task(store.url, tile)).state == "done"

@@ -68,7 +68,7 @@ def test_json_is_one_document(mapped) -> None:
     code, out, err = mapped("--json")
     assert code == 0, err
     assert json.loads(out) == {"path": "o.tif", "model": "tiny", "imagery": ["scene.tif"], "acquisition": None}
-    assert "tile 1/1" in err
+    assert "acquisition date of the imagery: unknown" in err
 
 
 def test_stated_acquisition_reaches_tags_and_item(mapped, tmp_path) -> None:
