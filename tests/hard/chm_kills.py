@@ -13,11 +13,13 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+
+from _kills import kill_until_done
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests"))
@@ -53,27 +55,6 @@ def start(cloud: Path, folder: Path) -> subprocess.Popen[bytes]:
 def content(folder: Path) -> dict[str, bytes]:
     """Return the bytes of each file of a folder, those in folders included."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def kill_until_done(cloud: Path, folder: Path, rng: random.Random, longest_s: float) -> int:
-    """Run the command with kills at random times until it ends; return the number of kills."""
-    kills = 0
-    while True:
-        process = start(cloud, folder)
-        deadline = time.monotonic() + rng.uniform(0, longest_s) if kills < ROUND_KILLS else float("inf")
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            continue
-        _, errors = process.communicate()
-        # Killed when all was done but the end of the process: the outputs exist, and nothing else does.
-        complete = b" exists: " in errors and not (folder / "chm.tif.partial").exists()
-        if process.returncode and not complete:
-            raise SystemExit(f"after {kills} kills the command failed:\n{errors.decode()}")
-        return kills
 
 
 def grow(cloud: Path, disk: Path) -> int | None:
@@ -129,7 +110,11 @@ def main() -> int:
         seed = 1000 + counts["rounds"]
         print(f"round {counts['rounds']}, seed {seed}", flush=True)
         shutil.rmtree(folder / "killed", ignore_errors=True)
-        counts["kills"] += kill_until_done(cloud, folder / "killed", random.Random(seed), longest_s)
+        killed = folder / "killed"
+        leftover = killed / "chm.tif.partial"
+        counts["kills"] += kill_until_done(
+            partial(start, cloud, killed), leftover.exists, random.Random(seed), longest_s, ROUND_KILLS
+        )
         counts["rounds"] += 1
         if (files := content(folder / "killed")) != expected:
             raise SystemExit(f"seed {seed}: {sorted(files)} differ from {sorted(expected)}")

@@ -11,11 +11,13 @@ import argparse
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+
+from _kills import kill_until_done
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TILE_PX = 64
@@ -43,27 +45,6 @@ def run_to_end(out: Path) -> None:
         raise SystemExit(f"the command failed:\n{errors.decode()}")
 
 
-def kill_until_done(out: Path, rng: random.Random, longest_s: float) -> int:
-    """Run the command with kills at random times until it ends; return the number of kills."""
-    kills = 0
-    while True:
-        process = start(out)
-        deadline = time.monotonic() + rng.uniform(0, longest_s) if kills < ROUND_KILLS else float("inf")
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            continue
-        _, errors = process.communicate()
-        # Killed when all was done but the end of the process: the map exists, and nothing is left to do.
-        complete = b" exists: " in errors and not out.with_name(f"{out.name}.partial").exists()
-        if process.returncode and not complete:
-            raise SystemExit(f"after {kills} kills the command failed:\n{errors.decode()}")
-        return kills
-
-
 def main() -> int:
     """Count kills until there are as many as requested; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -85,7 +66,8 @@ def main() -> int:
         seed = counts["rounds"]
         out = folder / f"round{seed}" / "map.tif"
         out.parent.mkdir(exist_ok=True)
-        kills = kill_until_done(out, random.Random(seed), longest_s)
+        leftover = out.with_name(f"{out.name}.partial")
+        kills = kill_until_done(partial(start, out), leftover.exists, random.Random(seed), longest_s, ROUND_KILLS)
         names = sorted(path.name for path in out.parent.iterdir())
         same = out.read_bytes() == whole.read_bytes()
         print(f"round {seed}: {kills} kills, same bytes: {same}, files: {names}", flush=True)
