@@ -49,7 +49,7 @@ install: $(STAMP)
 $(DEMO): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -c "import torch, torchvision" 2>/dev/null || printf '%s\n' \
 	    "This downloads $(DOWNLOAD) into $(VENV) (Linux: most of it the CUDA libraries of PyTorch)." \
-	    "On a computer without an NVIDIA GPU 0.5 GB does: press Ctrl-C, install the CPU builds of" \
+	    "Without an NVIDIA GPU most of it is of no use: press Ctrl-C, install the CPU builds of" \
 	    "$(TORCH) into $(VENV) with the pip command that PyTorch's own page" \
 	    "\"Get started, start locally\" prints for CPU ($(BIN)/pip install ...), then run make demo again."
 	$(PIP) install -c constraints.txt -e ".[plot]"
