@@ -1,4 +1,4 @@
-"""The one HTTP client: what is asked again, what is an error, and what of an address a message may show.
+"""The HTTP client of sources and `canopy fetch`: what is asked again, and what of an address a message may show.
 
     client = HttpClient(headers={"X-API-TOKEN": require_secret("NEON_TOKEN")})
     answer = client.get("https://data.neonscience.org/api/v0/sites/TEAK")
