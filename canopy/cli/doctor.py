@@ -139,7 +139,7 @@ def folder_check(name: str, path: Path) -> Check:
 
 def _configuration() -> Check:
     """Return whether the user's configuration can be read."""
-    from canopy.imagery.configured import read_user_config, user_config_path
+    from canopy.imagery.settings import read_user_config, user_config_path
 
     path = user_config_path()
     try:

@@ -12,12 +12,10 @@ from canopy.imagery.automatic import best_source
 from canopy.imagery.opening import ReadingOptions, is_remote_uri, open_imagery
 from canopy.imagery.registry import sources
 from canopy.imagery.search import Search
-from canopy.imagery.settings import UserConfig, read_user_config, user_config_path
+from canopy.imagery.settings import read_user_config, user_config_path
 from canopy.imagery.source import ImagerySource
 from canopy.progress import Report, ignore
 from tiles.aoi import to_crs
-
-__all__ = ["SAMPLE_SCENE", "UserConfig", "configured_imagery", "read_user_config", "user_config_path"]
 
 SAMPLE_SCENE = Path(__file__).parents[1] / "data" / "yellowstone.tif"
 
