@@ -1,6 +1,7 @@
 """The command serves what it is given, says where, and needs no torch."""
 
 import json
+import logging
 import re
 import signal
 import socket
@@ -40,6 +41,27 @@ def test_command_says_its_address(
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\n", capsys.readouterr().out)
     (server,) = served
     assert len(server.config.app.state.catalog) == 1
+
+
+class ClosedHandler(logging.Handler):
+    """Handler that remembers that it was closed."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_handlers_of_the_process_stay_open(
+    tmp_path: Path, served: list[uvicorn.Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's own configuration of logging would close all handlers, and some close the process's stderr."""
+    handler = ClosedHandler()
+    monkeypatch.setattr(sys, "argv", ["serve", str(make_map(tmp_path / "a.tif")), "--port", "0"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert len(served) == 1
+    assert not handler.closed
 
 
 def test_port_in_use_is_one_line(

@@ -37,7 +37,9 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     with listener:
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning", server_header=False)).run(
+            sockets=[listener]
+        )
 
 
 def listen(host: str, port: int) -> socket.socket:
