@@ -54,7 +54,9 @@ def server(sample_map: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         path for part in ("canopy/data", "samples") if (path := REPOSITORY / part / "yellowstone.tif").is_file()
     )
     app = create_app(open_catalog(folder, scene))
-    running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
+    running = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, log_level="error", ws="none")
+    )
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     while not running.started:
