@@ -130,8 +130,8 @@ def read_status(store: Store, plan: Plan, attempts: int = ATTEMPTS) -> Status:
     now_s = store.now_s()
     leased = {_tile(entry) for entry in store.list("leases") if _is_held(store, entry, now_s)}
     running = len(leased - done)
-    mapped = sum(km2[tile] for tile in done)
-    total = sum(km2.values())
+    # Sums in any order of the set are the same, so that nothing is left of a batch that is done.
+    mapped, total = math.fsum(km2[tile] for tile in done), math.fsum(km2.values())
     speed = _speed(markers, km2)
     tried = [*failures, *earlier]
     return Status(
