@@ -1,6 +1,7 @@
 """The ledger of a batch: what is done, runs, failed and is left, from the listing of the store alone."""
 
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +131,7 @@ def read_status(store: Store, plan: Plan, attempts: int = ATTEMPTS) -> Status:
     now_s = store.now_s()
     leased = {_tile(entry) for entry in store.list("leases") if _is_held(store, entry, now_s)}
     running = len(leased - done)
-    # Sums in any order of the set are the same, so that nothing is left of a batch that is done.
+    # The exact sum is the same in any order of the set, so that nothing is left of a batch that is done.
     mapped, total = math.fsum(km2[tile] for tile in done), math.fsum(km2.values())
     speed = _speed(markers, km2)
     tried = [*failures, *earlier]
