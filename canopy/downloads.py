@@ -2,15 +2,15 @@
 
 import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
 
 import httpx
 
-from canopy.errors import SourceError
+from canopy.errors import CanopyError, SourceError
 from canopy.http import (
     Answer,
     Exchange,
@@ -27,6 +27,10 @@ from tiles.locks import hold
 
 Address = str | Callable[[], str]
 """Address of a file, or a function that returns a fresh one: a signed address expires while a run waits."""
+Statements = Sequence[Mapping[str, str]]
+"""Headers of the answers that led to a file, redirects first; names in any case."""
+Inspection = Callable[[Path, Statements], None]
+"""Function that looks at a whole file before it gets its name, and raises a CanopyError where it is not to have it."""
 _CHUNK = 2**20
 _EXPIRED = frozenset({400, 401, 403})
 _QUOTED_BYTES = 4000
@@ -70,12 +74,14 @@ class _Validator:
 
     etag: str = ""
     modified: str = ""
+    address: str = ""
+    """Address of the file; empty where each request has a new one. One tag may stand for files of two addresses."""
 
     @classmethod
-    def of(cls, headers: httpx.Headers) -> "_Validator":
+    def of(cls, headers: httpx.Headers, address: str) -> "_Validator":
         etag = headers.get("etag", "")
         # A weak tag promises like content, not like bytes.
-        return cls("" if etag.startswith("W/") else etag, headers.get("last-modified", ""))
+        return cls("" if etag.startswith("W/") else etag, headers.get("last-modified", ""), address)
 
     @property
     def condition(self) -> str:
@@ -95,14 +101,14 @@ class _Draft:
     def validator(self) -> _Validator:
         try:
             note = json.loads(self._note.read_text(encoding="utf-8"))
-            return _Validator(str(note["etag"]), str(note["modified"]))
+            return _Validator(str(note["etag"]), str(note["modified"]), str(note["address"]))
         except (OSError, ValueError, KeyError, TypeError):
             return _Validator()
 
     def begin(self, validator: _Validator) -> None:
         """Empty the draft, and note the file that it is for."""
         self.path.write_bytes(b"")
-        self._note.write_text(json.dumps({"etag": validator.etag, "modified": validator.modified}), encoding="utf-8")
+        self._note.write_text(json.dumps(asdict(validator)), encoding="utf-8")
 
     def drop(self) -> None:
         for path in (self.path, self._note):
@@ -122,6 +128,7 @@ def download(
     headers: Headers | None = None,
     size: int | None = None,
     checksum: Checksum | None = None,
+    inspect: Inspection | None = None,
     report: Report = ignore,
 ) -> Path:
     """Download a file; it gets its name when it is whole and its checksum agrees.
@@ -136,10 +143,12 @@ def download(
         headers: Headers in addition to the client's.
         size: Size that the service states, in bytes.
         checksum: Checksum that the service states.
+        inspect: Looks at the whole file, with the headers of its answers; a file that it refuses is removed.
         report: Called with the bytes so far.
 
     Raises:
         SourceError: The file cannot be had, or is not the one that the service describes.
+        CanopyError: The inspection refuses it.
         OutputError: It cannot be written, or another run downloads it.
     """
     job = _Download(client, address, _Draft(path), headers or {}, size, checksum, report)
@@ -148,6 +157,12 @@ def download(
         path.parent.mkdir(parents=True, exist_ok=True)
         with hold(lock, f"another run downloads {path}: wait for it"):
             job.run()
+            if inspect is not None:
+                try:
+                    inspect(job.draft.path, job.statements)
+                except CanopyError:
+                    job.draft.drop()
+                    raise
             job.draft.publish(path)
             lock.unlink(missing_ok=True)
     return path
@@ -165,10 +180,13 @@ class _Download:
     checksum: Checksum | None
     report: Report
     resumed: int = 0
+    statements: list[Mapping[str, str]] = field(default_factory=list)
+    """Headers of the last answers, redirects first."""
 
     def run(self) -> None:
         """Bring the draft to its end, and check it."""
-        if self.draft.size() and not (self.draft.validator().condition or self.checksum):
+        note = self.draft.validator()
+        if self.draft.size() and (note.address != self._named() or not (note.condition or self.checksum)):
             self.draft.drop()
         self.resumed = self.draft.size()
         for last in (False, True):
@@ -204,7 +222,7 @@ class _Download:
                 if answer.status not in self.client.retried and not renewed:
                     raise failure
             if failures >= self.client.retry.attempts:
-                raise failure
+                raise self._unfinished(failure)
             self.client.pause(failures, pause_s, failure)
 
     def _attempt(self) -> Answer | None:
@@ -218,7 +236,10 @@ class _Download:
                 headers["If-Range"] = validator.condition
         with self.client.opened(Exchange("GET", url, headers)) as response:
             status = response.status_code
+            self.statements = [answer.headers for answer in (*response.history, response)]
             if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                if validator.condition and response.headers.get("content-range") == f"bytes */{offset}":
+                    return None  # all of it had arrived before the run was killed
                 self.draft.drop()
                 raise _ShortError("the file is not the one that was begun")
             if status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
@@ -228,7 +249,7 @@ class _Download:
 
     def _append(self, response: httpx.Response, offset: int, validator: _Validator) -> None:
         """Write an answer's body behind the first `offset` bytes of the draft."""
-        new = _Validator.of(response.headers)
+        new = _Validator.of(response.headers, self._named())
         if offset and (not _starts_at(response, offset) or (validator.condition and new != validator)):
             self.draft.drop()
             raise _ShortError("the file has changed since it was begun")
@@ -250,8 +271,21 @@ class _Download:
         if goal is not None and position != goal:
             raise _ShortError(f"ended after {position} of {goal} bytes")
 
+    def _unfinished(self, failure: SourceError) -> SourceError:
+        """Return a failure that says what a later run goes on from."""
+        size = self.draft.size()
+        if not (size and self.draft.validator().condition):
+            return failure
+        error = SourceError(f"{failure}; {size} bytes are kept, run the same command to continue", failure.status)
+        error.__cause__ = failure
+        return error
+
+    def _named(self) -> str:
+        """Return the address of the file, where all requests have the same."""
+        return "" if callable(self.address) else redacted(self.address)
+
     def _shown(self) -> str:
-        return self.draft.path.name[1:-5] if callable(self.address) else redacted(self.address)
+        return self._named() or self.draft.path.name[1:-5]
 
 
 class _ShortError(Exception):

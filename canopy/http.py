@@ -314,14 +314,17 @@ class HttpClient:
 
     @contextmanager
     def opened(self, exchange: Exchange) -> Iterator[httpx.Response]:
-        """Send a request once, follow redirects, and give the open answer."""
+        """Send a request once, follow redirects, and give the open answer, whose `history` has the redirects."""
+        redirects: list[httpx.Response] = []
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._send(exchange)
             try:
                 location = response.headers.get("location")
                 if response.status_code not in _REDIRECTS or location is None:
+                    response.history = redirects
                     yield response
                     return
+                redirects.append(response)
                 exchange = exchange.redirected(response.status_code, location, response.url)
             finally:
                 response.close()
@@ -337,6 +340,8 @@ class HttpClient:
             request = self._pool().build_request(exchange.method, exchange.url, headers=plain, content=exchange.body)
         except (httpx.InvalidURL, UnicodeError) as error:
             raise SourceError(f"{redacted(exchange.url)}: no address ({one_line(error, _QUOTED)})") from None
+        if request.url.scheme not in ("http", "https"):
+            raise SourceError(f"{redacted(exchange.url)}: an http or https address expected")
         return self._pool().send(request, stream=True, follow_redirects=False)
 
     def _pool(self) -> httpx.Client:

@@ -30,7 +30,7 @@ class Publisher(ThreadingHTTPServer):
         self.requests: list[dict[str, str]] = []
 
     def url(self, name: str = "SSLtiny.pth") -> str:
-        """Return the address of the file; the name ``moved`` redirects to it."""
+        """Return the address of the file; the name ``moved`` redirects to it, on another host."""
         return f"http://127.0.0.1:{self.server_port}/{name}"
 
 
@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/moved":
             self.send_response(302)
             self.send_header("X-Linked-Etag", f'"{hashlib.sha256(self.server.content).hexdigest()}"')
-            self.send_header("Location", self.server.url())
+            self.send_header("Location", self.server.url().replace("127.0.0.1", "localhost"))
             self.end_headers()
         elif self.server.status != 200:
             self.send_error(self.server.status)
@@ -72,6 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", self.server.etag)
         if self.server.revision is not None:

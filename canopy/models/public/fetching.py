@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from canopy.errors import ModelError
+from canopy.http import HttpClient
 from canopy.models.bundle import LIBRARY_FAMILIES, Bundle, Card, models_folder, read_card
-from canopy.models.public.download import download
+from canopy.models.public.publisher_files import download_file
 from canopy.models.public.registry import Checkpoint
 from canopy.progress import Report, ignore
 from tiles.files import make_folder
@@ -68,6 +69,11 @@ def hub_token() -> str | None:
     return os.environ.get("HF_TOKEN") or get_token()
 
 
+def new_client() -> HttpClient:
+    """Return the client of publishers' servers."""
+    return HttpClient(connections=2)
+
+
 def _fetch(checkpoint: Checkpoint, downloads: Path, bundle: Path, report: Report) -> None:
     """Download, read, compare with what was asked for, and only then give the bundle its name."""
     if checkpoint.family in LIBRARY_FAMILIES:
@@ -92,18 +98,19 @@ def _download_files(checkpoint: Checkpoint, downloads: Path, report: Report) -> 
     record = downloads / "revision"
     revision = checkpoint.revision or (record.read_text(encoding="ascii") if record.is_file() else None)
     files: list[Path] = []
-    for url in checkpoint.urls:
-        if revision is not None:
-            url = url.replace(_NEWEST, f"/resolve/{revision}/")
-        expected = checkpoint.sha256 if len(files) == len(checkpoint.urls) - 1 else None
-        path = downloads / url.rpartition("/")[2]
-        token = hub_token() if url.startswith(_HUB) else None
-        stated = download(url, path, sha256=expected, token=token, report=report).revision
-        if revision is None and stated is not None:
-            # The repository may change between two files, or before an interrupted download goes on.
-            revision = stated
-            record.write_text(revision, encoding="ascii")
-        files.append(path)
+    with new_client() as client:
+        for url in checkpoint.urls:
+            if revision is not None:
+                url = url.replace(_NEWEST, f"/resolve/{revision}/")
+            expected = checkpoint.sha256 if len(files) == len(checkpoint.urls) - 1 else None
+            path = downloads / url.rpartition("/")[2]
+            token = hub_token() if url.startswith(_HUB) else None
+            stated = download_file(client, url, path, sha256=expected, token=token, report=report).revision
+            if revision is None and stated is not None:
+                # The repository may change between two files, or before an interrupted download goes on.
+                revision = stated
+                record.write_text(revision, encoding="ascii")
+            files.append(path)
     return files, {} if revision is None else {"converted_revision": revision}
 
 

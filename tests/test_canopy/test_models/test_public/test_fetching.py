@@ -10,10 +10,10 @@ from checkpoints import THIN, released_colours, released_state, tiny_chmv2
 from publisher import serve
 
 from canopy.errors import ModelError, OutputBusyError, OutputError
+from canopy.http import HttpClient, Retry
 from canopy.models.bundle import read_card
 from canopy.models.model import load_model
-from canopy.models.public import conversion
-from canopy.models.public import download as downloads
+from canopy.models.public import conversion, fetching
 from canopy.models.public.fetching import fetch, hub_token
 from canopy.models.public.registry import CHECKPOINTS, Checkpoint, list_models
 from tiles.locks import hold
@@ -28,7 +28,7 @@ def released(tmp_path_factory) -> bytes:
 
 @pytest.fixture
 def publisher(monkeypatch, released):
-    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fetching, "new_client", lambda: HttpClient(retry=Retry(5, 0.0), timeout_s=2.0))
     with serve(released) as server:
         yield server
 
