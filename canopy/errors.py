@@ -15,6 +15,7 @@ __all__ = [
     "ModelError",
     "OutputBusyError",
     "OutputError",
+    "ProductError",
     "RasterError",
     "SourceError",
     "TrainingError",
@@ -61,6 +62,10 @@ class EvaluationError(CanopyError):
 
 class CalibrationError(CanopyError):
     """A calibration cannot be fitted, read or applied."""
+
+
+class ProductError(CanopyError):
+    """A product cannot be derived from a map."""
 
 
 class DatasetError(CanopyError):

@@ -16,7 +16,8 @@
     ├── DatasetError            a chip store or what it is built from is unusable     (canopy.errors)
     ├── TrainingError           training data or a training run is unusable          (canopy.errors)
     ├── EvaluationError         a map cannot be scored against a truth               (canopy.errors)
-    └── CalibrationError        a calibration cannot be fitted, read or applied      (canopy.errors)
+    ├── CalibrationError        a calibration cannot be fitted, read or applied      (canopy.errors)
+    └── ProductError            a product cannot be derived from a map               (canopy.errors)
 
 A message says what was found, what was expected and what to do, in one line.
 """

@@ -65,3 +65,17 @@ def window_starts(length: int, side: int, stride: int | None = None) -> list[int
         stride: Distance between windows, pixels; their side if None.
     """
     return sorted({*range(0, max(0, length - side) + 1, stride or side), max(0, length - side)})
+
+
+def cut_windows(shape: tuple[int, int], side: int) -> list[PixelWindow]:
+    """Cut a raster into windows of one side, those at the south and east edges shorter, row by row.
+
+    Args:
+        shape: Rows and columns of the raster.
+        side: Side of a window, pixels.
+    """
+    return [
+        PixelWindow(row, col, min(side, shape[0] - row), min(side, shape[1] - col))
+        for row in range(0, shape[0], side)
+        for col in range(0, shape[1], side)
+    ]

@@ -1,7 +1,6 @@
 """Applies a calibration to the bands of a tile, and to a whole map in a stream."""
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tiles.cog import BANDS, UNCERTAINTY_BANDS, write_tile
 from tiles.files import require_new
 from tiles.heights import open_heights
 from tiles.publish import MapRecord, publish_map, published_area
-from tiles.windows import PixelWindow
+from tiles.windows import cut_windows
 
 TILE_PX = 2048
 _TAG = "CANOPY_CALIBRATION"
@@ -81,7 +80,7 @@ def calibrate_map(
         try:
             with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as folder:
                 members = []
-                windows = list(_windows(shape))
+                windows = cut_windows(shape, TILE_PX)
                 for number, window in enumerate(windows, 1):
                     tile = Path(folder) / f"{window.row0}_{window.col0}.tif"
                     bands_m = np.stack([raster.read(window) for raster in rasters])
@@ -106,10 +105,3 @@ def _bands(path: Path, dataset: DatasetReader, calibration: Calibration) -> tupl
     if calibration.upper > 0 and bands == BANDS:
         raise CalibrationError("this calibration reads canopy_height_p95: map with --uncertainty")
     return bands
-
-
-def _windows(shape: tuple[int, int]) -> Iterator[PixelWindow]:
-    """Yield windows of a tile's side, row by row."""
-    for row in range(0, shape[0], TILE_PX):
-        for col in range(0, shape[1], TILE_PX):
-            yield PixelWindow(row, col, min(TILE_PX, shape[0] - row), min(TILE_PX, shape[1] - col))

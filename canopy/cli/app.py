@@ -11,6 +11,7 @@ import typer
 
 from canopy.cli.batch import batch
 from canopy.cli.compare import compare
+from canopy.cli.derive import derive
 from canopy.cli.doctor import doctor
 from canopy.cli.example import example
 from canopy.cli.fetch import fetch
@@ -28,6 +29,7 @@ app = typer.Typer(no_args_is_help=True)
 dataset = typer.Typer(no_args_is_help=True, help="Build and describe training chips from imagery and lidar.")
 app.add_typer(dataset, name="dataset")
 app.add_typer(batch, name="batch")
+app.add_typer(derive, name="derive")
 app.add_typer(gedi, name="gedi")
 app.add_typer(fetch, name="fetch")
 app.add_typer(models, name="models")
