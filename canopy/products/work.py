@@ -27,7 +27,7 @@ from tiles.publish import companions, finish_publication, pending_publication
 from tiles.windows import PixelWindow
 
 _LOCK, _PLAN = "lock", "plan"
-_KEPT = (_LOCK, _PLAN)
+_BOOKKEEPING = (_LOCK, _PLAN)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def hold_work(
         try:
             yield Work(out, folder, plan)
         except BaseException:
-            if all(path.name in _KEPT for path in folder.iterdir()):
+            if all(path.name in _BOOKKEEPING for path in folder.iterdir()):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,7 +145,7 @@ def _claim(folder: Path, plan: str, overwrite: bool) -> None:
     """Take over a folder's work where it is of this plan, else drop it if that was permitted."""
     record = folder / _PLAN
     is_other = record.is_file() and record.read_text(encoding="utf-8") != plan
-    leftovers = [path for path in folder.iterdir() if path.name not in _KEPT]
+    leftovers = [path for path in folder.iterdir() if path.name not in _BOOKKEEPING]
     if is_other and leftovers and not overwrite:
         raise OutputError(f"{folder} contains work of other maps or options: pass --overwrite to drop it")
     if is_other:
