@@ -65,7 +65,7 @@ $(BIN)/python:
 
 demo: $(DEMO)
 	@mkdir -p build/demo
-	$(BIN)/canopy predict --aoi samples/region.geojson --out build/demo/region_canopy_height.tif --overwrite
+	$(BIN)/canopy predict --aoi samples/region.geojson --model canopy-small --out build/demo/region_canopy_height.tif --overwrite
 	$(BIN)/python samples/picture.py
 
 test: $(STAMP)

@@ -30,6 +30,14 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_user_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of the user's configuration, where there is none: neither model nor imagery of one's own."""
+    path = tmp_path_factory.mktemp("user") / "config.yaml"
+    os.environ["CANOPY_CONFIG"] = str(path)
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_public_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """List of sources by name without any, in place of the shipped one, so that no test asks a public service."""
     path = tmp_path_factory.mktemp("registry") / "sources.yaml"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 def complete_model(incomplete: str) -> list[str]:
     """Return names of bundled and public models, and bundles of the folder, that begin with a text."""
-    from canopy.models.public.registry import list_models
+    from canopy.models.public.registry import model_names
 
-    return _beginning([row.name for row in list_models()], incomplete) + _bundles(incomplete)
+    return _beginning(model_names(), incomplete) + _bundles(incomplete)
 
 
 def complete_encoder(incomplete: str) -> list[str]:

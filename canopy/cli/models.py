@@ -2,14 +2,18 @@
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from canopy.cli.options import Json
 from canopy.cli.terminal import say, show_progress
+
+if TYPE_CHECKING:
+    from canopy.models.public.registry import Checkpoint, ModelRow
 
 models = typer.Typer(no_args_is_help=True, help="List, describe, download and convert height models.")
 
@@ -19,14 +23,30 @@ def list_(as_json: Json = False) -> None:
     """List bundled and public models: family, size, GSD, licence, and whether they were fetched."""
     from canopy.models.public.registry import list_models
 
-    rows = [asdict(row) for row in list_models()]
+    rows = list_models()
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps([asdict(row) for row in rows]))
         return
-    table = [tuple(rows[0]), *(tuple(str(value) for value in row.values()) for row in rows)]
+    for line in _table(rows):
+        typer.echo(line)
+
+
+def _table(rows: "Sequence[ModelRow]") -> list[str]:
+    """Return models in aligned columns, and the notes below them."""
+    notes = list(dict.fromkeys((row.accuracy_test, row.accuracy_source) for row in rows if row.accuracy_source))
+    table = [("name", "family", "size", "gsd_m", "licence", "state", "accuracy", "s/km2", "source")]
+    for row in rows:
+        key = (row.accuracy_test, row.accuracy_source)
+        accuracy = f"{row.accuracy} [{notes.index(key) + 1}]" if key in notes else row.accuracy
+        mark = "~" if row.timed == "estimated" else ""
+        seconds = "not timed" if row.seconds_km2 is None else f"{mark}{float(f'{row.seconds_km2:.2g}'):g}"
+        facts = (row.name, row.family, row.size, f"{row.gsd_m:g}", row.licence, row.state)
+        table.append((*facts, accuracy, seconds, row.source))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip() for cells in table]
+    for number, (test, source) in enumerate(notes, 1):
+        lines.append(f"[{number}] {f'tested by the publisher on {test}: ' if test else ''}{source}")
+    return [*lines, "s/km2: seconds of a square kilometre on this machine; ~ is estimated from the model's arithmetic"]
 
 
 @models.command("show")
@@ -45,24 +65,61 @@ def show(
 
 @models.command("fetch")
 def fetch(
-    name: Annotated[str, typer.Argument(help="Name of a public model.")],
+    name: Annotated[str | None, typer.Argument(help="Name of a public model (default: the recommended one).")] = None,
+    imagery: Annotated[
+        Literal["aerial", "satellite"], typer.Option(help="Imagery that the recommended model is for.")
+    ] = "aerial",
     out: Annotated[Path | None, typer.Option(help="Folder of models (default: where predict looks).")] = None,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="Accept the licence of the weights.")
     ] = False,
+    default: Annotated[
+        bool, typer.Option("--default", help="Write the model into your configuration: predict then uses it.")
+    ] = False,
 ) -> None:
     """Download a public model from its publisher and convert it; after an interruption, run the same command again."""
+    from canopy.imagery.settings import write_user_model
     from canopy.models.public import fetching
-    from canopy.models.public.registry import Checkpoint, find_checkpoint
+    from canopy.models.public.registry import find_checkpoint
 
-    def accept(checkpoint: Checkpoint) -> bool:
-        say(f"{checkpoint.name}: licence {checkpoint.licence}, {checkpoint.licence_url}")
-        asks = sys.stdin.isatty() and not accept_licence
-        return typer.confirm("Do you accept it?", err=True) if asks else accept_licence
-
+    if default and out is not None:
+        raise typer.BadParameter("--default and --out: predict looks in one folder, which CANOPY_MODELS names")
+    checkpoint = find_checkpoint(name) if name is not None else _recommended(imagery)
     with show_progress() as report:
-        bundle = fetching.fetch(find_checkpoint(name), out, accept=accept, report=report)
+        bundle = fetching.fetch(checkpoint, out, accept=_licence_question(accept_licence), report=report)
+    if default:
+        say(f"model: {checkpoint.name} is written to {write_user_model(checkpoint.name)}: predict uses it from now on")
+    elif out is None:
+        say(f"map with it: --model {checkpoint.name}; for all maps: canopy models fetch {checkpoint.name} --default")
     typer.echo(bundle)
+
+
+def _recommended(imagery: Literal["aerial", "satellite"]) -> "Checkpoint":
+    """Return the recommended model, and say why it is."""
+    from canopy.models.public.recommended import machine_memory_gb, recommend
+
+    choice = recommend(imagery, gpu=imagery == "satellite" and _has_gpu(), memory_gb=machine_memory_gb())
+    other = "satellite" if imagery == "aerial" else "aerial"
+    say(f"recommended for {imagery} imagery: {choice.checkpoint.name}: {choice.reason}")
+    say(f"for {other} imagery: --imagery {other}; where time forbids it: canopy models fetch chmv1-large")
+    return choice.checkpoint
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _licence_question(accepted: bool) -> "Callable[[Checkpoint], bool]":
+    """Return the question whether a licence is accepted; off a terminal, the flag alone answers it."""
+
+    def accept(checkpoint: "Checkpoint") -> bool:
+        say(f"{checkpoint.name}: licence {checkpoint.licence}, {checkpoint.licence_url}")
+        asks = sys.stdin.isatty() and not accepted
+        return typer.confirm("Do you accept it?", err=True) if asks else accepted
+
+    return accept
 
 
 @models.command("convert")

@@ -1,14 +1,21 @@
-"""The user's configuration file: imagery of one's own, sources by name, and whether others are asked."""
+"""The user's configuration file: model, imagery of one's own, sources by name, and whether others are asked."""
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import Field
 
-from canopy.config import Config, load_config
+from canopy.config import Config, load_config, parse, read_yaml
+from canopy.errors import ConfigError
 from canopy.imagery.licences import Licence
+from tiles.files import replacing, reported
 
 Box = tuple[float, float, float, float]
+_MODEL_LINE = re.compile(
+    r"""^model[ \t]*:[ \t]*(?:'[^'\n]*'|"[^"\n]*"|[^#\n]*?)(?P<comment>[ \t]*(?:#[^\n]*)?)$""", re.MULTILINE
+)
+"""The model's line of a configuration, with the comment at its end."""
 
 
 class LicenceSettings(Config):
@@ -53,6 +60,8 @@ class Registry(Config):
 class UserConfig(Config):
     """The user's configuration file: ``CANOPY_CONFIG``, else ``~/.config/canopy/config.yaml``."""
 
+    model: str | None = None
+    """Name of a model, or path of a bundle, that maps where none is named; the bundled one if None."""
     imagery: tuple[str, ...] = ()
     """Files, folders, globs, addresses or names of sources, tried in order."""
     sources: dict[str, SourceSettings] = Field(default_factory=dict)
@@ -74,3 +83,36 @@ def read_user_config() -> UserConfig:
     """
     path = user_config_path()
     return load_config(path, UserConfig) if path.is_file() else UserConfig()
+
+
+def write_user_model(model: str) -> Path:
+    """Write the model that maps where none is named into the user's configuration; comments and other lines stay.
+
+    Args:
+        model: Name of a bundled or fetched model.
+
+    Returns:
+        Path of the configuration.
+
+    Raises:
+        ConfigError: The configuration is not valid, or no line can be added to it.
+        OutputError: It cannot be written.
+    """
+    path = user_config_path()
+    before = read_user_config()
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    line = f"model: {model}"
+    changed, count = _MODEL_LINE.subn(lambda match: line + match["comment"], text, count=1)
+    if not count:
+        changed = text + ("" if not text or text.endswith("\n") else "\n") + f"{line}\n"
+    # A file in brackets takes no further line: what would be read is compared with what is meant.
+    remedy = f"{path}: no line can be added to it; write '{line}' into it"
+    try:
+        after = parse(UserConfig, read_yaml(changed, str(path)), str(path))
+    except ConfigError as error:
+        raise ConfigError(remedy) from error
+    if after != before.model_copy(update={"model": model}):
+        raise ConfigError(remedy)
+    with reported(path), replacing(path) as draft:
+        draft.write_text(changed, encoding="utf-8")
+    return path

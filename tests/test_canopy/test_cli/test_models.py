@@ -10,6 +10,7 @@ from checkpoints import THIN, released_state
 from tiny_models import save_tiny_model
 
 from canopy.models.bundle import read_card
+from canopy.models.speeds import record_speed
 
 
 def test_models_are_listed_as_a_table_and_as_json(canopy, tmp_path, monkeypatch) -> None:
@@ -17,13 +18,27 @@ def test_models_are_listed_as_a_table_and_as_json(canopy, tmp_path, monkeypatch)
     code, out, _ = canopy("models", "list")
     lines = out.splitlines()
     assert code == 0
-    assert lines[0].split() == ["name", "family", "size", "gsd_m", "licence", "state", "source"]
+    assert lines[0].split() == [
+        "name", "family", "size", "gsd_m", "licence", "state", "accuracy", "s/km2", "source"
+    ]  # fmt: skip
     licences = {line.index("Apache-2.0") for line in lines if "Apache-2.0" in line}
     assert licences == {lines[0].index("licence")}, "columns are aligned"
     rows = {row["name"]: row for row in json.loads(canopy("models", "list", "--json")[1])}
     assert rows["canopy-small"]["state"] == "bundled"
     assert (rows["chmv2"]["state"], rows["chmv2"]["licence"]) == ("gated", "DINOv3 License")
-    assert len(rows) == len(lines) - 1
+    table = [line for line in lines[1:] if not line.startswith(("[", "s/km2"))]
+    assert len(rows) == len(table)
+    aerial = next(line for line in table if line.startswith("chmv1-huge-aerial "))
+    note = next(word for word in aerial.split() if word.startswith("["))
+    assert "MAE 2.50 m, block R2 0.70" in aerial
+    assert any(line.startswith(f"{note} tested by the publisher on aerial images") for line in lines)
+    assert any(cell.startswith("~") for cell in aerial.split()), "the time is estimated"
+    assert rows["chmv1-huge-aerial"]["timed"] == "estimated"
+    assert rows["chmv1-huge"]["seconds_km2"] > rows["chmv1-large"]["seconds_km2"] > 0
+    assert (rows["canopy-small"]["seconds_km2"], rows["canopy-small"]["timed"]) == (None, "")
+    record_speed("chmv1-huge-aerial", "eager on cpu", 1.0)
+    row = next(row for row in json.loads(canopy("models", "list", "--json")[1]) if row["name"] == "chmv1-huge-aerial")
+    assert (round(row["seconds_km2"]), row["timed"]) == (56, "eager on cpu")
 
 
 def test_a_model_is_shown_as_yaml_and_as_json(canopy, tmp_path) -> None:
@@ -56,6 +71,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(canopy, tmp_path, monkey
 FAULTS = {
     "models fetch chmv9": "no public checkpoint",
     "models fetch chmv1-large --out .": "is not accepted",
+    "models fetch --out .": "is not accepted",
     "models show chmv9": "no model",
     "models convert absent.pth --out a.safetensors": "no model",
     "models convert tiny.safetensors --out a.pth": "a name ending in .safetensors expected",

@@ -16,6 +16,7 @@ from canopy.models.model import load_model
 from canopy.models.public import conversion, fetching
 from canopy.models.public.fetching import fetch, hub_token
 from canopy.models.public.registry import CHECKPOINTS, Checkpoint, list_models
+from canopy.prediction.default_model import default_model
 from tiles.locks import hold
 
 
@@ -38,7 +39,7 @@ def checkpoint(publisher, monkeypatch, tmp_path) -> Checkpoint:
     """Entry of a public model on the test's server, whose bundles lie in `tmp_path`."""
     entry = Checkpoint(
         "chmv1-tiny", "chmv1", (publisher.url(),), "9 MB", 0.6, "Apache-2.0", "https://licence", "https://page", "tiny",
-        blocks=24, width=64,
+        blocks=24, width=64, gflop=1,
     )  # fmt: skip
     monkeypatch.setitem(CHECKPOINTS, "chmv1-tiny", entry)
     monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
@@ -66,6 +67,38 @@ def test_fetching_makes_a_bundle_and_removes_the_download(publisher, checkpoint,
     assert fetch(checkpoint, accept=lambda _: False) == tmp_path / "chmv1-tiny.safetensors", "it is there already"
     assert len(publisher.requests) == 1
     assert {row.name: row.state for row in list_models()}["chmv1-tiny"] == "fetched"
+
+
+# --- the recommended model
+
+
+@pytest.fixture
+def recommended(checkpoint, monkeypatch, tmp_path) -> Checkpoint:
+    """The recommended model of aerial imagery, on the test's server."""
+    entry = replace(checkpoint, name="chmv1-huge-aerial")
+    monkeypatch.setitem(CHECKPOINTS, entry.name, entry)
+    monkeypatch.setenv("CANOPY_CONFIG", str(tmp_path / "config.yaml"))
+    return entry
+
+
+def test_without_a_name_the_recommended_model_is_fetched_and_the_reason_said(recommended, tmp_path, canopy) -> None:
+    code, out, err = canopy("models", "fetch", "--accept-licence")
+    assert (code, out.strip()) == (0, str(tmp_path / "chmv1-huge-aerial.safetensors")), err
+    assert "recommended for aerial imagery: chmv1-huge-aerial: its decoder was trained on aerial imagery" in err
+    assert "--imagery satellite" in err and "canopy models fetch chmv1-large" in err
+    assert "canopy models fetch chmv1-huge-aerial --default" in err
+    assert not (tmp_path / "config.yaml").exists(), "the configuration is written on request alone"
+
+
+def test_the_default_is_written_where_it_is_asked_for_and_said(recommended, tmp_path, canopy) -> None:
+    (tmp_path / "config.yaml").write_text("auto: false  # no services\n")
+    code, _, err = canopy("models", "fetch", "--default", "--accept-licence")
+    assert code == 0, err
+    assert f"model: chmv1-huge-aerial is written to {tmp_path / 'config.yaml'}" in err
+    assert (tmp_path / "config.yaml").read_text() == "auto: false  # no services\nmodel: chmv1-huge-aerial\n"
+    assert default_model() == "chmv1-huge-aerial"
+    code, _, err = canopy("models", "fetch", "--default", "--accept-licence", "--out", tmp_path / "other")
+    assert code == 2 and "--default and --out" in err
 
 
 # --- what came is not what was asked for
@@ -144,8 +177,9 @@ def hub(publisher, monkeypatch, tmp_path) -> Checkpoint:
     names = ("config.json", "preprocessor_config.json", "model.safetensors")
     urls = tuple(publisher.url(f"someone/model/resolve/main/{name}") for name in names)
     return Checkpoint(
-        "chmv2-tiny", "chmv2", urls, "", 0.6, "licence", "https://licence", "https://page", "tiny", blocks=4, width=32
-    )
+        "chmv2-tiny", "chmv2", urls, "", 0.6, "licence", "https://licence", "https://page", "tiny", blocks=4, width=32,
+        gflop=1,
+    )  # fmt: skip
 
 
 def paths(publisher) -> list[str]:
