@@ -6,25 +6,23 @@ it is published each becomes a Cloud-Optimized GeoTIFF of its own; the height ma
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 import rasterio
-import rasterio.shutil
 from odc.geo.geobox import GeoBox
 
-from tiles.cog import BLOCK_PX, CACHE_BYTES, OPEN_TILES, RASTER_ERRORS, Member, read_every_block
+from tiles.cog import BLOCKS_TAG, CACHE_BYTES, OPEN_TILES, RASTER_ERRORS, Member, read_every_block
 from tiles.errors import OutputError, RasterError, one_line
 from tiles.files import file_sha256, removed_on_error, replacing, sync
+from tiles.pyramid import BLOCK_PX, write_cog
 
 CATEGORY_TAG = "CANOPY_CATEGORY_{}"
-_GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16"}
-_OPTIONS = {
-    "compress": "ZSTD", "level": 3, "predictor": "STANDARD", "overview_predictor": "STANDARD",
-    "overview_resampling": "NEAREST", "blocksize": BLOCK_PX, "bigtiff": "IF_SAFER", "num_threads": "ALL_CPUS",
-}  # fmt: skip
+PLANE_TYPES = {"uint8": "Byte", "uint16": "UInt16"}
+"""GDAL's name of each type that a plane may have."""
 _CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 _COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 
@@ -86,13 +84,19 @@ def write_plane(
         RasterError: What was written cannot be read.
         OutputError: A file cannot be written. Nothing stays under its name.
     """
-    categories = {CATEGORY_TAG.format(value): text for value, text in enumerate(spec.categories)}
-    source = _vrt(tiles, band, geobox, spec, {**tags, **categories})
     path = draft.raster
+    try:
+        blocks = _blocks_of(tiles)
+    except RASTER_ERRORS as error:
+        raise RasterError(f"cannot read a tile of {path}: {one_line(error)}; make the map again") from error
+    categories = {CATEGORY_TAG.format(value): text for value, text in enumerate(spec.categories)}
+    described = {**tags, **categories, BLOCKS_TAG: str(len(blocks))}
+    source = _vrt(tiles, band, geobox, spec, described)
+    header_source = _vrt([], band, geobox[:BLOCK_PX, :BLOCK_PX], spec, described)
     with removed_on_error(path, Path(f"{path}.ovr.tmp")):
         try:
             with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_MAX_DATASET_POOL_SIZE=OPEN_TILES):
-                rasterio.shutil.copy(source, str(path), driver="COG", **_OPTIONS)
+                write_cog(source, header_source, path, blocks)
             sync(path)
         except RASTER_ERRORS as error:
             raise OutputError(f"cannot write {path}: {one_line(error)}; check that its folder has room") from error
@@ -139,6 +143,19 @@ def add_asset(item: dict[str, Any], name: str, asset: dict[str, Any]) -> None:
         item["stac_extensions"].append(_CLASSIFICATION)
 
 
+def _blocks_of(tiles: Sequence[Member]) -> set[tuple[int, int]]:
+    """Return the full-resolution blocks that tiles touch; the others are left out of the file."""
+    blocks: set[tuple[int, int]] = set()
+    for path, row_off, col_off in tiles:
+        with rasterio.open(path) as src:
+            rows, cols = (
+                range(offset // BLOCK_PX, -(-(offset + length) // BLOCK_PX))
+                for offset, length in zip((row_off, col_off), src.shape, strict=True)
+            )
+        blocks |= set(product(rows, cols))
+    return blocks
+
+
 def _vrt(tiles: Sequence[Member], number: int, geobox: GeoBox, spec: PlaneSpec, tags: Mapping[str, str]) -> str:
     """Return a plane as a virtual raster, XML that GDAL reads tile by tile."""
     if geobox.crs is None:
@@ -150,7 +167,7 @@ def _vrt(tiles: Sequence[Member], number: int, geobox: GeoBox, spec: PlaneSpec, 
     metadata = ElementTree.SubElement(root, "Metadata")
     for key, value in sorted(tags.items()):
         ElementTree.SubElement(metadata, "MDI", key=key).text = value
-    band = ElementTree.SubElement(root, "VRTRasterBand", dataType=_GDAL_TYPES[spec.dtype], band="1")
+    band = ElementTree.SubElement(root, "VRTRasterBand", dataType=PLANE_TYPES[spec.dtype], band="1")
     ElementTree.SubElement(band, "Description").text = spec.band
     if spec.unit:
         ElementTree.SubElement(band, "UnitType").text = spec.unit

@@ -14,7 +14,7 @@ from typing import Any
 from canopy.batch.commit import collection_id, read_blocks
 from canopy.batch.leases import Lease
 from canopy.batch.ledger import LISTERS, MANY, by_prefix, items_table, read_index
-from canopy.batch.mosaic import Blocks, LowZoom, MosaicMember, joined, low_zoom, mosaic_vrt, write_layer
+from canopy.batch.mosaic import Blocks, LowZoom, MosaicMember, joined, low_zoom, mosaic_vrt, plane_vrt, write_layer
 from canopy.batch.plan import PREFIXES, Plan, lease_key, marker_key
 from canopy.batch.store import LocalObjects, Store
 from canopy.batch.zones import Zone
@@ -135,9 +135,11 @@ def check_members(store: Store, plan: Plan, tiles: Iterable[TileItem]) -> None:
     sizes = {entry.key: entry.size for entry in store.list("data")}
     invalid = []
     for tile in tiles:
-        asset = tile.item["assets"].get("canopy_height")
-        key, blocks = tile.key("canopy_height"), tile.key("blocks")
-        present = asset is None or (key and sizes.get(key) == asset["file:size"] and blocks in sizes)
+        # The sums of heights state no size: they are read when the overview is made.
+        present = all(
+            (key := tile.key(name)) in sizes and sizes[key] == asset.get("file:size", sizes[key])
+            for name, asset in tile.item["assets"].items()
+        )
         if not present or tile.item["properties"]["canopy:plan"] != plan.id:
             invalid.append(tile.name)
     if invalid:
@@ -150,7 +152,7 @@ def check_members(store: Store, plan: Plan, tiles: Iterable[TileItem]) -> None:
 
 def sweep(store: Store, plan: Plan, tiles: Iterable[TileItem]) -> None:
     """Remove what killed attempts left: data without a marker, leases of the dead, drafts, locks."""
-    used = {key for tile in tiles for asset in ("canopy_height", "blocks") if (key := tile.key(asset))}
+    used = {tile.key(asset) for tile in tiles for asset in tile.item["assets"]}
     for entry in list(store.list("data")):
         name = entry.key.rpartition("/")[2].rpartition("-")[0]
         if entry.key not in used and not _is_computed(store, name):
@@ -194,11 +196,15 @@ def _write_mosaic(store: Store, plan: Plan, tiles: list[TileItem], folder: str) 
     for name, zones in _by_lattice(plan).items():
         lattice, whole = zones[0].lattice, _whole(zones)
         members = [tile for tile in tiles if tile.zone in {zone.name for zone in zones}]
-        sources = [
-            MosaicMember(f"../{key}", tile.window) for tile in members if (key := tile.key("canopy_height")) is not None
-        ]
+        sources = _members(members, "canopy_height")
         store.create(f"{folder}/{name}.vrt", mosaic_vrt(lattice, whole, sources, bands).encode())
         store.create(f"{folder}/{name}.qml", qml().encode())
+        for spec in plan.extras.specs:
+            plane = plane_vrt(lattice, whole, _members(members, spec.name), spec)
+            store.create(f"{folder}/{name}_{spec.name}.vrt", plane.encode())
+            assets[f"{spec.name}-{name}"] = _asset(
+                folder, f"{name}_{spec.name}.vrt", "application/xml", f"{spec.title}, {name}", "metadata"
+            )
         layers.append(low_zoom(lattice, whole, _blocks(store, members)))
         assets[f"mosaic-{name}"] = _asset(
             folder, f"{name}.vrt", "application/xml", f"Mosaic of all tiles, {name}", "data"
@@ -216,6 +222,12 @@ def _write_mosaic(store: Store, plan: Plan, tiles: list[TileItem], folder: str) 
             kind = "application/vnd.apache.parquet"
             assets["items"] = _asset(folder, "items.parquet", kind, "STAC items of all tiles", "stac-items")
     return assets
+
+
+def _members(tiles: Iterable[TileItem], asset: str) -> list[MosaicMember]:
+    """Return the tiles that have an asset, as members of a mosaic."""
+    keys = ((tile, tile.key(asset)) for tile in tiles)
+    return [MosaicMember(f"../{key}", tile.window) for tile, key in keys if key is not None]
 
 
 def _write_layers(folder: Path, layer: LowZoom, plan: Plan) -> Iterator[tuple[str, str, str]]:
@@ -301,6 +313,7 @@ def _collection(plan: Plan, tiles: list[TileItem], assets: dict[str, Any], folde
             f"(sha256 {plan.model.sha256}) from {plan.document['imagery']['described']}."
         ),
         "license": "other",
+        **_terms(plan),
         "extent": {
             "spatial": {"bbox": [plan.document["aoi"]["bbox"]]},
             "temporal": {"interval": [[min(starts), max(ends)]]},
@@ -312,3 +325,10 @@ def _collection(plan: Plan, tiles: list[TileItem], assets: dict[str, Any], folde
         "links": links,
         "assets": assets,
     }
+
+
+def _terms(plan: Plan) -> dict[str, Any]:
+    """Return what the imagery's provider asks of a map, where it is on record, named as in the items."""
+    licence = plan.imagery.licence
+    terms = {"licence": licence.name, "attribution": licence.attribution} if licence else {}
+    return {f"canopy:imagery_{name}": text for name, text in terms.items() if text}

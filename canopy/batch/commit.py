@@ -54,6 +54,11 @@ def blocks_key(tile: PlannedTile, nonce: str) -> str:
     return f"data/{tile.zone}/{tile.name}-{nonce}.npz"
 
 
+def plane_key(tile: PlannedTile, nonce: str, plane: str) -> str:
+    """Return the key of what a tile says besides heights: its reasons or dates."""
+    return f"data/{tile.zone}/{tile.name}-{nonce}_{plane}.tif"
+
+
 def commit(store: Store, plan: Plan, tile: PlannedTile, published: Prediction | None, attempt: Attempt) -> bool:
     """Commit a tile.
 
@@ -70,21 +75,33 @@ def commit(store: Store, plan: Plan, tile: PlannedTile, published: Prediction | 
     Raises:
         StoreError: The store does not return what was written.
     """
-    objects = []
+    objects: dict[str, str] = {}
     if published is not None:
-        objects = [data_key(tile, attempt.nonce), blocks_key(tile, attempt.nonce)]
-        store.upload(objects[0], published.path)
-        store.create(objects[1], blocks_bytes(published.path, tile.window))
         item = json.loads(item_path(published.path).read_text(encoding="utf-8"))
-        asset = item["assets"]["canopy_height"]
-        _check_written(store, objects[0], asset["file:checksum"].removeprefix("1220"))
+        rasters = {"canopy_height": published.path, **_planes(published)}
+        objects = {name: _key(tile, attempt.nonce, name) for name in (*rasters, "blocks")}
+        store.create(objects["blocks"], blocks_bytes(published.path, tile.window))
+        for name, path in rasters.items():
+            store.upload(objects[name], path)
+            _check_written(store, objects[name], item["assets"][name]["file:checksum"].removeprefix("1220"))
     else:
         item = _empty_item(plan, tile)
     item = _marker(item, plan, tile, objects, attempt)
     if store.create(marker_key(tile.name), json.dumps(item, indent=1, allow_nan=False).encode()) is not None:
         return True
-    store.delete(objects)
+    store.delete(list(objects.values()))
     return False
+
+
+def _planes(published: Prediction) -> dict[str, Path]:
+    """Return the rasters next to a map by the names of their assets."""
+    return {path.stem.removeprefix(f"{published.path.stem}_"): path for path in published.planes}
+
+
+def _key(tile: PlannedTile, nonce: str, asset: str) -> str:
+    if asset == "canopy_height":
+        return data_key(tile, nonce)
+    return blocks_key(tile, nonce) if asset == "blocks" else plane_key(tile, nonce, asset)
 
 
 def blocks_bytes(path: Path, window: PixelWindow) -> bytes:
@@ -145,7 +162,7 @@ def _empty_item(plan: Plan, tile: PlannedTile) -> dict[str, Any]:
 
 
 def _marker(
-    item: dict[str, Any], plan: Plan, tile: PlannedTile, objects: list[str], attempt: Attempt
+    item: dict[str, Any], plan: Plan, tile: PlannedTile, objects: Mapping[str, str], attempt: Attempt
 ) -> dict[str, Any]:
     """Return the STAC item of a tile, as the marker that the tile is committed."""
     window = tile.window
@@ -158,12 +175,14 @@ def _marker(
         "canopy:attempt": attempt.nonce,
         **attempt.facts,
     }
-    assets = {}
+    # The style lies once with the mosaic, not with each of 200,000 tiles.
+    assets = {
+        name: {**item["assets"][name], "href": f"{ITEM_FOLDER}/{key}"}
+        for name, key in objects.items() if name != "blocks"
+    }  # fmt: skip
     if objects:
-        # The style lies once with the mosaic, not with each of 200,000 tiles.
-        assets["canopy_height"] = {**item["assets"]["canopy_height"], "href": f"{ITEM_FOLDER}/{objects[0]}"}
         assets["blocks"] = {
-            "href": f"{ITEM_FOLDER}/{objects[1]}",
+            "href": f"{ITEM_FOLDER}/{objects['blocks']}",
             "title": f"Sums of heights over squares of {BLOCK_PX} px",
             "type": "application/octet-stream",
             "roles": ["metadata"],

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import numpy as np
 import shapely
 import xarray as xr
 from numpy.typing import NDArray
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 from shapely import affinity
@@ -19,10 +20,15 @@ from shapely import affinity
 from canopy.errors import ImageryError
 from canopy.imagery import ImagerySource, Rescale, open_imagery
 from canopy.imagery.files import shown
+from canopy.imagery.licences import Licence
+from canopy.imagery.opening import ReadingOptions
 from canopy.imagery.references import Reach
+from canopy.imagery.registry import find_source
 from canopy.imagery.remote import Access
 from canopy.imagery.scene import Overrides, RasterScene, inspect
+from canopy.imagery.search import Search
 from canopy.imagery.source import RasterImagery
+from tiles.aoi import to_crs
 from tiles.ground import METRES_PER_DEGREE
 
 _OPEN_SCENES = 4096
@@ -48,14 +54,20 @@ class ImageryOptions:
     """CRS of the files."""
     allow_outside: bool = False
     """Whether VRTs may read local files outside their folder."""
+    have_right: bool = False
+    """Whether the user has the right to use services whose terms forbid derived maps."""
 
-    def open(self, uris: Sequence[str], area: Geometry | None = None) -> ImagerySource:
-        """Open imagery with these options; catalogues are searched for an area."""
-        return open_imagery(
-            list(uris), area=area, bands=self.bands, scale=(self.scale[0], self.scale[1]) if self.scale else None,
-            datetime=self.datetime, nodata=self.nodata,
-            alpha=self.alpha, crs=self.crs, allow_outside=self.allow_outside,
+    @property
+    def reading(self) -> ReadingOptions:
+        """Arguments of `open_imagery`."""
+        return ReadingOptions(
+            bands=self.bands, scale=(self.scale[0], self.scale[1]) if self.scale else None, datetime=self.datetime,
+            nodata=self.nodata, alpha=self.alpha, crs=self.crs, allow_outside=self.allow_outside,
         )  # fmt: skip
+
+    def open(self, uris: Sequence[str], area: Geometry | None = None, search: Search | None = None) -> ImagerySource:
+        """Open imagery with these options; catalogues are searched for an area."""
+        return open_imagery(list(uris), area=area, search=search, have_right=self.have_right, **self.reading)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "ImageryOptions":
@@ -78,6 +90,18 @@ class PinnedScene:
     """Time of the last change in nanoseconds, or the entity tag; empty where not on record."""
     signing: str = ""
     """Address that gives signatures, for files of a store that wants one."""
+    acquired: str = ""
+    """First and last moment of acquisition, ``start/end``; empty where unknown."""
+    gsd_m: float = 0.0
+    """Pixel size in true metres."""
+    bands: str = ""
+    """Which bands are red, green and blue, in words; how a worker chooses them again is decided by the file alone."""
+
+    @property
+    def span(self) -> tuple[str, str] | None:
+        """First and last moment of acquisition; None where unknown."""
+        start, _, end = self.acquired.partition("/")
+        return (start, end) if start else None
 
 
 @dataclass(frozen=True)
@@ -94,6 +118,10 @@ class PinnedImagery:
     """Files, the top one first; none where the source is opened as a whole."""
     fingerprint: str
     """Fingerprint of the whole source; empty where it cannot be pinned."""
+    licence: Licence | None = None
+    """What the provider permits, as far as it is on record."""
+    bbox: tuple[float, float, float, float] | None = None
+    """West, south, east, north of the mapped area, degrees: where a source that is opened as a whole is looked at."""
 
     def open(self, members: Sequence[int]) -> ImagerySource:
         """Open the imagery of a tile.
@@ -106,9 +134,13 @@ class PinnedImagery:
         """
         if not self.scenes:
             return _open_whole(self)
-        pinned = [self.scenes[number] for number in members]
-        opened = [_open_scene(scene.path, scene.signing, self.options) for scene in pinned]
-        source = RasterImagery(opened, self.rescale, self.options.datetime)
+        # A tile without a file near it still has one, which lies elsewhere: its pixels are unknown.
+        pinned = [self.scenes[number] for number in members or (0,)]
+        opened = [
+            replace(_open_scene(one.path, one.signing, self.options), acquired=one.span if members else None)
+            for one in pinned
+        ]
+        source = RasterImagery(opened, self.rescale, self.options.datetime, licence=self.licence)
         for scene, pin in zip(source.scenes, pinned, strict=True):
             if scene_digest(scene) != pin.digest:
                 raise ImageryError(
@@ -125,24 +157,31 @@ class PinnedImagery:
             "rescale": asdict(self.rescale),
             "fingerprint": self.fingerprint,
             "files": len(self.scenes),
+            "licence": asdict(self.licence) if self.licence else None,
+            "bbox": self.bbox and list(self.bbox),
         }
 
     @classmethod
     def from_json(cls, document: dict[str, Any], scenes: Sequence[PinnedScene]) -> "PinnedImagery":
         """Read imagery that a plan recorded."""
+        licence = document.get("licence")
         return cls(
             tuple(document["uris"]), ImageryOptions.from_json(document["options"]), Rescale(**document["rescale"]),
-            tuple(scenes), document["fingerprint"],
+            tuple(scenes), document["fingerprint"], Licence(**licence) if licence else None,
+            (box[0], box[1], box[2], box[3]) if (box := document.get("bbox")) else None,
         )  # fmt: skip
 
 
-def pin(source: ImagerySource, uris: Sequence[str], options: ImageryOptions) -> PinnedImagery:
+def pin(
+    source: ImagerySource, uris: Sequence[str], options: ImageryOptions, area: Geometry | None = None
+) -> PinnedImagery:
     """Pin an open source.
 
     Args:
         source: Imagery, opened with `options`.
         uris: What the user named.
         options: What the user said of it.
+        area: Area that is mapped.
 
     Raises:
         ImageryError: An address contains a key, which a plan must not contain.
@@ -155,7 +194,10 @@ def pin(source: ImagerySource, uris: Sequence[str], options: ImageryOptions) -> 
             raise ImageryError(
                 f"{shown(uri)}: a key in the address would be written into the plan; name it by its variable instead"
             )
-    return PinnedImagery(tuple(map(str, uris)), options, source.rescale, tuple(scenes), source.fingerprint())
+    return PinnedImagery(
+        tuple(map(str, uris)), options, source.rescale, tuple(scenes), source.fingerprint(), source.licence,
+        to_crs(area, CRS("EPSG:4326")).boundingbox.bbox if area is not None else None,
+    )  # fmt: skip
 
 
 def scene_digest(scene: RasterScene) -> str:
@@ -221,7 +263,10 @@ def _reopens(scene: RasterScene) -> bool:
 def _pinned(scene: RasterScene) -> PinnedScene:
     first = scene.stamps[0]
     changed = str(first.mtime_ns) if first.mtime_ns >= 0 else getattr(first, "etag", "")
-    return PinnedScene(scene.path, scene_digest(scene), first.size, changed, scene.access.signing)
+    return PinnedScene(
+        scene.path, scene_digest(scene), first.size, changed, scene.access.signing, "/".join(scene.acquired or ()),
+        scene.gsd_m, scene.bands.note,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=_OPEN_SCENES)
@@ -240,7 +285,8 @@ def _open_whole(imagery: PinnedImagery) -> ImagerySource:
     Raises:
         ImageryError: It is not what it was when the batch was planned.
     """
-    source = imagery.options.open(imagery.uris)
+    area = Geometry(shapely.box(*imagery.bbox), "EPSG:4326") if imagery.bbox else None
+    source = imagery.options.open(imagery.uris, area)
     if imagery.fingerprint and source.fingerprint() != imagery.fingerprint:
         raise ImageryError(
             f"{', '.join(map(shown, imagery.uris))}: other imagery than was planned: plan again in another folder"
@@ -258,6 +304,11 @@ def _padded(footprints: NDArray[Any], pad_m: float) -> NDArray[Any]:
 
 
 def local_path(uri: str | Path) -> str:
-    """Return an absolute path for a local file, so that a worker in another folder reads the same; else the address."""
+    """Return an absolute path for a local file, so that a worker in another folder reads the same.
+
+    Addresses and names of sources stay as they are.
+    """
     text = str(uri)
-    return text if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|/vsi", text) else str(Path(text).absolute())
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|/vsi", text) or find_source(text) is not None:
+        return text
+    return str(Path(text).absolute())

@@ -15,8 +15,9 @@ from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from canopy.batch.zones import BLOCK_PX
-from tiles.cog import BLOCK_PX as COG_BLOCK_PX
 from tiles.grid import Lattice
+from tiles.planes import PLANE_TYPES, PlaneSpec
+from tiles.pyramid import BLOCK_PX as COG_BLOCK_PX
 from tiles.windows import PixelWindow
 
 LAYER_SIDE = 4096
@@ -80,22 +81,58 @@ def mosaic_vrt(
         bands: Names of the bands.
         unit: Unit of the bands.
     """
-    affine = lattice.geobox(whole).affine
-    transform = ", ".join(repr(value) for value in affine.to_gdal())
-    members = list(members)
+    parts = [
+        _Band(band, "Float32", unit, "nan", "Gray" if number == 1 else "Undefined")
+        for number, band in enumerate(bands, 1)
+    ]
+    return _vrt(lattice, whole, list(members), parts)
+
+
+def plane_vrt(lattice: Lattice, whole: PixelWindow, members: Iterable[MosaicMember], spec: PlaneSpec) -> str:
+    """Return a virtual raster over what tiles say besides heights, with the names of its categories.
+
+    Args:
+        lattice: Lattice of the tiles.
+        whole: Pixels of the mosaic; 0 where no member is.
+        members: Tiles.
+        spec: What the values are.
+    """
+    nodata = "" if spec.nodata is None else str(spec.nodata)
+    band = _Band(spec.band, PLANE_TYPES[spec.dtype], spec.unit, nodata, "Gray", spec.categories)
+    return _vrt(lattice, whole, list(members), [band])
+
+
+@dataclass(frozen=True)
+class _Band:
+    """A band of a virtual raster."""
+
+    name: str
+    kind: str
+    """GDAL's name of its type."""
+    unit: str
+    nodata: str
+    """Value that means unknown; empty for none."""
+    colour: str
+    categories: tuple[str, ...] = ()
+
+
+def _vrt(lattice: Lattice, whole: PixelWindow, members: Sequence[MosaicMember], bands: Sequence[_Band]) -> str:
+    transform = ", ".join(repr(value) for value in lattice.geobox(whole).affine.to_gdal())
     lines = [
         f'<VRTDataset rasterXSize="{whole.width}" rasterYSize="{whole.height}">',
         f"  <SRS>{_escaped(lattice.crs.to_wkt())}</SRS>",
         f"  <GeoTransform>{transform}</GeoTransform>",
     ]
     for number, band in enumerate(bands, 1):
+        categories = "".join(f"<Category>{_escaped(name)}</Category>" for name in band.categories)
         lines += [
-            f'  <VRTRasterBand dataType="Float32" band="{number}" {_BLOCK_SIZE}>',
-            f"    <Description>{_escaped(band)}</Description>",
-            f"    <UnitType>{unit}</UnitType>",
-            "    <NoDataValue>nan</NoDataValue>",
-            f"    <ColorInterp>{'Gray' if number == 1 else 'Undefined'}</ColorInterp>",
-            *(_source(member, number, whole) for member in members),
+            f'  <VRTRasterBand dataType="{band.kind}" band="{number}" {_BLOCK_SIZE}>',
+            f"    <Description>{_escaped(band.name)}</Description>",
+            *([f"    <UnitType>{_escaped(band.unit)}</UnitType>"] if band.unit else []),
+            *([f"    <NoDataValue>{band.nodata}</NoDataValue>"] if band.nodata else []),
+            f"    <ColorInterp>{band.colour}</ColorInterp>",
+            *([f"    <CategoryNames>{categories}</CategoryNames>"] if categories else []),
+            *(_source(member, number, whole, band.kind) for member in members),
             "  </VRTRasterBand>",
         ]
     return "\n".join([*lines, "</VRTDataset>", ""])
@@ -193,13 +230,13 @@ def _bounds(layer: LowZoom) -> tuple[float, float, float, float]:
     return bounds
 
 
-def _source(member: MosaicMember, band: int, whole: PixelWindow) -> str:
+def _source(member: MosaicMember, band: int, whole: PixelWindow, kind: str) -> str:
     window = member.window
     size = f'xSize="{window.width}" ySize="{window.height}"'
     return (
         f'    <SimpleSource><SourceFilename relativeToVRT="1">{_escaped(member.href)}</SourceFilename>'
         f"<SourceBand>{band}</SourceBand>"
-        f'<SourceProperties RasterXSize="{window.width}" RasterYSize="{window.height}" DataType="Float32" '
+        f'<SourceProperties RasterXSize="{window.width}" RasterYSize="{window.height}" DataType="{kind}" '
         f'BlockXSize="{COG_BLOCK_PX}" BlockYSize="{COG_BLOCK_PX}"/>'
         f'<SrcRect xOff="0" yOff="0" {size}/>'
         f'<DstRect xOff="{window.col0 - whole.col0}" yOff="{window.row0 - whole.row0}" {size}/></SimpleSource>'

@@ -16,6 +16,7 @@ import shapely
 from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 
+from canopy.batch.extras import PinnedExtras, PinnedMask
 from canopy.batch.imagery import PinnedImagery, PinnedScene
 from canopy.batch.store import Store
 from canopy.batch.zones import Zone
@@ -120,6 +121,8 @@ class Plan:
     """Model of the heights."""
     imagery: PinnedImagery
     """Imagery, as it was when the batch was planned."""
+    extras: PinnedExtras
+    """What is mapped besides heights."""
     table: pa.Table
     """Tiles, one a row."""
 
@@ -144,14 +147,19 @@ class Plan:
         return {zone.name: zone for zone in self.zones}
 
     @cached_property
+    def computed(self) -> pa.Table:
+        """Tiles that are computed: those that imagery meets; all where the reasons for missing heights are mapped."""
+        return self.table if self.extras.reasons else self.table.filter(self.table["imagery"])
+
+    @cached_property
     def names(self) -> pa.Array:
         """Names of the tiles that are computed."""
-        return self.table["name"].combine_chunks().filter(self.table["imagery"].combine_chunks())
+        return self.computed["name"].combine_chunks()
 
     @cached_property
     def km2(self) -> dict[str, float]:
         """Mapped area of each tile that is computed."""
-        computed = self.table.filter(self.table["imagery"])
+        computed = self.computed
         return dict(zip(computed["name"].to_pylist(), computed["km2"].to_pylist(), strict=True))
 
     def tiles(self, names: set[str] | None = None) -> Iterator[PlannedTile]:
@@ -161,7 +169,7 @@ class Plan:
             names: Tiles to yield; all if None.
         """
         columns = ["name", "zone", "row0", "col0", "height", "width", "scenes", "share"]
-        table = self.table.filter(self.table["imagery"]).select(columns)
+        table = self.computed.select(columns)
         if names is not None:
             table = table.filter(pc.is_in(table["name"], pa.array(sorted(names), pa.string())))
         for batch in table.to_batches(max_chunksize=4096):
@@ -215,9 +223,11 @@ def read_plan(store: Store) -> Plan:
         raise OutputError(f"{PLAN} in {store.url} was changed after it was written: plan again in another folder")
     zones = _read_table(store, objects["zones"])
     scenes = [PinnedScene(**row) for row in _read_table(store, objects["scenes"]).to_pylist()]
+    masks = [PinnedMask(**row) for row in _read_table(store, objects["masks"]).to_pylist()]
     return Plan(
         document["id"], document, tuple(_zone(row) for row in zones.to_pylist()), model,
-        PinnedImagery.from_json(document["imagery"], scenes), _read_table(store, objects["tiles"]),
+        PinnedImagery.from_json(document["imagery"], scenes), PinnedExtras.from_json(document["extras"], masks),
+        _read_table(store, objects["tiles"]),
     )  # fmt: skip
 
 

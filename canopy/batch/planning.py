@@ -16,6 +16,7 @@ import shapely
 from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 
+from canopy.batch.extras import ExtrasRequest, pin_extras
 from canopy.batch.imagery import ImageryOptions, local_path, near, pin
 from canopy.batch.plan import (
     FORMAT,
@@ -36,7 +37,10 @@ from canopy.batch.zones import BLOCK_PX, ZoneTiles, divide, tiles_of
 from canopy.calibration import read_calibration
 from canopy.errors import AOIError, CalibrationError, CoverageError, ModelError, OutputError
 from canopy.imagery import ImagerySource
+from canopy.imagery.acquisition import span
 from canopy.imagery.configured import configured_imagery
+from canopy.imagery.search import Search
+from canopy.imagery.source import RasterImagery
 from canopy.models.bundle import BUNDLED, find_bundle
 from canopy.models.options import check_backend, check_device
 from canopy.prediction.request import check_footprint, check_gsd, check_pixel_options, read_model_card
@@ -55,9 +59,17 @@ BYTES_PER_PX = 1.6
 """Size of a pixel of canopy height in a compressed tile, overviews included."""
 OVERLAP_PX = 32
 """Overlap of neighbouring chips, as the engine has it; that module imports torch."""
-
+_SCENE_COLUMNS = (
+    ("path", pa.string()), ("digest", pa.string()), ("size", pa.int64()), ("changed", pa.string()),
+    ("signing", pa.string()), ("acquired", pa.string()), ("gsd_m", pa.float64()), ("bands", pa.string()),
+)  # fmt: skip
+_MASK_COLUMNS = (
+    ("mask", pa.int32()), ("image", pa.string()), ("path", pa.string()), ("digest", pa.string()),
+    ("signing", pa.string()), *((name, pa.float64()) for name in ("west", "south", "east", "north")),
+)  # fmt: skip
 
 NO_OPTIONS = ImageryOptions()
+NO_EXTRAS = ExtrasRequest()
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,12 @@ class BatchRequest:
     """File of `canopy calibrate`."""
     options: ImageryOptions = NO_OPTIONS
     """What the user says of the imagery."""
+    search: Search | None = None
+    """Dates and limits of imagery that is searched for."""
+    offline: bool = False
+    """Whether no server is asked where no imagery is named."""
+    extras: ExtrasRequest = NO_EXTRAS
+    """What is mapped besides heights."""
     force: bool = False
     """Whether imagery coarser than twice the model's GSD is accepted."""
     speed_mpx_s: float = MPX_PER_S
@@ -115,12 +133,9 @@ def make_plan(request: BatchRequest, store: Store, report: Report = ignore) -> P
     area = read_aoi(request.aoi, request.layer)
     fitted = _calibration(request)
     uris = [local_path(uri) for uri in request.imagery]
-    source = request.options.open(uris, area) if uris else configured_imagery(area)
-    acquisition_times(source.datetime, datetime.now(UTC))
-    check_footprint(source, area)
-    card = read_model_card(request.model)
-    if card is not None:
-        check_gsd(source, card, request.force)
+    source = _source(request, uris, area, model, report)
+    imagery = pin(source, uris or source.uris, request.options, area)
+    extras = pin_extras(request.extras.open(area, source, request.search), bool(imagery.scenes))
     zones = divide(area, request.grid, request.resolution, model.gsd_m)
     tile_px, zoom = _tile_side(request, zones[0].lattice.resolution)
     listed = []
@@ -140,14 +155,36 @@ def make_plan(request: BatchRequest, store: Store, report: Report = ignore) -> P
         "device": request.device,
         "backend": request.backend,
         "uncertainty": request.uncertainty,
-        "imagery": {**pin(source, uris or source.uris, request.options).to_json(), "described": source.describe()},
+        "extras": extras.to_json(),
+        "imagery": {**imagery.to_json(), "described": source.describe()},
     }
     objects, calibration, model = _write_objects(store, request, zones, table, model, fitted)
     document |= {"model": asdict(model), "calibration": calibration, "objects": objects}
-    document["objects"]["scenes"] = _write_scenes(store, source, uris, request.options)
+    objects["scenes"] = _write_rows(store, "scenes", _SCENE_COLUMNS, imagery.scenes)
+    objects["masks"] = _write_rows(store, "masks", _MASK_COLUMNS, extras.rasters)
     estimate = _estimate(table, tile_px, zones, model, request)
     document |= {"id": plan_id(document), "created": datetime.now(UTC).isoformat(), "estimate": asdict(estimate)}
     return _commit(store, document)
+
+
+def _source(
+    request: BatchRequest, uris: Sequence[str], area: Geometry, model: PlannedModel, report: Report
+) -> ImagerySource:
+    """Open the imagery of an area, and refuse what cannot be mapped."""
+    options = request.options
+    if uris:
+        source = options.open(uris, area, request.search)
+    else:
+        source = configured_imagery(
+            area, search=request.search, offline=request.offline, have_right=options.have_right, report=report,
+            **options.reading,
+        )  # fmt: skip
+    acquisition_times(source.datetime, datetime.now(UTC))
+    check_footprint(source, area)
+    card = read_model_card(request.model)
+    if card is not None:
+        check_gsd(source, card, request.force)
+    return source
 
 
 def _commit(store: Store, document: dict[str, Any]) -> Plan:
@@ -226,12 +263,26 @@ def _table(listed: Sequence[ZoneTiles], source: ImagerySource, model: PlannedMod
                     "height": tiles.windows[:, 2].astype(np.int32), "width": tiles.windows[:, 3].astype(np.int32),
                     "share": tiles.shares, "km2": square_km(tiles.shares, tiles.windows, metres),
                     "imagery": covered, "scenes": pa.array(members, pa.list_(pa.int32())),
+                    **_resolved(members, source),
                     "geometry": pa.array(shapely.to_wkb(tiles.footprints), pa.binary()),
                 }
             )
         )  # fmt: skip
     table = pa.concat_tables(parts).unify_dictionaries()
     return table.replace_schema_metadata(geo_metadata(np.concatenate([tiles.footprints for tiles in listed])))
+
+
+def _resolved(members: Sequence[Sequence[int]], source: ImagerySource) -> dict[str, pa.Array]:
+    """Return what is decided of the imagery of each tile: pixel sizes and dates of its files."""
+    scenes = source.scenes if isinstance(source, RasterImagery) else ()
+    sizes = [[scenes[number].gsd_m for number in numbers] for numbers in members]
+    dates = [[scenes[number].acquired for number in numbers] for numbers in members]
+    spans = [span(times) or "" if times else "" for times in dates]
+    return {
+        "finest_gsd_m": pa.array([min(one, default=None) for one in sizes], pa.float64()),
+        "coarsest_gsd_m": pa.array([max(one, default=None) for one in sizes], pa.float64()),
+        "acquired": pa.array(spans, pa.string()).dictionary_encode(),
+    }
 
 
 def _write_objects(
@@ -256,21 +307,10 @@ def _write_objects(
     return objects, {"object": key, "sha256": hashlib.sha256(calibration).hexdigest()}, model
 
 
-def _write_scenes(store: Store, source: ImagerySource, uris: Sequence[str], options: ImageryOptions) -> str:
-    """Write the list of files of the imagery."""
-    scenes = pin(source, uris or source.uris, options).scenes
-    schema = pa.schema(
-        [
-            ("path", pa.string()),
-            ("digest", pa.string()),
-            ("size", pa.int64()),
-            ("changed", pa.string()),
-            ("signing", pa.string()),
-        ]
-    )
-    return write_object(
-        store, "scenes", table_bytes(pa.Table.from_pylist(list(map(asdict, scenes)), schema)), ".parquet"
-    )
+def _write_rows(store: Store, name: str, columns: Sequence[tuple[str, pa.DataType]], rows: Sequence[Any]) -> str:
+    """Write a list of values of one class as a table; return its key."""
+    table = pa.Table.from_pylist(list(map(asdict, rows)), pa.schema(columns))
+    return write_object(store, name, table_bytes(table), ".parquet")
 
 
 def _describe_area(area: Geometry, aoi: Any) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from canopy.batch.plan import Plan, PlannedTile, read_plan
 from canopy.batch.store import Store, open_store
+from canopy.batch.zones import footprints
 from canopy.calibration import Calibration, read_calibration
 from canopy.errors import ModelError, OutputError
 from canopy.imagery import ImagerySource
@@ -127,7 +129,11 @@ class Runtime:
             zone.lattice.geobox(part).extent, zone.lattice, zone.work, SMALL_INNER_PX if small else INNER_PX
         )
         layers = Layers(model, self.plan.uncertainty, calibration.features if calibration else None)
-        return Job(area, TileGrid(zone.lattice, inner_px), zone.work, source, layers, calibration, part=part)
+        outline = footprints(zone.lattice, np.array([[part.row0, part.col0, part.height, part.width]]))[0]
+        extras = self.plan.extras.open(outline.bounds, source)
+        return Job(
+            area, TileGrid(zone.lattice, inner_px), zone.work, source, layers, calibration, part=part, extras=extras
+        )
 
     def _model_file(self, folder: Path) -> Path:
         """Return the file of the model: the installed or named one where it is the planned one, else the store's."""

@@ -152,7 +152,11 @@ def _compute(task: Task, loaded: Runtime, folder: Path, began: float) -> Outcome
     source = source if pinned else DigestedSource(source)
     job = loaded.job(tile, source, small=task.small)
     try:
-        published = run_job(job, folder / f"{tile.name}.tif", overwrite=True, report=_guard(task.limits, began))
+        # Where reasons are mapped, a tile without a single height says why.
+        published = run_job(
+            job, folder / f"{tile.name}.tif", overwrite=True, may_be_empty=job.extras.reasons,
+            report=_guard(task.limits, began),
+        )  # fmt: skip
     except CoverageError:
         published = None
     computed = time.monotonic()
@@ -163,7 +167,7 @@ def _compute(task: Task, loaded: Runtime, folder: Path, began: float) -> Outcome
     if not pinned:
         facts |= {"canopy:imagery_read": read_at, "canopy:imagery_sha256": source.digest}
     won = commit(loaded.store, loaded.plan, tile, published, replace(Attempt.begin(), facts=facts))
-    state: State = "lost" if not won else "done" if published else "empty"
+    state: State = "lost" if not won else "done" if published and published.coverage else "empty"
     return Outcome(tile.name, state, time.monotonic() - began, overhead_s=time.monotonic() - computed)
 
 

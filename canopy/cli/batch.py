@@ -8,6 +8,31 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from canopy.cli.options import AreaLayer, Json, parse_nodata, parse_numbers
+from canopy.cli.predict import (
+    Alpha,
+    Aoi,
+    Backend,
+    Bands,
+    CalibrationFile,
+    Cloud,
+    Date,
+    Device,
+    Force,
+    HaveRight,
+    Imagery,
+    ImageryCrs,
+    ImageryDatetime,
+    Masks,
+    Nodata,
+    Offline,
+    OffNadir,
+    Order,
+    Outside,
+    Resolution,
+    Scale,
+    Sun,
+    Uncertainty,
+)
 from canopy.cli.terminal import say, show_progress
 
 if TYPE_CHECKING:
@@ -23,39 +48,36 @@ WATCH_S = 10.0
 
 @batch.command()
 def plan(
-    aoi: Annotated[
-        str, typer.Option(help="Area of interest: vector file, or west,south,east,north in degrees.", metavar="AOI")
-    ],
+    aoi: Aoi,
     out: Annotated[str, typer.Option(help="Folder of the batch, or s3://bucket/prefix.", metavar="DIR")],
-    imagery: Annotated[
-        list[str] | None,
-        typer.Option(help="Raster, folder, glob or address; repeatable: the first valid pixel wins."),
-    ] = None,
+    imagery: Imagery = None,
     model: Annotated[str, typer.Option(help="Name (canopy models list) or bundle.")] = "canopy-small",
     layer: AreaLayer = None,
     grid: Annotated[str, typer.Option(help="Grid of the tiles: utm, EPSG:n or quadkey:Z.")] = "utm",
     tile_px: Annotated[int, typer.Option("--tile-px", help="Side of a tile, pixels; quadkeys have their own.")] = 8192,
-    resolution: Annotated[
-        float | None, typer.Option(help="Cell size in units of the CRS (default: the model's GSD).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda or mps.")] = "auto",
-    backend: Annotated[
-        str, typer.Option(help="Library that runs the model: auto, eager, compile, openvino or bf16.")
-    ] = "auto",
-    uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Add bands with the 5th and 95th percentile of height.")
-    ] = False,
-    calibration: Annotated[Path | None, typer.Option(help="Calibration (JSON of canopy calibrate).")] = None,
-    bands: Annotated[str | None, typer.Option(help="Numbers of the red, green and blue band, from 1: 3,2,1.")] = None,
-    scale: Annotated[str | None, typer.Option(help="Pixel values that mean 0 and 1: 0,2047.")] = None,
-    nodata: Annotated[str | None, typer.Option(help="Pixel value that means unknown; none for no such value.")] = None,
-    alpha: Annotated[bool | None, typer.Option("--alpha/--no-alpha", help="Use of a band declared as alpha.")] = None,
-    imagery_crs: Annotated[str | None, typer.Option(help="CRS of the imagery, instead of its own.")] = None,
-    imagery_datetime: Annotated[str | None, typer.Option(help="Acquisition date of the imagery, or start/end.")] = None,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Let VRTs read files outside their folder and those of --imagery.")
-    ] = False,
-    force: Annotated[bool, typer.Option(help="Accept imagery coarser than twice the model's GSD.")] = False,
+    resolution: Resolution = None,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    uncertainty: Uncertainty = False,
+    calibration: CalibrationFile = None,
+    bands: Bands = None,
+    scale: Scale = None,
+    nodata: Nodata = None,
+    alpha: Alpha = None,
+    imagery_crs: ImageryCrs = None,
+    imagery_datetime: ImageryDatetime = None,
+    date: Date = None,
+    cloud: Cloud = None,
+    off_nadir: OffNadir = None,
+    sun: Sun = None,
+    order: Order = None,
+    offline: Offline = False,
+    have_right: HaveRight = False,
+    allow_outside: Outside = False,
+    masks: Masks = None,
+    reasons: Annotated[bool, typer.Option("--reasons", help="Map why pixels have no height.")] = False,
+    dates: Annotated[bool, typer.Option("--dates", help="Map the day of acquisition.")] = False,
+    force: Force = False,
     speed: Annotated[
         float | None, typer.Option(min=1e-6, help="Speed of a worker, Mpx/s, for the estimate (default: a CPU core).")
     ] = None,
@@ -63,18 +85,20 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Decide tiles, imagery and model of a batch, and say what it will take."""
+    from canopy.batch.extras import ExtrasRequest
     from canopy.batch.imagery import ImageryOptions
     from canopy.batch.planning import MPX_PER_S, BatchRequest, make_plan
     from canopy.batch.store import open_store
+    from canopy.imagery.search import Search
 
-    limits = parse_numbers("--scale", scale, float)
-    options = ImageryOptions(
-        parse_numbers("--bands", bands, int), limits, imagery_datetime, parse_nodata(nodata),
-        "auto" if alpha is None else alpha, imagery_crs, allow_outside,
+    reading = ImageryOptions(
+        parse_numbers("--bands", bands, int), parse_numbers("--scale", scale, float), imagery_datetime,
+        parse_nodata(nodata), "auto" if alpha is None else alpha, imagery_crs, allow_outside, have_right,
     )  # fmt: skip
     request = BatchRequest(
         aoi, model, tuple(imagery or ()), layer, grid, tile_px, resolution, device, backend, uncertainty, calibration,
-        options, force, speed or MPX_PER_S, price,
+        reading, Search.read(date, cloud, off_nadir, sun, order), offline,
+        ExtrasRequest(tuple(masks or ()), reasons, dates), force, speed or MPX_PER_S, price,
     )  # fmt: skip
     with show_progress() as report:
         planned = make_plan(request, open_store(out, make=True), report)
@@ -111,13 +135,13 @@ def run(
     if sum(map(bool, (scheduler, workers, gpus))) > 1:
         raise typer.BadParameter("give one of --scheduler, --workers and --gpus")
     limits = Limits(tile_seconds, tile_gb, term, scratch=str(scratch.absolute()) if scratch else None)
-    options = RunOptions(limits, attempts, shard=parse_shard(shard))
+    run_options = RunOptions(limits, attempts, shard=parse_shard(shard))
     store = open_store(folder)
     planned = read_plan(store)
     pool: Pool = choose_pool(store.url, scheduler=scheduler, workers=workers, gpus=gpus, wait_s=wait)
     try:
         with show_progress() as report:
-            summary = run_tiles(store, planned, pool, options, report)
+            summary = run_tiles(store, planned, pool, run_options, report)
             collection = collect_batch(store, planned, report) if collect_ and summary.complete else None
     finally:
         pool.close()

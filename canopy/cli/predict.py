@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,6 +37,10 @@ Backend = Annotated[
         help="Library that runs the model: auto, eager, compile, openvino or bf16.", autocompletion=complete_backend
     ),
 ]
+Decoder = Annotated[
+    Literal["median", "mean"] | None,
+    typer.Option("--decode", help="Height read off the model's bins (default: as its card says)."),
+]
 Uncertainty = Annotated[
     bool, typer.Option("--uncertainty", help="Add bands with the 5th and 95th percentile of height.")
 ]
@@ -69,7 +73,9 @@ HaveRight = Annotated[
 Masks = Annotated[
     list[str] | None,
     typer.Option(
-        "--mask", help="Raster of places to leave out (pixels other than 0), or NAME=RASTER: cloud, water; repeatable."
+        "--mask",
+        help="Raster of places to leave out (pixels other than 0), catalogue (stac+https://...?asset=KEY) or asset of "
+        "the images (asset:KEY); also NAME=...: cloud, water; repeatable.",
     ),
 ]
 Reasons = Annotated[bool, typer.Option("--reasons", help="Write why pixels have no height, to <out>_reasons.tif.")]
@@ -92,6 +98,7 @@ def predict(
     resolution: Resolution = None,
     device: Device = "auto",
     backend: Backend = "auto",
+    decode: Decoder = None,
     uncertainty: Uncertainty = False,
     calibration: CalibrationFile = None,
     bands: Bands = None,
@@ -125,7 +132,7 @@ def predict(
     with show_progress() as report:
         result = prediction.predict(
             aoi, imagery, model, out, layer=layer, crs=crs, resolution=resolution, device=device, backend=backend,
-            uncertainty=uncertainty, calibration=calibration, bands=parse_numbers("--bands", bands, int),
+            decode=decode, uncertainty=uncertainty, calibration=calibration, bands=parse_numbers("--bands", bands, int),
             scale=parse_numbers("--scale", scale, float), nodata=parse_nodata(nodata),
             alpha="auto" if alpha is None else alpha, imagery_crs=imagery_crs, imagery_datetime=imagery_datetime,
             search=search, offline=offline, have_right=have_right, allow_outside=allow_outside,

@@ -87,6 +87,8 @@ class RasterScene:
     """What the user should know of the file."""
     fills: tuple[float, ...] = ()
     """Stored values far outside the light of the source: undeclared nodata."""
+    assets: tuple[tuple[str, str], ...] = ()
+    """Name and address of the other files of its item, where it is one of a catalogue."""
 
     @property
     def value_type(self) -> str:

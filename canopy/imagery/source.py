@@ -198,6 +198,16 @@ class RasterImagery:
         index = self._layers(geobox)[1]
         return np.array([UNKNOWN_DAY, *days.values()], np.uint16)[index]
 
+    def top(self, geobox: GeoBox) -> tuple[list[RasterScene], NDArray[np.uint16]]:
+        """Return the scenes that may meet a GeoBox, and which of them is on top, (y, x), counted from 1; 0 for none.
+
+        Where one scene alone is near it is the one throughout, without a look at its pixels.
+        """
+        near = self._near(geobox)
+        if len(near) <= 1:
+            return near, np.full(geobox.shape, len(near), np.uint16)
+        return near, self._layers(geobox)[1]
+
     def _layers(self, geobox: GeoBox) -> tuple[Rgb, NDArray[np.uint16]]:
         """Read the image (3, y, x) and which of the near scenes is on top, (y, x), counted from 1; 0 for none."""
         grid, region = locate(geobox)

@@ -12,11 +12,11 @@ from canopy.calibration import Calibration, read_calibration
 from canopy.errors import CalibrationError
 from canopy.imagery import ImagerySource, open_imagery
 from canopy.imagery.configured import configured_imagery
-from canopy.imagery.masks import open_masks
+from canopy.imagery.masks import is_of_images, open_masks
 from canopy.imagery.opening import ReadingOptions
 from canopy.imagery.search import Search
-from canopy.models.bundle import DEFAULT_MODEL, Card
-from canopy.models.options import check_backend, check_device
+from canopy.models.bundle import DEFAULT_MODEL, Card, Decode
+from canopy.models.options import check_backend, check_decode, check_device
 from canopy.prediction.extras import Extras
 from canopy.prediction.grids import check_grid_options
 from canopy.prediction.request import (
@@ -54,6 +54,7 @@ def predict(
     resolution: float | None = None,
     device: str = "auto",
     backend: str = "auto",
+    decode: Decode | None = None,
     uncertainty: bool = False,
     calibration: str | Path | Calibration | None = None,
     bands: Sequence[int] | None = None,
@@ -93,6 +94,7 @@ def predict(
         resolution: Cell size in units of the output's CRS; the model's GSD if None.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         backend: Backend of a model given by name or path: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``.
+        decode: ``median`` or ``mean`` of the height bins of a model given by name or path; the card's choice if None.
         uncertainty: Whether to write the 5th and 95th percentile of height too.
         calibration: File of `canopy calibrate`, or a calibration, applied to the heights.
         bands: 1-based red, green, blue bands, where the colour interpretation is missing or wrong.
@@ -105,7 +107,8 @@ def predict(
         search: Dates and limits of imagery that is searched for.
         offline: Whether no server is asked where no imagery is named.
         have_right: Whether the user has the right to use services whose terms forbid derived maps.
-        masks: Rasters, each as it is or as ``name=raster``, whose pixels other than 0 get no height: clouds, water.
+        masks: Rasters, catalogues (``stac+https://...?asset=KEY``) or assets of the images (``asset:KEY``), each as it
+            is or as ``name=mask``, whose pixels other than 0 get no height: clouds, water.
         reasons: Whether to write why pixels have no height, to ``<stem>_reasons.tif``.
         dates: Whether to write each pixel's day of acquisition, to ``<stem>_dates.tif``.
         overwrite: Whether to replace an existing output and drop work of another plan.
@@ -118,8 +121,7 @@ def predict(
         CanopyError: Area, imagery, model or output are unusable; one line says why.
     """
     # What costs nothing comes first, then the area, then the headers of the imagery, then torch and the model.
-    check_device(device)
-    check_backend(backend, device)
+    _check_model_options(device, backend, decode)
     options = _reading_options(bands, scale, imagery_datetime, nodata, alpha, imagery_crs, allow_outside)
     check_grid_options(crs, resolution)
     card = read_model_card(model) if isinstance(model, str | Path) else model.card
@@ -128,22 +130,29 @@ def predict(
     pending = pending_publication(partial_folder(path))
     files = [file for file in (aoi, model, calibration) if isinstance(file, str | Path)]
     # Inputs and outputs are compared before any work, and again once the imagery's files are known.
-    extras = Extras(open_masks(masks, area), reasons, dates)
-    files += [mask.path for mask in extras.masks]
+    extras = Extras(open_masks([one for one in masks if not is_of_images(one)], area), reasons, dates)
+    files += [file for mask in extras.masks for file in mask.files]
     others = (*extras.files(path), *(ProjectFiles.of(path, uncertainty).paths if qgis else ()))
     check_outputs(path, files, overwrite=overwrite, pending=pending, extras=others)
     fitted = read_fitted(calibration, uncertainty)
     source = _open_source(imagery, area, search, offline, have_right, report, options)
     check_outputs(path, [*files, *source.uris], overwrite=overwrite, pending=pending, extras=others)
     _check_source(source, area, card, force)
+    extras = replace(extras, masks=open_masks(masks, area, source)) if any(map(is_of_images, masks)) else extras
     from canopy.prediction.run import run_request
 
-    request = Request(
+    prediction = run_request(Request(
         area, source, path, model, crs, resolution, device, backend, uncertainty, fitted, overwrite, force, dry_run,
-        extras,
-    )  # fmt: skip
-    prediction = run_request(request, report)
+        extras, decode,
+    ), report)  # fmt: skip
     return replace(prediction, project=write_map_project(path, area).project if qgis and not dry_run else None)
+
+
+def _check_model_options(device: str, backend: str, decode: Decode | None) -> None:
+    """Refuse options of the model that are none."""
+    check_device(device)
+    check_backend(backend, device)
+    check_decode(decode)
 
 
 def _check_source(source: ImagerySource, area: Geometry, card: Card | None, force: bool) -> None:

@@ -3,6 +3,7 @@
 Each tile's planes are kept in the tile itself, behind its heights: one file, one commit marker.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from canopy.imagery import ImagerySource
-from canopy.imagery.masks import MaskRaster
+from canopy.imagery.masks import Mask
 from canopy.imagery.placement import transformer
 from canopy.models.bundle import Domain
 from canopy.models.domain import chip_statistics, is_outside
@@ -39,7 +40,7 @@ _MOST_MASKS = 200
 class Extras:
     """What is asked of a map besides heights."""
 
-    masks: tuple[MaskRaster, ...] = ()
+    masks: tuple[Mask, ...] = ()
     """Masks; where one covers a pixel it has no height. Of several the first is the reason."""
     reasons: bool = False
     """Whether the reasons for missing heights are written."""
@@ -49,15 +50,7 @@ class Extras:
     @property
     def specs(self) -> tuple[PlaneSpec, ...]:
         """Rasters that are written, in the order of the planes of a tile."""
-        categories = (*_REASONS, *(f"masked by {mask.name}" for mask in self.masks))
-        reasons = PlaneSpec(
-            "reasons", "uint8", "canopy_reason", "Why a pixel has no height", categories=categories
-        )  # fmt: skip
-        dates = PlaneSpec(
-            "dates", "uint16", "canopy_acquisition_day", "Day of acquisition, counted from 1970-01-01; 0 is unknown",
-            unit="days since 1970-01-01", nodata=0,
-        )  # fmt: skip
-        return (*((reasons,) if self.reasons else ()), *((dates,) if self.dates else ()))
+        return plane_specs([mask.name for mask in self.masks], self.reasons, self.dates)
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -73,6 +66,23 @@ class Extras:
 
 
 NO_EXTRAS = Extras()
+
+
+def plane_specs(masks: Sequence[str], reasons: bool, dates: bool) -> tuple[PlaneSpec, ...]:
+    """Return the rasters that are written next to a map.
+
+    Args:
+        masks: Names of the masks.
+        reasons: Whether the reasons for missing heights are written.
+        dates: Whether the days of acquisition are written.
+    """
+    categories = (*_REASONS, *(f"masked by {name}" for name in masks))
+    reason = PlaneSpec("reasons", "uint8", "canopy_reason", "Why a pixel has no height", categories=categories)
+    day = PlaneSpec(
+        "dates", "uint16", "canopy_acquisition_day", "Day of acquisition, counted from 1970-01-01; 0 is unknown",
+        unit="days since 1970-01-01", nodata=0,
+    )  # fmt: skip
+    return (*((reason,) if reasons else ()), *((day,) if dates else ()))
 
 
 @dataclass(frozen=True)

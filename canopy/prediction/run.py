@@ -71,8 +71,9 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     Raises:
         CanopyError: Imagery, model or output are unusable; one line says why.
     """
-    model = request.model
-    network = load_model(model, request.device, request.backend) if isinstance(model, str | Path) else model
+    network = request.model
+    if isinstance(network, str | Path):
+        network = load_model(network, request.device, request.backend, request.decode)
     job = _plan(request, network)
     # Said here and not in `run_job`: a batch would say it of each of thousands of tiles.
     _log_job(job)
@@ -99,13 +100,16 @@ def _missing(job: Job, folder: Path) -> list[Tile]:
     return [tile for tile in job.tiles if not tile_is_committed(tile_path(folder, tile), job.plan)]
 
 
-def run_job(job: Job, path: Path, *, overwrite: bool = False, report: Report = ignore) -> Prediction:
+def run_job(
+    job: Job, path: Path, *, overwrite: bool = False, may_be_empty: bool = False, report: Report = ignore
+) -> Prediction:
     """Compute and publish the map of a job, or of the job's part.
 
     Args:
         job: Map to compute.
         path: Path of the map.
         overwrite: Whether work of another plan is dropped.
+        may_be_empty: Whether a map without a single height is published too, for what its other rasters say.
         report: Called after each tile.
 
     Raises:
@@ -117,10 +121,10 @@ def run_job(job: Job, path: Path, *, overwrite: bool = False, report: Report = i
         if not pending_publication(partial):
             with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):
                 _map_tiles(job, missing, partial, report)
-            coverage = _coverage(job, partial)
+            coverage = _coverage(job, partial, may_be_empty)
             publish_tiles(job.tiles, job.grid, job.window, job.bands, job.record, path, partial, job.extras.specs)
         else:
-            missing, coverage = [], _coverage(job, partial)
+            missing, coverage = [], _coverage(job, partial, may_be_empty)
             finish_publication(partial)
         shutil.rmtree(partial)
     source = job.source
@@ -256,14 +260,14 @@ def _on_output(job: Job, tile: Tile, core: PixelWindow, layers: Heights) -> Heig
     return apply_to_bands(job.calibration, heights, tile.geobox, log_gain)
 
 
-def _coverage(job: Job, folder: Path) -> float:
+def _coverage(job: Job, folder: Path, may_be_empty: bool) -> float:
     """Return the share of the area that has a height.
 
     Raises:
         CoverageError: The imagery has no valid pixel in the area.
     """
     cells = sum(valid_pixels(tile_path(folder, tile)) for tile in job.tiles)
-    if cells == 0:
+    if cells == 0 and not may_be_empty:
         shutil.rmtree(folder)
         raise CoverageError(
             "the imagery has no valid pixel in the AOI, only nodata: name other imagery with --imagery, or correct its "

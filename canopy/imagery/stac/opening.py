@@ -240,7 +240,33 @@ def _open(item: Item, search: Search, access: Access, overrides: Overrides) -> R
         return Skipped(shown(asset.href), one_line(error, 200))
     if len(scene.bands.colours) < 3 and scene.table is None and overrides.bands is None:
         return Skipped(shown(asset.href), "one band, expected red, green and blue")
-    return replace(scene, acquired=item.acquired or scene.acquired)
+    others = tuple((other.key, other.href) for other in item.assets if other is not asset)
+    return replace(scene, acquired=item.acquired or scene.acquired, assets=others)
+
+
+def find_files(uri: CatalogueUri, area: Geometry, search: Search) -> tuple[str, ...]:
+    """Return the addresses of one asset of each item that an area needs, those that the search puts on top first.
+
+    Args:
+        uri: The catalogue, with the name of the asset.
+        area: The area, in any CRS.
+        search: What the user asks, in addition to what the URI says.
+
+    Raises:
+        CoverageError: No item over the area has the asset.
+        SourceError: The catalogue does not answer.
+    """
+    sifted = find_items(uri, area, search)
+    assets = {item.key: asset for item in sifted.items if (asset := choose_asset(item, uri.search.assets))}
+    outline = to_crs(area, CRS("EPSG:4326")).geom
+    needed = covering([item for item in sifted.items if item.key in assets], outline, uri.layers)
+    addresses = dict.fromkeys(assets[item.key].href for item in needed)
+    if not addresses:
+        raise CoverageError(
+            f"no file {', '.join(uri.search.assets)} over the AOI in {uri.shown}: {sifted.describe_rest() or 'no item'}"
+            "; check ?asset= and the dates"
+        )
+    return tuple(addresses)
 
 
 def terms_of(items: Sequence[Item], licence: Licence | None) -> Licence | None:

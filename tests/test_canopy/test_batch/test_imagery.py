@@ -1,19 +1,29 @@
 """Pinned imagery is opened again as it was, or not at all."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import shapely
+import yaml
+from batches import plan_batch
 from odc.geo.geobox import GeoBox
 from rasterio import Affine
 from rasters import make_raster
+from servers.web import WebServer
+from stac_service import StacApi, item_of
 
+from canopy.batch.collection import collect_batch, read_items
+from canopy.batch.executors import InlinePool
 from canopy.batch.imagery import DigestedSource, ImageryOptions, PinnedImagery, local_path, near, pin
-from canopy.errors import ImageryError
+from canopy.batch.run import run_tiles
+from canopy.errors import CoverageError, ImageryError
 from canopy.imagery import ImagerySource, open_imagery
+from canopy.imagery.search import Search
 
 BOX = GeoBox((64, 64), Affine(0.5, 0, 500010, 0, -0.5, 4900090), "EPSG:32612")
 
@@ -102,3 +112,33 @@ def test_local_files_get_their_whole_path() -> None:
     assert local_path("a/b.tif") == str(Path("a/b.tif").absolute())
     assert local_path("s3://bucket/b.tif") == "s3://bucket/b.tif"
     assert local_path("/vsicurl/https://x/b.tif") == "/vsicurl/https://x/b.tif"
+
+
+def test_dates_and_licences_of_a_catalogue_reach_the_tiles(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A named source is planned under its name; a tile knows the date that the catalogue states, not the file."""
+    licence = {"name": "CC-BY-4.0", "derive": True, "redistribute": True, "attribution": "(c) our office"}
+    with WebServer() as server:
+        server.files("/data", inputs)
+        items = [item_of(inputs / "scene.tif", f"{server.url}/data/scene.tif", "2022-07-01T16:00:00Z")]
+        entry = {"title": "Ours", "uri": f"{StacApi(server, items).uri}?collection=naip", "licence": licence}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"sources": {"ours": entry}}))
+        monkeypatch.setenv("CANOPY_CONFIG", str(tmp_path / "config.yaml"))
+        store, plan = plan_batch(inputs, tmp_path / "batch", imagery=("ours",), search=Search.read(date="2022"))
+        assert plan.document["imagery"]["uris"] == ["ours"]
+        (scene,) = plan.imagery.scenes
+        assert (scene.span, scene.gsd_m) == (("2022-07-01T16:00:00Z",) * 2, pytest.approx(0.5, abs=0.01))
+        assert set(plan.table["acquired"].to_pylist()) == {"2022-07-01T16:00:00Z"}
+        assert run_tiles(store, plan, InlinePool()).complete
+        collect_batch(store, plan)
+        items_read = [tile.item for tile in read_items(store, plan)]
+        with rasterio.open(next((tmp_path / "batch" / "data").rglob("*.tif"))) as tile:
+            assert tile.tags()["CANOPY_IMAGERY_ATTRIBUTION"] == "(c) our office"
+        with pytest.raises(CoverageError, match="no imagery over the AOI"):
+            plan_batch(inputs, tmp_path / "other", imagery=("ours",), search=Search.read(date="2019"))
+    for item in items_read:
+        assert item["properties"]["datetime"] == "2022-07-01T16:00:00Z"
+        assert item["properties"]["canopy:imagery_licence"] == "CC-BY-4.0"
+    collection = json.loads((tmp_path / "batch" / "collection.json").read_text())
+    assert collection["canopy:imagery_attribution"] == "(c) our office"
