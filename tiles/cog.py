@@ -17,15 +17,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
-import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy raises it bare, and no public name exists
 from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from tiles.errors import CanopyError, OutputError, RasterError, one_line
 from tiles.files import draft_of, file_sha256, removed_on_error, rename, sync
+from tiles.pyramid import BLOCK_PX, all_blocks, write_cog
 
 BANDS = ("canopy_height",)
 UNCERTAINTY_BANDS = ("canopy_height", "canopy_height_p05", "canopy_height_p95")
@@ -51,24 +52,12 @@ BLOCKS_TAG = "CANOPY_BLOCKS"
 """Number of full-resolution blocks with data, in a file from which the others are left out."""
 Member = tuple[Path, int, int]
 """A committed tile, and the row and column of its first pixel in the map."""
-BLOCK_PX = 512
 CACHE_BYTES = 64 * 2**20
 OPEN_TILES = 32
 
 # Predictor 2 on the float bits: 12 % larger than predictor 3 and as lossless, but it reads twice as fast, and
 # `assemble` reads every tile twice.
 _TILE_OPTIONS = {"compress": "ZSTD", "zstd_level": 1, "predictor": 2, "bigtiff": "IF_SAFER"}
-# OVERVIEW_COMPRESS is left out on purpose: spelling out its default AUTO leaves the overviews uncompressed.
-_COG_OPTIONS = {
-    "compress": "ZSTD",
-    "level": 3,
-    "predictor": "FLOATING_POINT",
-    "overview_predictor": "FLOATING_POINT",
-    "overview_resampling": "AVERAGE",
-    "blocksize": BLOCK_PX,
-    "bigtiff": "IF_SAFER",
-    "num_threads": "ALL_CPUS",
-}
 RASTER_ERRORS = (OSError, RasterioError, CPLE_BaseError)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -164,13 +153,17 @@ def assemble(
         OutputError: The map cannot be written. Nothing stays under `out`.
     """
     if sparse:
-        tags = {**tags, BLOCKS_TAG: str(len(_blocks_with_data(tiles, len(bands))))}
-    source = _mosaic_vrt(tiles, geobox, dict(zip(bands, units or [UNIT] * len(bands), strict=True)), tags, planes)
-    leftovers = (out, Path(f"{out}.ovr.tmp"), Path(f"{out}.msk.ovr.tmp"))
+        blocks = _blocks_with_data(tiles, len(bands))
+        tags = {**tags, BLOCKS_TAG: str(len(blocks))}
+    else:
+        blocks = all_blocks((geobox.height, geobox.width))
+    described = dict(zip(bands, units or [UNIT] * len(bands), strict=True))
+    source = _mosaic_vrt(tiles, geobox, described, tags, planes)
+    header_source = _mosaic_vrt([], geobox[:BLOCK_PX, :BLOCK_PX], described, tags, planes)
     need_bytes = sum(path.stat().st_size for path, _, _ in tiles)
-    with removed_on_error(*leftovers), _reported(out, need_bytes):
+    with removed_on_error(out, Path(f"{out}.ovr.tmp")), _reported(out, need_bytes):
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_MAX_DATASET_POOL_SIZE=OPEN_TILES):
-            rasterio.shutil.copy(source, str(out), driver="COG", **_COG_OPTIONS, sparse_ok=sparse)
+            write_cog(source, header_source, out, blocks)
         sync(out)
         sync(out.parent)
 
@@ -394,6 +387,16 @@ def _read_level(path: Path, level: int) -> Iterator[Block]:
             raise RasterError(
                 f"{path}: {written} blocks were written, expected {whole.tags()[BLOCKS_TAG]}; make the file again"
             )
+
+
+def may_have_data(src: Any, window: Window) -> bool:
+    """Return whether a window of an open height map touches a block that is stored; others read as nodata."""
+    if BLOCKS_TAG not in src.tags():
+        return True
+    block_height, block_width = src.block_shapes[0]
+    rows = range(int(window.row_off) // block_height, -(-int(window.row_off + window.height) // block_height))
+    cols = range(int(window.col_off) // block_width, -(-int(window.col_off + window.width) // block_width))
+    return any(_is_written(src, 0, row, col) for row in rows for col in cols)
 
 
 def _has_child(src: Any, level: int, block_row: int, block_col: int) -> bool:

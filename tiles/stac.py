@@ -28,10 +28,11 @@ from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
 from tiles.aoi import flatten, keep_polygons, to_crs
-from tiles.cog import BLOCK_PX, CACHE_BYTES, UNIT, write_json
+from tiles.cog import CACHE_BYTES, UNIT, may_have_data, write_json
 from tiles.errors import RasterError
 from tiles.files import file_sha256
 from tiles.ground import true_gsd_m
+from tiles.pyramid import BLOCK_PX
 
 UNKNOWN = "unknown"
 EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
@@ -298,6 +299,8 @@ def _band_statistics(src: Any, band: int) -> dict[str, float]:
     for row in range(0, src.height, BLOCK_PX):
         for col in range(0, src.width, _STRIP_PX):
             window = Window(col, row, min(_STRIP_PX, src.width - col), min(BLOCK_PX, src.height - row))
+            if not may_have_data(src, window):
+                continue
             values = src.read(band, window=window).astype(np.float64)
             values = values[np.isfinite(values)]
             if not values.size:

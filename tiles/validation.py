@@ -15,7 +15,6 @@ from rio_cogeo.cogeo import cog_validate
 
 from tiles.cog import (
     BANDS,
-    BLOCK_PX,
     CACHE_BYTES,
     LIDAR_TAGS,
     RASTER_ERRORS,
@@ -28,6 +27,7 @@ from tiles.cog import (
 )
 from tiles.errors import RasterError, one_line
 from tiles.files import file_sha256
+from tiles.pyramid import BLOCK_PX
 
 PLAUSIBLE_M = (-1.0, 150.0)
 
