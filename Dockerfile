@@ -41,7 +41,7 @@ FROM base AS serve
 # One distribution holds all three packages and depends on torch, which `tiles` never imports. So the wheel goes
 # in without its dependencies, and what `tiles` and its server need is named here.
 RUN pip install -c /tmp/constraints.txt \
-    affine anyio attrs exactextract fastapi filelock morecantile numpy odc-geo pillow pyogrio pyproj rasterio \
+    affine anyio attrs fastapi filelock morecantile numpy odc-geo pillow pyogrio pyproj rasterio \
     rio-cogeo rio-tiler scipy shapely starlette titiler.core typer uvicorn
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-deps /wheels/*.whl && rm -r /wheels \

@@ -1,6 +1,6 @@
 """Statistics of polygons on a height map, every cell weighted by the share of it that lies inside the polygon.
 
-Shares are exact (exactextract), polygons are brought to the map's CRS before, and a polygon is read in strips, so that
+Shares are exact, polygons are brought to the map's CRS before, and a polygon is read in strips, so that
 memory does not grow with it.
 """
 
@@ -23,8 +23,9 @@ from shapely.geometry.base import BaseGeometry
 
 from tiles.aoi import to_crs
 from tiles.cog import RASTER_ERRORS, UNCERTAINTY_BANDS
-from tiles.errors import AOIError, CanopyError, RasterError, one_line
+from tiles.errors import AOIError, RasterError, one_line
 from tiles.ground import TRUE_SCALE, metres_per_unit, scale_error, unit_m
+from tiles.shares import cell_shares
 
 TOP_CELL_M = 10.0
 """Side of the squares whose highest cells make the top height, metres."""
@@ -83,7 +84,7 @@ class ZoneStatistics:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class ZoneGrid:
     """Grid of a map, and the lattice of its top heights."""
 
     transform: Affine
@@ -94,6 +95,11 @@ class _Grid:
     """CRS."""
     square: tuple[float, float] | None
     """Sides of a square of the top height in units of the CRS; None where cells are larger than that."""
+
+    @classmethod
+    def of(cls, transform: Affine, shape: tuple[int, int], crs: CRS) -> "ZoneGrid":
+        """Return the grid of a map that is north up."""
+        return cls(transform, shape, crs, _square(crs.proj, transform, shape))
 
     @property
     def cell_area(self) -> float:
@@ -146,7 +152,6 @@ def zone_statistics(
         RasterError: The map cannot be read, has no such band, or is not north up.
         AOIError: A polygon has no area, does not fit the map's CRS, or the polygons span too many cells.
     """
-    _require_exactextract()
     edges = _checked_edges(edges_m)
     try:
         with rasterio.open(path) as src:
@@ -154,13 +159,13 @@ def zone_statistics(
             bands = _band_numbers(src, band, path)
             areas = [to_crs(zone, grid.crs).geom for zone in zones]
             _require_few_cells([grid.window(area) for area in areas], max_cells)
-            sums = [_Sums(threshold_m, edges, grid) for _ in zones]
+            sums = [ZoneSums(threshold_m, edges, grid) for _ in zones]
             for area, each in zip(areas, sums, strict=True):
                 _add_cells(each, src, bands, area)
     except RASTER_ERRORS as error:
         raise RasterError(f"{path}: cannot be read ({one_line(error)}), expected a height map") from error
     return tuple(
-        each.finish(_area_m2(zone), area.area / grid.cell_area)
+        each.finish(zone_area_m2(zone), area.area / grid.cell_area)
         for each, zone, area in zip(sums, zones, areas, strict=True)
     )
 
@@ -176,28 +181,9 @@ def coverage(area: BaseGeometry, bounds: tuple[float, float, float, float], shap
     Returns:
         (H, W) float64, 0 to 1.
     """
-    from exactextract import exact_extract
-    from exactextract.raster import NumPyRasterSource
-
     if shapely.contains_properly(area, shapely.box(*bounds)):
         return np.ones(shape)
-    shares = np.zeros(shape)
-    feature = {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(area)}
-    # No CRS is passed on either side: exactextract compares them, and would only warn where they differ.
-    grid = NumPyRasterSource(np.broadcast_to(np.uint8(1), shape), *bounds)
-    (result,) = exact_extract(grid, [feature], ["cell_id", "coverage"])
-    cells = result["properties"]
-    shares.flat[cells["cell_id"]] = cells["coverage"]
-    return shares
-
-
-def _require_exactextract() -> None:
-    try:
-        import exactextract  # noqa: F401
-    except ImportError as error:
-        raise CanopyError(
-            "statistics of polygons need exactextract, which is not installed: pip install 'canopy-chm[serve]'"
-        ) from error
+    return cell_shares(area, bounds, shape)
 
 
 def _checked_edges(edges_m: Sequence[float]) -> NDArray[np.float64]:
@@ -207,14 +193,14 @@ def _checked_edges(edges_m: Sequence[float]) -> NDArray[np.float64]:
     return edges
 
 
-def _grid(src: Any, path: Path | str) -> _Grid:
+def _grid(src: Any, path: Path | str) -> ZoneGrid:
     transform = src.transform
     if src.crs is None:
         raise RasterError(f"{path}: has no CRS, expected a height map with one")
     if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
         raise RasterError(f"{path}: transform is {tuple(transform)[:6]}, expected north up; warp the map first")
     crs = CRS(src.crs.to_wkt())
-    return _Grid(transform, src.shape, crs, _square(crs.proj, transform, src.shape))
+    return ZoneGrid.of(transform, src.shape, crs)
 
 
 def _square(crs: pyproj.CRS, transform: Affine, shape: tuple[int, int]) -> tuple[float, float] | None:
@@ -251,20 +237,20 @@ def _require_few_cells(windows: Sequence[Window | None], max_cells: float) -> No
         )
 
 
-def _add_cells(sums: "_Sums", src: Any, bands: tuple[int, ...], area: BaseGeometry) -> None:
+def _add_cells(sums: "ZoneSums", src: Any, bands: tuple[int, ...], area: BaseGeometry) -> None:
     """Add the cells of a polygon, strip by strip."""
     window = sums.grid.window(area)
     if window is None:
         return
     shapely.prepare(area)
-    for strip in _strips(window):
+    for strip in zone_strips(window):
         shares = coverage(area, sums.grid.bounds(strip), (strip.height, strip.width))
         if shares.any():
             sums.meets_map = True
             sums.add(strip, _read(src, bands, strip), shares)
 
 
-def _strips(window: Window) -> Iterator[Window]:
+def zone_strips(window: Window) -> Iterator[Window]:
     """Cut a window into strips of whole rows that fit into memory, from north to south."""
     rows = max(1, _STRIP_CELLS // window.width)
     for row in range(0, window.height, rows):
@@ -278,7 +264,7 @@ def _read(src: Any, bands: tuple[int, ...], window: Window) -> NDArray[np.float6
     return np.asarray(values)
 
 
-def _area_m2(zone: Geometry) -> float:
+def zone_area_m2(zone: Geometry) -> float:
     """Measure a polygon on the ellipsoid."""
     lonlat = to_crs(zone, CRS("EPSG:4326")).geom
     return abs(float(pyproj.Geod(ellps="WGS84").geometry_area_perimeter(_wound(lonlat))[0]))
@@ -290,14 +276,14 @@ def _wound(area: BaseGeometry) -> BaseGeometry:
 
 
 @dataclass
-class _Sums:
+class ZoneSums:
     """Running sums over the strips of one polygon, from north to south."""
 
     threshold_m: float
     """Height above which a cell counts as cover, metres."""
     edges_m: NDArray[np.float64]
     """Edges of the histogram's bins, metres."""
-    grid: _Grid
+    grid: ZoneGrid
     """Grid of the map."""
     meets_map: bool = False
     """Whether a cell of the map lies inside."""
@@ -313,8 +299,10 @@ class _Sums:
     """Cells with an interval, by share."""
     bounds_m: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     """Sums of the lower and the upper bounds by share."""
-    bins: NDArray[np.float64] = field(default_factory=lambda: np.zeros(_BINS + 1))
-    """Cells in fine bins of height, for the quantile."""
+    bins: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """Cells in fine bins of height, from the lowest one that has any, for the quantile."""
+    first_bin: int = 0
+    """Number of the first of those bins."""
     histogram: NDArray[np.float64] = field(init=False)
     """Cells in the bins of the histogram."""
     top_sum_m: float = 0.0
@@ -340,10 +328,10 @@ class _Sums:
         self.total_m += float((heights * weights).sum())
         self.covered += float(weights[heights > self.threshold_m].sum())
         numbers = np.clip(np.ceil(heights / _BIN_M), 0, _BINS).astype(np.int64)
-        self.bins += np.bincount(numbers, weights, minlength=_BINS + 1)
-        # Slightly below the last edge, because numpy would count heights beyond it nowhere.
-        inside = np.clip(heights, self.edges_m[0], np.nextafter(self.edges_m[-1], -np.inf))
-        self.histogram += np.histogram(inside, self.edges_m, weights=weights)[0]
+        self._count(numbers, weights)
+        # The first and the last bin take what lies beyond.
+        ranks = np.clip(np.searchsorted(self.edges_m, heights, side="right") - 1, 0, self.histogram.size - 1)
+        self.histogram += np.bincount(ranks, weights, minlength=self.histogram.size)
         # A cell that lies mostly outside the polygon would lend it a neighbour's tree.
         self.highest_m = max(self.highest_m, float(heights[weights >= _HALF].max(initial=-math.inf)))
         if self.grid.square:
@@ -373,10 +361,28 @@ class _Sums:
             histogram_m2=tuple((self.histogram * scale_m2).tolist()),
         )
 
+    def share_above(self, height_m: float) -> float | None:
+        """Return the share of the known area that is higher; exact for multiples of 1/128 m."""
+        bins_below = int(np.floor(height_m / _BIN_M)) + 1 - self.first_bin
+        return float(self.bins[max(0, bins_below) :].sum() / self.cells) if self.cells else None
+
+    def _count(self, numbers: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
+        """Count cells in the fine bins, of which a strip needs few."""
+        if not numbers.size:
+            return
+        first, last = int(numbers.min()), int(numbers.max())
+        if self.bins.size:
+            first, last = min(first, self.first_bin), max(last, self.first_bin + self.bins.size - 1)
+        counts = np.bincount(numbers - first, weights, minlength=last - first + 1).astype(np.float64)
+        before = self.first_bin - first if self.bins.size else 0
+        counts[before : before + self.bins.size] += self.bins
+        self.bins, self.first_bin = counts, first
+
     def _quantile(self, share: float) -> float:
         reached = np.cumsum(self.bins)
         # Shares are sums of rounded numbers: a share that falls short by rounding alone counts as reached.
-        return float(np.searchsorted(reached, share * reached[-1] * (1 - 1e-12)) * _BIN_M)
+        rank = int(np.searchsorted(reached, share * reached[-1] * (1 - 1e-12)))
+        return (self.first_bin + rank) * _BIN_M
 
     def _add_squares(self, window: Window, heights_m: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
         """Add a strip to the squares of the top height; a cell belongs to the square of its centre."""
@@ -386,18 +392,17 @@ class _Sums:
         y = transform.f + transform.e * (window.row_off + np.arange(window.height) + 0.5)
         # Squares count southward, so that strips and squares run the same way.
         cols, rows = np.floor(x / side_x).astype(np.int64), -np.floor(y / side_y).astype(np.int64)
-        for row in np.unique(rows):
-            lines = rows == row
-            inside = weights[lines].sum(axis=0)
-            known_cells = np.bincount(cols - cols[0], inside, minlength=cols[-1] - cols[0] + 1).astype(np.float64)
-            counted = np.where(weights[lines] >= _HALF, heights_m[lines], -np.inf)
-            highest = np.full(known_cells.size, -np.inf)
-            np.maximum.at(highest, cols - cols[0], counted.max(axis=0))
+        counted = np.where(weights >= _HALF, heights_m, -np.inf)
+        col_starts, row_starts = _run_starts(cols), _run_starts(rows)
+        inside = np.add.reduceat(np.add.reduceat(weights, row_starts, axis=0), col_starts, axis=1)
+        highest = np.maximum.reduceat(np.maximum.reduceat(counted, row_starts, axis=0), col_starts, axis=1)
+        for number, start in enumerate(row_starts):
+            row, cells, tops = int(rows[start]), inside[number], highest[number]
             if self.open_row is not None and self.open_row[0] == row:
-                known_cells, highest = known_cells + self.open_row[1], np.maximum(highest, self.open_row[2])
+                cells, tops = cells + self.open_row[1], np.maximum(tops, self.open_row[2])
             else:
                 self._close_row()
-            self.open_row = (int(row), known_cells, highest)
+            self.open_row = (row, cells, tops)
 
     def _close_row(self) -> None:
         """Count the squares of a row that no further strip reaches."""
@@ -410,3 +415,8 @@ class _Sums:
         self.top_sum_m += float(highest[counted].sum())
         self.top_count += int(counted.sum())
         self.open_row = None
+
+
+def _run_starts(numbers: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return where each run of one number begins."""
+    return np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
