@@ -12,6 +12,7 @@ import typer
 from canopy.cli.batch import batch
 from canopy.cli.compare import compare
 from canopy.cli.derive import derive
+from canopy.cli.derive_trees import score, trees
 from canopy.cli.doctor import doctor
 from canopy.cli.example import example
 from canopy.cli.fetch import fetch
@@ -30,6 +31,8 @@ dataset = typer.Typer(no_args_is_help=True, help="Build and describe training ch
 app.add_typer(dataset, name="dataset")
 app.add_typer(batch, name="batch")
 app.add_typer(derive, name="derive")
+derive.command()(trees)
+derive.command()(score)
 app.add_typer(gedi, name="gedi")
 app.add_typer(fetch, name="fetch")
 app.add_typer(models, name="models")

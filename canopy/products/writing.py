@@ -121,7 +121,12 @@ def _origin(source: ProductMap) -> dict[str, Any]:
 
 
 def publish_table(
-    work: Work, spec: TableSpec, tables: Iterable[pa.Table], about: Mapping[str, Any], source: ProductMap
+    work: Work,
+    spec: TableSpec,
+    tables: Iterable[pa.Table],
+    about: Mapping[str, Any],
+    source: ProductMap,
+    more: Sequence[tuple[TableSpec, Iterable[pa.Table]]] = (),
 ) -> Path:
     """Write the rows of a product, give the file its name, and list it in the map's STAC item.
 
@@ -131,6 +136,7 @@ def publish_table(
         tables: Rows in batches, in order, of the schema of `spec`; read one by one.
         about: Origin, see `provenance`.
         source: Map in whose item the file is listed.
+        more: Further layers of a GeoPackage, with their rows.
 
     Raises:
         OutputError: The file cannot be written; its name has its old content.
@@ -138,15 +144,15 @@ def publish_table(
     suffix = work.out.suffix.lower()
     # Drivers look at the ending of the name.
     draft = work.folder / f"product{suffix}"
-    batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
     with reported(work.out, RuntimeError, pa.ArrowException), removed_on_error(draft):
         draft.unlink(missing_ok=True)
         if suffix in GEOPACKAGE:
-            _write_geopackage(draft, spec, batches, about)
+            for layer, rows in ((spec, tables), *more):
+                _write_geopackage(draft, layer, _batches(rows), about)
         elif suffix in PARQUET:
-            _write_parquet(draft, spec, batches, about)
+            _write_parquet(draft, spec, _batches(tables), about)
         else:
-            _write_csv(draft, spec, batches)
+            _write_csv(draft, spec, _batches(tables))
     publish([(draft, work.out)], work.folder)
     record_asset(source.path, work.out, spec.layer, spec.title)
     return work.out
@@ -225,6 +231,10 @@ def record_asset(map_path: Path, out: Path, name: str, title: str) -> None:
         "file:checksum": "1220" + file_sha256(out),  # multihash: sha2-256, 32 bytes
     }
     write_json(path, item)
+
+
+def _batches(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
+    return (batch for table in tables for batch in table.combine_chunks().to_batches())
 
 
 def _write_geopackage(
