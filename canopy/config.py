@@ -24,7 +24,7 @@ _QUOTED = 120
 class Config(BaseModel):
     """Base of all configurations: immutable, and no unknown key passes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -141,6 +141,8 @@ def parse(kind: type[ConfigT], tree: dict[str, Any], origin: str) -> ConfigT:
     """
     try:
         return kind.model_validate(tree)
+    except ArithmeticError as error:  # of a check of ours; pydantic passes on what is no ValueError
+        raise ConfigError(f"{origin}: numbers too large or too small to compute with ({one_line(error)})") from error
     except ValidationError as error:
         faults = error.errors()
         # A misspelt key is also a missing one, and says more.

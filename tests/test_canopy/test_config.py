@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from canopy.config import MAX_BYTES, Config, dump_config, load_config, parse, parse_overrides, read_yaml
 from canopy.errors import ConfigError
@@ -33,6 +33,17 @@ class Example(Config):
     second: Loop | None = None
     folder: Path = Path()
     stored: float = Field(default=1.0, alias="storedAs")
+
+
+class Cells(Config):
+    cell_m: float = 1.0
+    gsd_m: float = 0.5
+
+    @model_validator(mode="after")
+    def _cells_have_whole_pixels(self) -> "Cells":
+        if round(self.cell_m / self.gsd_m) < 1:
+            raise ValueError("cells are smaller than a pixel")
+        return self
 
 
 def load(tmp_path: Path, text: str | bytes, *overrides: str) -> Example:
@@ -100,6 +111,8 @@ def test_a_written_configuration_is_read_back(tmp_path_factory: pytest.TempPathF
         ({"loop": {"zzz": 3}}, "loop.zzz: unknown setting; rate, steps expected"),
         ({"loop": {"steps": "many", "rat": 1}}, "loop.rat: unknown setting, did you mean rate?"),
         ({"loop": {"steps": "many"}}, "loop.steps: Input should be a valid integer"),
+        ({"loop": {"rate": float("inf")}}, "loop.rate: Input should be a finite number"),
+        ({"loop": {"rate": float("nan")}}, "loop.rate: Input should be a finite number"),
         ({"loop": 3}, "loop: Input should be"),
         ({"name": ["x" * 1000]}, "name: Input should be a valid string"),
     ],
@@ -109,6 +122,12 @@ def test_a_fault_is_one_line_that_names_the_setting(tree: dict[str, Any], messag
         parse(Example, tree, "c.yaml")
     assert str(caught.value).startswith(f"c.yaml: {message}")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_numbers_beyond_all_computing_are_one_line() -> None:
+    """Each is a finite number, and their quotient is not."""
+    with pytest.raises(ConfigError, match=r"c\.yaml: numbers too large or too small to compute with"):
+        parse(Cells, {"cell_m": 1e300, "gsd_m": 1e-300}, "c.yaml")
 
 
 def test_a_flag_that_is_misspelt_is_named(tmp_path: Path) -> None:
