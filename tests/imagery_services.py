@@ -55,6 +55,9 @@ class ImageryServices:
             target.write(values)
         copy(folder / "plain.tif", self.image, driver="COG", COMPRESS="JPEG", QUALITY=95)
         (folder / "plain.tif").unlink()
+        clouds = (np.arange(values.shape[1])[:, None] < 100) & np.ones(values.shape[1:], bool)
+        with rasterio.open(folder / "clouds.tif", "w", **profile | {"count": 1, "dtype": "uint8"}) as target:
+            target.write(clouds.astype("uint8"), 1)
         self._write_area()
         self._route()
         self._write_sources()
@@ -80,7 +83,9 @@ class ImageryServices:
     def _route(self) -> None:
         server, url = self.server, self.server.url
         server.files("/scenes", self.folder)
-        StacApi(server, [item_of(self.image, f"{url}/scenes/scene.tif", collection="survey")], prefix="/stac")
+        survey = item_of(self.image, f"{url}/scenes/scene.tif", collection="survey")
+        survey["assets"]["clouds"] = {"href": f"{url}/scenes/clouds.tif", "type": "image/tiff", "roles": ["cloud-mask"]}
+        StacApi(server, [survey], prefix="/stac")
         StacApi(server, [item_of(self.image, f"{url}/account/naip/scene.tif")], prefix="/pc")
         signed(server, self.folder, lambda signature: signature == "good")
         expiry = f"{datetime.now(UTC) + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"

@@ -41,12 +41,19 @@ def gdal(path: str, *, network: bool = True) -> Iterator[None]:
         ) from error
 
 
-def open_dataset(path: str, access: Access = DIRECT) -> DatasetReader:
-    """Open a file on its own GDAL handle, in a format that names no addresses."""
+def open_dataset(path: str, access: Access = DIRECT, overview: int | None = None) -> DatasetReader:
+    """Open a file on its own GDAL handle, in a format that names no addresses.
+
+    Args:
+        path: The file.
+        access: How it is asked for where it is remote.
+        overview: Number of the overview that is opened in place of the file's own pixels.
+    """
+    options = {} if overview is None else {"OVERVIEW_LEVEL": overview}
     with gdal(path):
         if is_remote_file(path):
-            return open_remote(path, access)
-        return DatasetReader(path, driver=list(drivers(path)), sharing=False)
+            return open_remote(path, access, **options)
+        return DatasetReader(path, driver=list(drivers(path)), sharing=False, **options)
 
 
 @dataclass(frozen=True)

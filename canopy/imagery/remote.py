@@ -436,21 +436,25 @@ class _Container(MultiByteRangeResourceContainer):  # type: ignore[misc]
         raise PermissionError(path)
 
 
-def open_remote(address: str, access: Access = DIRECT) -> DatasetReader:
+def open_remote(address: str, access: Access = DIRECT, **options: Any) -> DatasetReader:
     """Open a remote file on its own GDAL handle, for the calling thread alone.
 
     Raises:
         CanopyError: It cannot be read, or is no raster.
     """
-    return open_file(remote_file(address, access))
+    return open_file(remote_file(address, access), **options)
 
 
-def open_file(file: RemoteFile) -> DatasetReader:
+def open_file(file: RemoteFile, **options: Any) -> DatasetReader:
     """Open a file of any fetcher on its own GDAL handle, for the calling thread alone.
+
+    Args:
+        file: The file.
+        options: GDAL's options of its format.
 
     Raises:
         CanopyError: It cannot be read, or is no raster.
     """
     name = shown(file.address)
     with failures(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_NUM_THREADS="1"):
-        return rasterio.open(name, driver=file.format, sharing=False, opener=_Container(file, name))
+        return rasterio.open(name, driver=file.format, sharing=False, opener=_Container(file, name), **options)

@@ -8,7 +8,7 @@ is always computed by the same arithmetic, whatever GDAL does inside a block.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio import Affine
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.warp import reproject
 from rasterio.windows import Window
@@ -139,7 +139,7 @@ class Warper:
 
     def source_region(self, block: PixelWindow) -> PixelWindow | None:
         """Return the source pixels that decide a block, with a margin around the file for its edge; None for none."""
-        steps = np.linspace(0, self.block_px, 9)
+        steps = np.linspace(0, block.width, 9)
         cols, rows = np.meshgrid(block.col0 + steps, block.row0 + steps)
         (x_step, y_step), (x_phase, y_phase) = self.grid.resolution, self.grid.phase
         cols, rows = self._to_source((cols.ravel() + x_phase) * x_step, (rows.ravel() + y_phase) * y_step)
@@ -167,6 +167,20 @@ class Resampler(Warper):
         """Join a file and a grid."""
         super().__init__(scene.path, scene.placement, grid)
         self.scene = scene
+
+    @cached_property
+    def overview(self) -> int | None:
+        """Number of the overview to read in place of the file's own pixels; None for these.
+
+        The coarsest with two pixels or more along each side of a pixel of the grid: they are averaged like the file's
+        own, so that how the overview was made matters little. File and grid alone decide, never the window.
+        """
+        fitting = [
+            (factor, number)
+            for number, factor in enumerate(self.scene.overviews)
+            if factor > 1 and min(self.scale) / factor >= _AVERAGE_FROM
+        ]
+        return max(fitting)[1] if fitting and self.scene.lossy_nodata is None else None
 
 
 @lru_cache(maxsize=256)
@@ -212,6 +226,43 @@ def warp_block(
 ) -> Rgb | None:
     """Resample a file to one block of the grid; see `warp`."""
     return warp(lambda source: _read(dataset, resampler.scene, source, collars), resampler, block)
+
+
+def warp_overview(dataset: DatasetReader, resampler: Resampler, block: PixelWindow) -> Rgb | None:
+    """Resample an overview of a file to one block of the grid; see `warp`.
+
+    Args:
+        dataset: The overview.
+        resampler: The file and the grid.
+        block: Pixels of the grid.
+
+    Returns:
+        None where a pixel that decides the block is unknown: then the file's own pixels say exactly which.
+    """
+    scene, warper = resampler.scene, _overview_warper(resampler, dataset.shape)
+    # Some programs leave the mask out of overviews, which then seem to be valid throughout.
+    masked = not scene.has_mask or MaskFlags.per_dataset in dataset.mask_flag_enums[scene.bands.colours[0] - 1]
+    if warper is None or not masked:
+        return None
+    source = warper.source_region(block)
+    inside = source and source.intersect(PixelWindow(0, 0, *dataset.shape))
+    if inside is None:
+        return None
+    values, valid = _read(dataset, scene, inside, ())
+    return None if valid is not None else warp(lambda _: (values, None), warper, block)
+
+
+@lru_cache(maxsize=1024)
+def _overview_warper(resampler: Resampler, shape: tuple[int, int]) -> Warper | None:
+    """Return the warper of an overview by its rows and columns; None where it is no copy of the whole file."""
+    height, width = resampler.placement.shape
+    factor = resampler.scene.overviews[resampler.overview or 0]
+    if any(abs(size / factor - pixels) > 1 for size, pixels in zip((height, width), shape, strict=True)):
+        return None
+    transform = resampler.placement.transform or Affine.identity()
+    scaled = transform @ Affine.scale(width / shape[1], height / shape[0])
+    placement = replace(resampler.placement, shape=shape, transform=scaled)
+    return Warper(resampler.path, placement, resampler.grid)
 
 
 def warp(read: Callable[[PixelWindow], tuple[Values, Mask | None]], warper: Warper, block: PixelWindow) -> Rgb | None:

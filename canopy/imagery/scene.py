@@ -87,6 +87,8 @@ class RasterScene:
     """What the user should know of the file."""
     fills: tuple[float, ...] = ()
     """Stored values far outside the light of the source: undeclared nodata."""
+    overviews: tuple[int, ...] = ()
+    """How many times coarser each of its overviews is, in the order of the file; none where they are not read."""
     assets: tuple[tuple[str, str], ...] = ()
     """Name and address of the other files of its item, where it is one of a catalogue."""
 
@@ -110,7 +112,7 @@ class RasterScene:
         return (
             self.stamps, placement.crs, placement.shape, placement.transform and tuple(placement.transform), gcps,
             self.bands.colours, self.bands.model.name, self.bands.alpha, self.dtype, self.nodata, self.has_mask, table,
-            self.gains, self.negative, self.lossy, self.fills,
+            self.gains, self.negative, self.lossy, self.fills, self.overviews,
         )  # fmt: skip
 
     def physical(self, values: Values) -> Values:
@@ -165,6 +167,7 @@ def facts(file: OpenFile, overrides: Overrides) -> RasterScene:
     flags = dataset.mask_flag_enums[bands.colours[0] - 1]
     has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     placement = read_placement(dataset, overrides.crs)
+    marked = has_mask or any(value is not None for value in nodata) or (bands.alpha is not None and not opaque)
     return RasterScene(
         path=path,
         access=file.access,
@@ -174,7 +177,7 @@ def facts(file: OpenFile, overrides: Overrides) -> RasterScene:
         dtype="uint8" if bands.model is ColourModel.PALETTE else dtype,
         nodata=nodata,
         has_mask=has_mask,
-        marked=has_mask or any(value is not None for value in nodata) or (bands.alpha is not None and not opaque),
+        marked=marked,
         table=colour_table(dataset, bands),
         gains=gains,
         negative=negative,
@@ -184,7 +187,22 @@ def facts(file: OpenFile, overrides: Overrides) -> RasterScene:
         gsd_m=gsd_m(placement),
         acquired=acquisition(dataset),
         remarks=tuple(remark for remark in (bands.warning, *remarks) if remark),
+        overviews=_overviews(dataset, bands, marked) if placement.transform is not None else (),
     )
+
+
+def _overviews(dataset: DatasetReader, bands: Bands, marked: bool) -> tuple[int, ...]:
+    """Return how many times coarser each overview of a file is; none where their pixels cannot be trusted.
+
+    Those of a file of their own (.ovr) do not come with the file from a server, which must give the same map; indices
+    of a palette cannot be averaged; and where nodata is not declared it was averaged with light.
+    """
+    outside = any(name.lower().endswith(".ovr") for name in dataset.files)
+    exact = marked or set(dataset.dtypes) == {"uint8"}
+    if dataset.driver != "GTiff" or outside or not exact or bands.model is ColourModel.PALETTE:
+        return ()
+    levels = {tuple(dataset.overviews(band)) for band in bands.colours}
+    return levels.pop() if len(levels) == 1 else ()
 
 
 def _require_small_blocks(dataset: DatasetReader) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -29,12 +29,13 @@ from canopy.imagery.licences import Licence
 from canopy.imagery.longitudes import wrapped
 from canopy.imagery.placement import transformer
 from canopy.imagery.remote import DIRECT, Access
-from canopy.imagery.resample import PixelGrid, Resampler, Rgb, locate, read_aligned, warp_block
+from canopy.imagery.resample import PixelGrid, Resampler, Rgb, locate, read_aligned, warp_block, warp_overview
 from canopy.imagery.rescale import Rescale
 from canopy.imagery.scene import RasterScene, fill_candidates
 from canopy.imagery.selection import Skipped
 from tiles.windows import PixelWindow
 
+Result = TypeVar("Result")
 _BANDS = ("red", "green", "blue")
 _OPEN_FILES = 16
 _NEAR_MARGIN = 0.05
@@ -97,13 +98,13 @@ class _Handle:
     in another: by a thread that ends, or by the garbage collector. So opening, reading and closing share a context.
     """
 
-    def __init__(self, path: str, access: Access) -> None:
+    def __init__(self, path: str, access: Access, overview: int | None = None) -> None:
         self._context = copy_context()
-        self.dataset = self._context.run(open_dataset, path, access)
+        self.dataset = self._context.run(open_dataset, path, access, overview)
 
-    def run(self, function: Callable[..., None], *arguments: object) -> None:
+    def run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Call a function with the file and more arguments, in the file's context."""
-        self._context.run(function, self.dataset, *arguments)
+        return self._context.run(function, self.dataset, *arguments)
 
     def close(self) -> None:
         """Close the file."""
@@ -124,16 +125,19 @@ class _Handles:
     def __reduce__(self) -> tuple[type["_Handles"], tuple[()]]:
         return _Handles, ()
 
-    def get(self, path: str, access: Access = DIRECT) -> _Handle:
-        """Return the calling thread's handle on a file."""
-        handles: OrderedDict[str, _Handle] = self._local.__dict__.setdefault("handles", OrderedDict())
-        if path in handles:
-            handles.move_to_end(path)
-            return handles[path]
+    def get(self, path: str, access: Access = DIRECT, overview: int | None = None) -> _Handle:
+        """Return the calling thread's handle on a file, or on one of its overviews."""
+        handles: OrderedDict[tuple[str, int | None], _Handle] = self._local.__dict__.setdefault(
+            "handles", OrderedDict()
+        )
+        key = path, overview
+        if key in handles:
+            handles.move_to_end(key)
+            return handles[key]
         if len(handles) >= _OPEN_FILES:
             handles.popitem(last=False)[1].close()
-        handles[path] = _Handle(path, access)
-        return handles[path]
+        handles[key] = _Handle(path, access, overview)
+        return handles[key]
 
 
 class RasterImagery:
@@ -252,10 +256,19 @@ class RasterImagery:
             # An earlier scene has filled this block: a warp is the dearest step.
             if not np.isnan(target[0]).any():
                 continue
-            warped = warp_block(dataset, resampler, block, collars)
+            warped = self._warp_overview(resampler, block) if not collars else None
+            if warped is None:
+                warped = warp_block(dataset, resampler, block, collars)
             if warped is not None:
                 rows, cols = part.slices_in(block)
                 _paste(target, self._display(scene, warped[:, rows, cols]), None)
+
+    def _warp_overview(self, resampler: Resampler, block: PixelWindow) -> Rgb | None:
+        """Resample the overview that fits the grid to a block; None where the file itself is to be read."""
+        if resampler.overview is None:
+            return None
+        handle = self._handles.get(resampler.scene.path, resampler.scene.access, resampler.overview)
+        return handle.run(warp_overview, resampler, block)
 
     def _display(self, scene: RasterScene, values: Values) -> Rgb:
         """Return the reflectance of values; of a scene whose 0 is white, its negative."""
