@@ -21,6 +21,7 @@ from tiles.cog import Member, assemble, write_json
 from tiles.errors import AOIError, OutputError, RasterError, one_line
 from tiles.files import file_sha256, rename, replacing, sync
 from tiles.planes import PlaneFile, PlaneSpec, add_asset, plane_asset, write_plane
+from tiles.qgis import draft_project
 from tiles.stac import UNKNOWN, footprint, height_item
 from tiles.style import qml
 from tiles.validation import validate
@@ -104,6 +105,7 @@ def publish_map(
     record: MapRecord,
     folder: Path,
     planes: Sequence[PlaneSpec] = (),
+    project_area: Geometry | None = None,
 ) -> None:
     """Assemble committed tiles into a map, validate it, and publish it with its style and STAC item.
 
@@ -115,6 +117,7 @@ def publish_map(
         record: Origin of the map.
         folder: Folder for the drafts, on the file system of `path`; a publication that is killed is finished from it.
         planes: Rasters of whole numbers that the tiles have behind their heights, published next to the map.
+        project_area: Area of interest that a QGIS project shows over the map; None for no project.
 
     Raises:
         RasterError: The assembled map is not valid; nothing under `path` has changed.
@@ -133,6 +136,8 @@ def publish_map(
         write_plane(members, number, plane, geobox, spec, record.tags())
         add_asset(document, spec.name, plane_asset(plane.raster, final.raster, spec))
         extras += zip(plane.paths, final.paths, strict=True)
+    if project_area is not None:
+        extras += draft_project(draft, path, project_area, folder)
     write_json(item, document)
     publish([(draft, path), *extras, (style, style_path(path)), (item, item_path(path))], folder)
 

@@ -5,8 +5,9 @@ A project names its files relative to itself and no user, so the folder can be m
 
 import contextlib
 import sqlite3
+import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,7 +25,7 @@ from shapely.geometry.base import BaseGeometry
 from tiles.aoi import to_crs
 from tiles.cog import UNCERTAINTY_BANDS
 from tiles.errors import OutputError, RasterError, one_line
-from tiles.files import removed_on_error, replacing
+from tiles.files import removed_on_error, rename
 from tiles.style import (
     HEIGHT_RAMP,
     WIDTH_RAMP,
@@ -104,24 +105,52 @@ def write_map_project(path: Path, area: Geometry) -> ProjectFiles:
         RasterError: The map cannot be read.
         OutputError: A file cannot be written.
     """
-    geobox, bands = _describe(path)
+    files = ProjectFiles.of(path, _describe(path)[1] == UNCERTAINTY_BANDS)
+    with _reporting(files.project), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        # The project comes last: what it names is there when it opens.
+        for draft, final in draft_project(path, path, area, Path(folder)):
+            rename(draft, final)
+    return files
+
+
+def draft_project(draft: Path, path: Path, area: Geometry, folder: Path) -> list[tuple[Path, Path]]:
+    """Write the drafts of a map's QGIS project.
+
+    Args:
+        draft: The map as it lies on the disk, its acquisition dates next to it if it has any.
+        path: Name that the map has or is going to have.
+        area: Area of interest, in any CRS.
+        folder: Folder of the drafts.
+
+    Returns:
+        Each draft with its final name, the project last.
+
+    Raises:
+        RasterError: The map cannot be read.
+        OutputError: A draft cannot be written.
+    """
+    geobox, bands = _describe(draft)
     files = ProjectFiles.of(path, bands == UNCERTAINTY_BANDS)
-    dates = path.with_name(f"{path.stem}_dates.tif")
+    drafts = [(folder / f"project{final.suffix}", final) for final in files.paths]
+    by_name = {final: unnamed for unnamed, final in drafts}
     layers = [Layer("Area of interest", f"./{files.area.name}|layername={AREA_LAYER}", "ogr", (_outline_renderer(),))]
     layers.append(_raster("Canopy height", path.name, metres_renderer(1, HEIGHT_RAMP)))
     with _reporting(files.project):
-        with replacing(files.area) as draft:
-            _write_area(draft, to_crs(area, _crs_of(geobox)).geom, _crs_of(geobox))
+        by_name[files.area].unlink(missing_ok=True)
+        _write_area(by_name[files.area], to_crs(area, _crs_of(geobox)).geom, _crs_of(geobox))
         if files.width is not None:
             layers.extend(_interval_layers(path.name, files.width.name))
-            with replacing(files.width) as draft:
-                draft.write_text(interval_vrt(path.name, geobox), encoding="utf-8")
-        if dates.is_file():
-            layers.append(_raster("Acquisition date", dates.name, date_renderer(days_of(dates)), visible=False))
-        # The project comes last: what it names is there when it opens.
-        with replacing(files.project) as draft:
-            write_project(draft, path.stem, layers, geobox)
-    return files
+            by_name[files.width].write_text(interval_vrt(path.name, geobox), encoding="utf-8")
+        if (dates := _dates_of(draft)).is_file():
+            renderer = date_renderer(days_of(dates))
+            layers.append(_raster("Acquisition date", _dates_of(path).name, renderer, visible=False))
+        write_project(by_name[files.project], path.stem, layers, geobox)
+    return drafts
+
+
+def _dates_of(path: Path) -> Path:
+    """Return the name of a map's raster of acquisition dates."""
+    return path.with_name(f"{path.stem}_dates.tif")
 
 
 def _describe(path: Path) -> tuple[GeoBox, tuple[str, ...]]:
@@ -150,14 +179,12 @@ def _interval_layers(name: str, width: str) -> list[Layer]:
 
 def _write_area(path: Path, area: BaseGeometry, crs: CRS) -> None:
     """Write an area of interest as a GeoPackage."""
-    named = path.with_name(f"{path.name}.gpkg")  # the driver looks at the ending of the name
     polygons = shapely.MultiPolygon(list(shapely.get_parts(area)))
-    with removed_on_error(named):
+    with removed_on_error(path):
         pyogrio.raw.write(
-            named, np.array([shapely.to_wkb(polygons)], dtype=object), [], [], crs=str(crs.to_wkt()),
+            path, np.array([shapely.to_wkb(polygons)], dtype=object), [], [], crs=str(crs.to_wkt()),
             geometry_type="MultiPolygon", driver="GPKG", layer=AREA_LAYER, dataset_options=GEOPACKAGE_OPTIONS,
         )  # fmt: skip
-        named.replace(path)
 
 
 def days_of(dates: Path) -> list[int]:
@@ -218,10 +245,29 @@ def write_project(path: Path, title: str, layers: Sequence[Layer], geobox: GeoBo
 
 def shots_qml() -> str:
     """Return a QGIS 3 layer style (QML) of GEDI shots: 25 m discs coloured by rh98, as heights of maps are."""
+    return style_document(_graduated("rh98", "marker", "SimpleMarker", _disc), _layer_opacity())
+
+
+def stands_qml() -> str:
+    """Return a QGIS 3 layer style (QML) of stands: polygons coloured by top height, as heights of maps are."""
+    return style_document(_graduated("h100_m", "fill", "SimpleFill", _area_fill), _layer_opacity())
+
+
+def _graduated(
+    attribute: str, kind: str, layer_class: str, settings: Callable[[str], dict[str, str]]
+) -> ElementTree.Element:
+    """Return the renderer that draws a height in metres by the classes of the height ramp.
+
+    Args:
+        attribute: Column of heights.
+        kind: QGIS's kind of symbol: marker or fill.
+        layer_class: QGIS's class of the symbol's layer.
+        settings: Settings of a symbol of a colour.
+    """
     starts = [height for height, _ in HEIGHT_RAMP if height != 1]
     ends = [*starts[1:], _HIGHEST_M]
     renderer = ElementTree.Element(
-        "renderer-v2", type="graduatedSymbol", attr="rh98", graduatedMethod="GraduatedColor", symbollevels="0"
+        "renderer-v2", type="graduatedSymbol", attr=attribute, graduatedMethod="GraduatedColor", symbollevels="0"
     )
     ranges, symbols = (ElementTree.SubElement(renderer, name) for name in ("ranges", "symbols"))
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -232,8 +278,20 @@ def shots_qml() -> str:
             ranges, "range", lower=f"{lower:.15f}", upper=f"{end:.15f}", symbol=str(number), label=label, render="true"
         )
         colour = colour_at(start if last else (start + end) / 2)
-        symbols.append(_symbol("marker", str(number), "SimpleMarker", _disc(colour)))
-    return style_document(renderer, _layer_opacity())
+        symbols.append(_symbol(kind, str(number), layer_class, settings(colour)))
+    return renderer
+
+
+def _area_fill(colour: str) -> dict[str, str]:
+    """Return the settings of a polygon: filled, with a thin outline."""
+    return {
+        "color": colour,
+        "style": "solid",
+        "outline_color": "#202020",
+        "outline_style": "solid",
+        "outline_width": "0.2",
+        "outline_width_unit": "MM",
+    }
 
 
 def add_layer_style(geopackage: Path, layer: str, geometry_column: str, name: str, document: str) -> None:

@@ -33,7 +33,7 @@ from canopy.prediction.request import (
 from canopy.progress import Report, ignore
 from tiles.aoi import read_aoi
 from tiles.publish import pending_publication
-from tiles.qgis import ProjectFiles, write_map_project
+from tiles.qgis import ProjectFiles
 from tiles.stac import acquisition_times
 
 if TYPE_CHECKING:
@@ -141,11 +141,10 @@ def predict(
     extras = replace(extras, masks=open_masks(masks, area, source)) if any(map(is_of_images, masks)) else extras
     from canopy.prediction.run import run_request
 
-    prediction = run_request(Request(
+    return run_request(Request(
         area, source, path, model, crs, resolution, device, backend, uncertainty, fitted, overwrite, force, dry_run,
-        extras, decode,
+        extras, qgis, decode,
     ), report)  # fmt: skip
-    return replace(prediction, project=write_map_project(path, area).project if qgis and not dry_run else None)
 
 
 def _check_model_options(device: str, backend: str, decode: Decode | None) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from odc.geo.geom import Geometry
+
 from tiles.grid import Tile, TileGrid
 from tiles.planes import PlaneSpec
 from tiles.publish import MapRecord, publish_map
@@ -23,6 +25,7 @@ def publish_tiles(
     path: Path,
     folder: Path,
     planes: Sequence[PlaneSpec] = (),
+    project_area: Geometry | None = None,
 ) -> None:
     """Publish the finished tiles of a run as one map.
 
@@ -35,6 +38,7 @@ def publish_tiles(
         path: Name of the map.
         folder: Folder of the tiles, and of the draft.
         planes: Rasters that the tiles have behind their heights.
+        project_area: Area that the map's QGIS project shows; None for no project.
 
     Raises:
         RasterError: A tile or the assembled map is not valid.
@@ -43,4 +47,4 @@ def publish_tiles(
     members = [
         (tile_path(folder, tile), tile.window.row0 - window.row0, tile.window.col0 - window.col0) for tile in tiles
     ]
-    publish_map(members, path, grid.lattice.geobox(window), bands, record, folder, planes)
+    publish_map(members, path, grid.lattice.geobox(window), bands, record, folder, planes, project_area)

@@ -12,7 +12,7 @@ from odc.geo.geom import Geometry
 from canopy.calibration import Calibration
 from canopy.errors import CoverageError, ImageryError, ModelError, OutputError
 from canopy.imagery import ImagerySource
-from canopy.models.bundle import Card, find_bundle, read_card
+from canopy.models.bundle import Card, Decode, find_bundle, read_card
 from canopy.prediction.extras import NO_EXTRAS, Extras
 from tiles.aoi import aoi_stem, to_crs
 from tiles.publish import item_path, style_path
@@ -58,6 +58,10 @@ class Request:
     """Whether the cost is all that is computed."""
     extras: Extras = NO_EXTRAS
     """What is asked of the map besides heights."""
+    qgis: bool = False
+    """Whether a QGIS project is published with the map."""
+    decode: Decode | None = None
+    """How a model that is given by name or path reads heights off its bins; None for the card's choice."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from tiles.grid import Tile, TileGrid, rasterize
 from tiles.locks import hold
 from tiles.planes import PlaneFile
 from tiles.publish import finish_publication, pending_publication
+from tiles.qgis import ProjectFiles, write_map_project
 from tiles.regrid import MARGIN_PX
 from tiles.windows import PixelWindow
 
@@ -80,7 +81,7 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     if request.dry_run:
         return _priced(job, request.path)
     _log_cost(job, request.path)
-    prediction = run_job(job, request.path, overwrite=request.overwrite, report=report)
+    prediction = run_job(job, request.path, overwrite=request.overwrite, qgis=request.qgis, report=report)
     _LOG.info("imagery covers %.3g %% of the AOI", 100 * prediction.coverage)
     return prediction
 
@@ -101,7 +102,13 @@ def _missing(job: Job, folder: Path) -> list[Tile]:
 
 
 def run_job(
-    job: Job, path: Path, *, overwrite: bool = False, may_be_empty: bool = False, report: Report = ignore
+    job: Job,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    may_be_empty: bool = False,
+    qgis: bool = False,
+    report: Report = ignore,
 ) -> Prediction:
     """Compute and publish the map of a job, or of the job's part.
 
@@ -110,6 +117,7 @@ def run_job(
         path: Path of the map.
         overwrite: Whether work of another plan is dropped.
         may_be_empty: Whether a map without a single height is published too, for what its other rasters say.
+        qgis: Whether a QGIS project is published with the map.
         report: Called after each tile.
 
     Raises:
@@ -122,15 +130,21 @@ def run_job(
             with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):
                 _map_tiles(job, missing, partial, report)
             coverage = _coverage(job, partial, may_be_empty)
-            publish_tiles(job.tiles, job.grid, job.window, job.bands, job.record, path, partial, job.extras.specs)
+            publish_tiles(
+                job.tiles, job.grid, job.window, job.bands, job.record, path, partial, job.extras.specs,
+                job.area if qgis else None,
+            )  # fmt: skip
         else:
             missing, coverage = [], _coverage(job, partial, may_be_empty)
             finish_publication(partial)
+            if qgis:  # the run that was killed may not have been asked for it
+                write_map_project(path, job.area)
         shutil.rmtree(partial)
     source = job.source
     return Prediction(
         path, job.model.card.name, source.uris, source.describe(), source.datetime, coverage, len(missing),
         len(job.tiles) - len(missing), planes=tuple(PlaneFile.of(path, spec).raster for spec in job.extras.specs),
+        project=ProjectFiles.of(path, job.layers.uncertainty).project if qgis else None,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from rasters import make_raster
 
 from canopy.errors import AOIError, OutputError
 from canopy.prediction.entry import predict
+from tiles.files import rename
 
 BOX = shapely.box(500_010, 4_999_970, 500_050, 4_999_990)
 UTM = "EPSG:32631"
@@ -141,3 +142,29 @@ def test_a_qgis_project_is_written_and_never_replaced_unasked(folder: Path) -> N
     with pytest.raises(OutputError, match=r"m_area\.gpkg exists"):
         predict("aoi.gpkg", **arguments)
     assert predict("aoi.gpkg", **arguments | {"qgis": False}).project is None
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: no handler of the code catches it."""
+
+
+@pytest.mark.parametrize("renames", range(5))
+def test_a_publication_killed_before_its_project_is_finished_with_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """Map, area, project, style and item are one publication: none is missing after the same command."""
+    arguments = {"imagery": "scene.tif", "model": MeanOfGreen(), "out": "m.tif", "qgis": True}
+    names: list[Path] = []
+
+    def rename_some(draft: Path, path: Path) -> None:
+        if len(names) == renames:
+            raise Killed
+        rename(draft, path)
+        names.append(path)
+
+    with monkeypatch.context() as killing:
+        killing.setattr("tiles.publish.rename", rename_some)
+        with pytest.raises(Killed):
+            predict("aoi.gpkg", **arguments)
+    assert predict("aoi.gpkg", **arguments).project == Path("m.qgz")
+    assert {path.name for path in folder.glob("m*")} == {"m.tif", "m.qml", "m.json", "m.qgz", "m_area.gpkg"}
