@@ -247,7 +247,7 @@ def _write_items(tiles: list[TileItem], path: Path) -> bool:
     try:
         from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
     except ImportError:
-        _LOG.warning("items.parquet is left out: install canopy-chm[dask] for stac-geoparquet")
+        _LOG.warning("items.parquet is left out: pip install stac-geoparquet writes it")
         return False
 
     def relative(item: dict[str, Any]) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class DaskPool:
         try:
             from distributed import Client
         except ImportError as error:
-            raise ConfigError("--scheduler needs Dask: install canopy-chm[dask]") from error
+            raise ConfigError("--scheduler needs Dask: pip install distributed") from error
         deadline_s = time.monotonic() + self._wait_s
         connect: Any = Client
         try:

@@ -46,7 +46,7 @@ def require_plots() -> None:
         EvaluationError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise EvaluationError("--report draws with matplotlib, which is not installed: pip install 'canopy-chm[plot]'")
+        raise EvaluationError("--report draws with matplotlib, which is not installed: pip install matplotlib")
 
 
 def write_report(

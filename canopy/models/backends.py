@@ -164,7 +164,7 @@ class OpenVINO(Backend):
     def __init__(self, card: Card, sha256: str) -> None:
         self._library = _import_openvino()
         if self._library is None:
-            raise ModelError("the openvino backend needs OpenVINO: pip install 'canopy-chm[fast]', or use eager")
+            raise ModelError("the openvino backend needs OpenVINO: pip install openvino, or use eager")
         self.name = f"openvino {metadata.version('openvino')}"
         self._card, self._sha256 = card, sha256
 

@@ -93,7 +93,7 @@ class _Events:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise TrainingError(
-                "loop.tensorboard needs TensorBoard: pip install 'canopy-chm[log]', or leave it out"
+                "loop.tensorboard needs TensorBoard: pip install tensorboard, or leave it out"
             ) from error
         self._open: Callable[[], Any] | None = lambda: SummaryWriter(folder, purge_step=start or None)
         self._writer: Any = None

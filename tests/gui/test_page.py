@@ -16,9 +16,7 @@ import rasterio
 import rasterio.warp
 import shapely
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'canopy-chm[gui]'"
-)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-gui")
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ def serve(
         from tiles.server.app import LOOPBACK, create_app
     except ImportError as error:
         raise CanopyError(
-            f"the server needs {error.name}, which is not installed: pip install 'canopy-chm[serve]'"
+            f"the server needs {error.name}, which is not installed: pip install titiler.core uvicorn"
         ) from error
     from tiles.server.catalog import open_catalog
 

@@ -66,11 +66,11 @@ def library_classes(family: str) -> tuple[Any, Any]:
         library = importlib.import_module("transformers")
     except ImportError as error:
         raise ModelError(
-            f"models of the family {family} need the transformers library: pip install 'canopy-chm[meta]'"
+            f"models of the family {family} need the transformers library: pip install transformers"
         ) from error
     try:
         return getattr(library, names[0]), getattr(library, names[1])
     except AttributeError as error:
         raise ModelError(
-            f"transformers {library.__version__} has no {names[1]}: pip install -U 'canopy-chm[meta]'"
+            f"transformers {library.__version__} has no {names[1]}: pip install -U transformers"
         ) from error
