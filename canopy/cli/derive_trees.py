@@ -34,6 +34,9 @@ def trees(
     lowest: Annotated[float, typer.Option(help="Lowest tree, and lowest part of a crown, metres.")] = 2.0,
     crown_share: Annotated[float, typer.Option(help="Lowest part of a crown, as a share of its top's height.")] = 0.3,
     max_radius: Annotated[float, typer.Option(help="Widest crown radius, metres.")] = 10.0,
+    mask: Annotated[
+        Path | None, typer.Option(help="Raster that excludes cells, such as roofs, where it is neither 0 nor nodata.")
+    ] = None,
     error_m: ErrorM = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -50,7 +53,7 @@ def trees(
     curve = WINDOWS[biome.value] if numbers is None else WindowLine(*numbers)
     options = TreeOptions(replace(curve, max_m=window_max), smooth, lowest, crown_share, max_radius)
     with show_progress() as report:
-        summary = derive_trees(map_, out, options, error_m=error_m, overwrite=overwrite, report=report)
+        summary = derive_trees(map_, out, options, mask=mask, error_m=error_m, overwrite=overwrite, report=report)
     say(f"{summary.trees:,} trees" + (f", median height {summary.median_height_m:.1f} m" if summary.trees else ""))
     if not summary.has_intervals:
         say("heights have no interval: the map has no bands of one (--error-m states the error of a cell)")

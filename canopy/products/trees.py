@@ -6,6 +6,7 @@ cut out of larger ones, give the same trees.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import pyarrow.compute as pc
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.io import DatasetReader
 
 from canopy.errors import ProductError
+from canopy.evaluation.rasters import mask_on, require_mask
 from canopy.products.crowns import NO_TREE, Crowns, Cut, find_crowns, halo_px
 from canopy.products.outlines import keep_pieces_of_tops, outlines
 from canopy.products.reading import ProductMap, open_map
@@ -34,6 +37,7 @@ from canopy.products.writing import (
     require_suffix,
 )  # fmt: skip
 from canopy.progress import Progress, Report, ignore
+from tiles.heights import open_raster
 from tiles.windows import PixelWindow, cut_windows
 
 MAX_GSD_M = 1.0
@@ -106,6 +110,7 @@ def derive_trees(
     out: Path,
     options: TreeOptions | None = None,
     *,
+    mask: Path | None = None,
     error_m: float | None = None,
     tile_px: int = TILE_PX,
     overwrite: bool = False,
@@ -117,6 +122,7 @@ def derive_trees(
         path: Height map with cells of at most `MAX_GSD_M`.
         out: File to write: crowns and tops as layers (.gpkg), crowns (.parquet), or tops (.csv).
         options: Where one tree ends and the next begins.
+        mask: Raster that excludes cells, such as roofs, where it is neither 0 nor nodata.
         error_m: Standard error of a cell's height, metres, in place of the map's intervals.
         tile_px: Side of a tile, cells; the trees do not depend on it.
         overwrite: Whether an existing file is replaced.
@@ -129,11 +135,18 @@ def derive_trees(
     """
     options = options or TreeOptions()
     require_suffix(out, (*GEOPACKAGE, *PARQUET, *CSV))
-    with open_map(path, error_m=error_m, max_gsd_m=MAX_GSD_M) as source:
-        settings = {"product": "trees", **asdict(options), "error_m": error_m, "tile_px": tile_px}
-        with hold_work(out, settings, inputs=[path], overwrite=overwrite) as work:
-            names = list(_save_tiles(work, source, options, tile_px, report))
-            about = provenance("trees", {"map": source}, {**asdict(options), "error_m": error_m})
+    settings = {**asdict(options), "error_m": error_m, "mask": None if mask is None else mask.name}
+    inputs = [path] if mask is None else [path, mask]
+    with ExitStack() as stack:
+        source = stack.enter_context(open_map(path, error_m=error_m, max_gsd_m=MAX_GSD_M))
+        excluded = None
+        if mask is not None:
+            excluded = MaskedCells(mask, stack.enter_context(open_raster(mask)), source.heights.dataset)
+            require_mask(mask, excluded.mask)
+        plan = {"product": "trees", **settings, "tile_px": tile_px}
+        with hold_work(out, plan, inputs=inputs, overwrite=overwrite) as work:
+            names = list(_save_tiles(work, source, options, excluded, tile_px, report))
+            about = provenance("trees", {"map": source}, settings)
             _publish(work, names, about, source)
             return _summary(work, names, source)
 
@@ -235,7 +248,30 @@ def _rims(owner: Cells, surface_m: Floats, heights_m: Floats, count: int) -> tup
     return rim_m, touches
 
 
-def _save_tiles(work: Work, source: ProductMap, options: TreeOptions, tile_px: int, report: Report) -> Iterator[str]:
+@dataclass(frozen=True)
+class MaskedCells:
+    """A mask over the cells of a map."""
+
+    path: Path
+    """File of the mask, for messages."""
+    mask: DatasetReader
+    """Open mask; any value but 0, nodata and NaN excludes."""
+    target: DatasetReader
+    """Raster whose cells are excluded."""
+
+    def read(self, window: PixelWindow) -> NDArray[np.bool_]:
+        """Return which cells of a window are excluded, (H, W)."""
+        return mask_on(self.path, self.mask, self.target, window)
+
+
+def _save_tiles(
+    work: Work,
+    source: ProductMap,
+    options: TreeOptions,
+    excluded: MaskedCells | None,
+    tile_px: int,
+    report: Report,
+) -> Iterator[str]:
     """Save the trees of each tile that has none yet, and yield the names of all tiles in order."""
     windows = cut_windows(source.shape, tile_px)
     resumed = sum(work.has_table(part_name(window)) for window in windows)
@@ -243,24 +279,29 @@ def _save_tiles(work: Work, source: ProductMap, options: TreeOptions, tile_px: i
     for number, window in enumerate(windows, 1):
         name = part_name(window)
         if not work.has_table(name):
-            work.save_table(name, tile_trees(source, window, options))
+            work.save_table(name, tile_trees(source, window, options, excluded))
             done += 1
         report(Progress(resumed + done, len(windows), "tiles", f"tile {number}/{len(windows)}", resumed))
         yield name
 
 
-def tile_trees(source: ProductMap, window: PixelWindow, options: TreeOptions) -> pa.Table:
+def tile_trees(
+    source: ProductMap, window: PixelWindow, options: TreeOptions, excluded: MaskedCells | None = None
+) -> pa.Table:
     """Return the trees whose tops lie in a window of a map, as rows of the product.
 
     Args:
         source: Map.
         window: Window of its cells.
         options: Where one tree ends and the next begins.
+        excluded: Cells that count as unknown.
     """
     east_m, north_m = source.cell_m
     cell_m = float(np.sqrt(east_m * north_m))
     outer = window.pad(halo(options, cell_m))
     heights_m = source.read(outer)
+    if excluded is not None:
+        heights_m[excluded.read(outer)] = np.nan
     core = window.slices_in(outer)
     with np.errstate(invalid="ignore"):
         if not (heights_m[core] >= options.lowest_m).any():

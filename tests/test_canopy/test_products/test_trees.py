@@ -11,9 +11,10 @@ import pytest
 import rasterio
 import shapely
 from product_maps import height_map, read_rows
+from rasters import make_raster
 from scipy import ndimage
 
-from canopy.errors import CanopyError, OutputError, ProductError
+from canopy.errors import CanopyError, EvaluationError, OutputError, ProductError
 from canopy.example.stand import Stand, make_stand
 from canopy.products import trees as module
 from canopy.products.reading import open_map
@@ -111,6 +112,20 @@ def test_a_lone_tree_is_certain_and_a_bump_is_not() -> None:
     assert trees.confidence[0] > 0.95
     assert (trees.confidence[1:] < 0.1).all()
     assert trees.low_m is None
+
+
+def test_masked_cells_have_no_trees(map_path: Path, rows: Any, stand: Stand, tmp_path: Path) -> None:
+    excluded = np.zeros((1, 60, 60), np.uint8)
+    excluded[:, :, 30:] = 1
+    mask = make_raster(tmp_path / "mask.tif", crs=stand.crs, origin=stand.origin, resolution=1.0, values=excluded)
+    part = by_id(derive_trees(map_path, tmp_path / "trees.parquet", SMALL, mask=mask).path)
+    middle = stand.origin[0] + 30
+    assert 0 < len(part) < len(rows)
+    assert part.geometry.bounds.maxx.max() <= middle
+    assert part[part.geometry.bounds.maxx == middle].touches_unknown.all()
+    with pytest.raises(EvaluationError, match="one expected"):
+        bands = make_raster(tmp_path / "bands.tif")
+        derive_trees(map_path, tmp_path / "more.parquet", SMALL, mask=bands)
 
 
 def test_formats_have_crowns_and_tops(map_path: Path, rows: Any, tmp_path: Path) -> None:
