@@ -51,7 +51,9 @@ def plan(
     aoi: Aoi,
     out: Annotated[str, typer.Option(help="Folder of the batch, or s3://bucket/prefix.", metavar="DIR")],
     imagery: Imagery = None,
-    model: Annotated[str, typer.Option(help="Name (canopy models list) or bundle.")] = "canopy-small",
+    model: Annotated[
+        str | None, typer.Option(help="Name (canopy models list) or bundle (default: config, else canopy-small).")
+    ] = None,
     layer: AreaLayer = None,
     grid: Annotated[str, typer.Option(help="Grid of the tiles: utm, EPSG:n or quadkey:Z.")] = "utm",
     tile_px: Annotated[int, typer.Option("--tile-px", help="Side of a tile, pixels; quadkeys have their own.")] = 8192,
@@ -90,14 +92,15 @@ def plan(
     from canopy.batch.planning import MPX_PER_S, BatchRequest, make_plan
     from canopy.batch.store import open_store
     from canopy.imagery.search import Search
+    from canopy.prediction.default_model import default_model
 
     reading = ImageryOptions(
         parse_numbers("--bands", bands, int), parse_numbers("--scale", scale, float), imagery_datetime,
         parse_nodata(nodata), "auto" if alpha is None else alpha, imagery_crs, allow_outside, have_right,
     )  # fmt: skip
     request = BatchRequest(
-        aoi, model, tuple(imagery or ()), layer, grid, tile_px, resolution, device, backend, uncertainty, calibration,
-        reading, Search.read(date, cloud, off_nadir, sun, order), offline,
+        aoi, model or default_model(), tuple(imagery or ()), layer, grid, tile_px, resolution, device, backend,
+        uncertainty, calibration, reading, Search.read(date, cloud, off_nadir, sun, order), offline,
         ExtrasRequest(tuple(masks or ()), reasons, dates), force, speed or MPX_PER_S, price,
     )  # fmt: skip
     with show_progress() as report:

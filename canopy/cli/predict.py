@@ -22,7 +22,11 @@ Imagery = Annotated[
     ),
 ]
 Model = Annotated[
-    str, typer.Option(help="Name (canopy models list), bundle or checkpoint.", autocompletion=complete_model)
+    str | None,
+    typer.Option(
+        help="Name (canopy models list), bundle or checkpoint (default: config, else canopy-small).",
+        autocompletion=complete_model,
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Output GeoTIFF (default: <aoi>_canopy_height.tif).")]
 Crs = Annotated[str, typer.Option(help="CRS of the output: auto (the AOI's UTM zone) or any other.")]
@@ -91,7 +95,7 @@ Qgis = Annotated[bool, typer.Option("--qgis", help="Write a QGIS project (.qgz) 
 def predict(
     aoi: Aoi,
     imagery: Imagery = None,
-    model: Model = "canopy-small",
+    model: Model = None,
     layer: AreaLayer = None,
     out: Out = None,
     crs: Crs = "auto",

@@ -7,6 +7,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def _key(model: str) -> str:
     return f"{model} on {platform.node()}, {os.cpu_count()} CPUs"
 
 
-def _read() -> dict[str, object]:
+def _read() -> dict[str, Any]:
     try:
         table = json.loads(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -15,8 +15,9 @@ from canopy.imagery.configured import configured_imagery
 from canopy.imagery.masks import is_of_images, open_masks
 from canopy.imagery.opening import ReadingOptions
 from canopy.imagery.search import Search
-from canopy.models.bundle import DEFAULT_MODEL, Card, Decode
+from canopy.models.bundle import Card, Decode
 from canopy.models.options import check_backend, check_decode, check_device
+from canopy.prediction.default_model import default_model
 from canopy.prediction.extras import Extras
 from canopy.prediction.grids import check_grid_options
 from canopy.prediction.request import (
@@ -45,7 +46,7 @@ Imagery = str | Path | Sequence[str | Path] | ImagerySource
 def predict(
     aoi: Any,
     imagery: Imagery | None = None,
-    model: "str | Path | HeightModel" = DEFAULT_MODEL,
+    model: "str | Path | HeightModel | None" = None,
     out: str | Path | None = None,
     *,
     layer: str | None = None,
@@ -86,7 +87,7 @@ def predict(
         imagery: File, folder, glob, address, catalogue, name of a source, a sequence of them (the first valid pixel
             wins), or an open source; if None, the first of the bundled sample scene and the configured imagery that
             covers the area, else the public source that covers it best.
-        model: Name of a bundled model, path of a bundle, or a model.
+        model: Name of a model, path of a bundle, or a model; if None, the configured one, else the bundled one.
         out: Path of the map; ``<aoi stem>_canopy_height.tif`` in the working folder if None.
         layer: Layer of the area's file, where several have areas.
         aoi_crs: CRS of a shapely geometry.
@@ -124,6 +125,7 @@ def predict(
     _check_model_options(device, backend, decode)
     options = _reading_options(bands, scale, imagery_datetime, nodata, alpha, imagery_crs, allow_outside)
     check_grid_options(crs, resolution)
+    model = default_model() if model is None else model
     card = read_model_card(model) if isinstance(model, str | Path) else model.card
     area = read_aoi(aoi, layer, aoi_crs)
     path = output_path(aoi, out)

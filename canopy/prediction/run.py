@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from canopy.calibration import apply_to_bands
 from canopy.errors import CoverageError, OutputError
 from canopy.imagery.calendar import day_of
+from canopy.models.bundle import DEFAULT_MODEL
 from canopy.models.domain import DomainCheck, warn_outside
 from canopy.models.model import HeightModel, load_model
+from canopy.models.public.recommended import better_model_hint
 from canopy.prediction.cost import LONG_CHIPS, count_chips, measure_cost
 from canopy.prediction.engine import OVERLAP_PX, ChipEngine, Heights, Image, PendingTile
 from canopy.prediction.extras import Sides, read_sides, unfamiliar_pixels, with_planes
@@ -306,6 +308,8 @@ def _log_job(job: Job) -> None:
     epsg = job.grid.lattice.crs.to_epsg()
     crs = f"EPSG:{epsg}" if epsg else str(job.grid.lattice.crs)
     _LOG.info("map: %d x %d px on %s, %d tile(s)", job.window.width, job.window.height, crs, len(job.tiles))
+    if job.model.card.name == DEFAULT_MODEL:
+        _LOG.info("%s is for trying out: %s", DEFAULT_MODEL, better_model_hint())
     if job.source.datetime is None:
         _LOG.warning("acquisition date of the imagery: unknown (give it with --imagery-datetime)")
     elif "/" in job.source.datetime and not day_of(job.source.datetime):

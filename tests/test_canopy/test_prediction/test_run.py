@@ -296,6 +296,27 @@ def test_the_share_of_the_area_with_imagery_is_said(
     assert "imagery covers 50 % of the AOI" in caplog.text
 
 
+def test_a_map_of_the_bundled_model_says_in_one_line_how_to_get_a_better_one(
+    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="canopy")
+    model = MeanOfGreen()
+    predict(AREA, scene, model, tmp_path / "other.tif")
+    assert "better model" not in caplog.text
+    model.card = model.card.model_copy(update={"name": "canopy-small"})
+    predict(AREA, scene, model, tmp_path / "small.tif")
+    lines = [record.getMessage() for record in caplog.records if "better model" in record.getMessage()]
+    assert len(lines) == 1 and lines[0].endswith("canopy models fetch")
+
+
+def test_the_configured_model_maps_where_none_is_named(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"model: {tiny_model}\n")
+    monkeypatch.setenv("CANOPY_CONFIG", str(tmp_path / "config.yaml"))
+    assert predict(AREA, scene, out=tmp_path / "out.tif").model == "tiny"
+
+
 class WideMeanOfGreen(MeanOfGreen):
     """Height follows the mean green over 17 x 17 px, so that a false border is seen 8 px away."""
 
