@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 
 # Those that need no data of one's own; the others say with --help what they take.
-BENCHES := sample overlap predict backends evaluate pretraining pretraining_scale
+BENCHES := sample overlap predict backends evaluate pretraining pretraining_scale batch batch_run
 
 # What needs minutes, a CUDA device, a public service or documentation's own run stays out of `make test`.
 QUICK := not slow and not gpu and not network and not docs
