@@ -32,7 +32,7 @@ from canopy.config import load_config
 from canopy.dataset.scene import Scene
 from canopy.evaluation.intervals import confidence_intervals
 from canopy.evaluation.metrics import Totals, array_totals
-from canopy.models.dpt import ENCODER
+from canopy.models.dpt import DETAIL, ENCODER
 from canopy.training.config import TrainConfig
 from canopy.training.decoder import height_loss, make_card, start_head, start_net, training_record
 from canopy.training.held_out import BinNet, predict_scene
@@ -115,7 +115,7 @@ def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Pred
         resume=True,
         evaluate=lambda average, step: {},
         report=partial(report_entry, steps=config.loop.steps, report=lambda now: print(now.detail, file=sys.stderr)),
-        slow=(ENCODER, config.encoder_rate),
+        factors={ENCODER: config.encoder_rate, DETAIL: config.detail_rate},
     )
     return lambda scene: predict_scene(cast(BinNet, average), scene, config.chip_px)[0]
 

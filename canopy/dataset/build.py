@@ -122,7 +122,9 @@ def build(
     """
     # All files are listed and read once for their sha256 before anything is written: a wrong path costs nothing.
     tasks = _plan(config, out / _WORK)
-    digest = _digest((config.model_dump(mode="json", exclude={"root"}), [task.path.name for task in tasks]))
+    settings = config.model_dump(mode="json", exclude={"root", "sources"})
+    settings["sources"] = {name: _settings(source) for name, source in config.sources.items()}
+    digest = _digest((settings, [task.path.name for task in tasks]))
     with reported(out), _locked(out):
         _claim(out, digest, overwrite)
         if not (out / INDEX).is_file():
@@ -148,22 +150,43 @@ def _summary(out: Path) -> BuildSummary:
 
 def _plan(config: DatasetConfig, work: Path) -> list[_Task]:
     tasks = []
+    digests: dict[Path, list[tuple[str, str]]] = {}
     for name, source in config.sources.items():
         scenes = list_scenes(name, source, config.root)
         size = 1 if source.heights or source.clouds else _FILES_A_TASK
         # A task is the unit of going on after a kill, so a scene that is registered is one of its own.
         for first in range(0, len(scenes), size):
             part = tuple(scenes[first : first + size])
-            tasks.append(_Task(part, source, config, work, _task_digest(part, source, config)))
+            tasks.append(_Task(part, source, config, work, _task_digest(part, source, config, digests)))
     return tasks
 
 
-def _task_digest(scenes: Sequence[SceneFiles], source: SourceConfig, config: DatasetConfig) -> str:
-    """Digest the bytes of all inputs, not their paths or times: a copy of the data elsewhere is the same data."""
-    contents = [(scene.source, scene.name, [content(path) for path in scene.files()]) for scene in scenes]
+def _task_digest(
+    scenes: Sequence[SceneFiles],
+    source: SourceConfig,
+    config: DatasetConfig,
+    digests: dict[Path, list[tuple[str, str]]],
+) -> str:
+    """Digest the bytes of all inputs, not their paths or times: a copy of the data elsewhere is the same data.
+
+    Args:
+        scenes: Scenes of the task.
+        source: Their source.
+        config: Sizes and curation.
+        digests: Digests of the files that were read for other tasks, to which those of this one are added: all scenes
+            of a source may share one file of tree points.
+    """
+    for scene in scenes:
+        digests.update({path: content(path) for path in scene.files() if path not in digests})
+    contents = [(scene.source, scene.name, [digests[path] for path in scene.files()]) for scene in scenes]
     # Name and splits do not enter: other splits of the same scenes need no new cutting.
     settings = config.model_dump(mode="json", exclude={"name", "splits", "sources", "root"})
-    return _digest((contents, settings, source.model_dump(mode="json"), __version__))
+    return _digest((contents, settings, _settings(source), __version__))
+
+
+def _settings(source: SourceConfig) -> dict[str, Any]:
+    """Return the settings of a source; those of weak labels only where it has them, so that other work stays good."""
+    return source.model_dump(mode="json", exclude={"kind", "points", "nir"} if source.points is None else None)
 
 
 def _digest(value: Any) -> str:
@@ -259,8 +282,11 @@ def _write(chips: Sequence[_CutChip], tasks: Sequence[_Task], config: DatasetCon
     settings = config.model_dump(include={"name", "gsd_m", "height_cell_m"})
     licences = sorted({chip.record.licence for chip in chips})
     group.attrs.update({**FORMAT, **settings, "digest": digest, "licences": licences})
-    sides = {"labelled": (config.chip_px, config.chip_px // config.cell_px), "unlabelled": (config.unlabelled_px, None)}
-    for part in PARTS:
+    labelled_px = (config.chip_px, config.chip_px // config.cell_px)
+    sides = {"labelled": labelled_px, "unlabelled": (config.unlabelled_px, None), "weak": labelled_px}
+    # The weak part is in stores of weak sources alone, which then read as they did before there was one.
+    weak = any(chip.record.part == PARTS[2] for chip in chips)
+    for part in PARTS if weak else PARTS[:2]:
         stored = [chip for chip in chips if chip.record.part == part and chip.record.decision == KEEP]
         writer = PartWriter(group, part, len(stored), *sides[part])
         for arrays in _pixels(stored, tasks, *sides[part]):

@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 
 from canopy.dataset.config import DatasetConfig, SourceConfig
 from canopy.dataset.curation import WEAK_BATCH, disagreement_m, height_figures, image_figures, reasons
-from canopy.dataset.gridded import GriddedScene, open_labelled, open_unlabelled
+from canopy.dataset.gridded import GriddedScene, open_labelled, open_unlabelled, open_weak
 from canopy.dataset.records import PARTS, ChipRecord
 from canopy.dataset.registration import Shift
 from canopy.dataset.scene_files import SceneFiles
@@ -35,7 +35,7 @@ class Candidate:
     image: NDArray[np.uint8]
     """(3, chip_px, chip_px) uint8, mirrored beyond what is real."""
     height_cm: NDArray[np.uint16] | None
-    """(h, w) uint16 centimetres, 65535 unknown; None for unlabelled imagery."""
+    """(h, w) uint16 centimetres, 65535 unknown, or weak labels as the store codes them; None for unlabelled imagery."""
     record: ChipRecord
     """Its index row so far; `reason` says why it is dropped and is empty for a kept chip."""
 
@@ -62,6 +62,9 @@ def cut_scene(scene: SceneFiles, source: SourceConfig, config: DatasetConfig) ->
 
 
 def _opened(scene: SceneFiles, source: SourceConfig, config: DatasetConfig) -> AbstractContextManager[GriddedScene]:
+    if scene.points:
+        measured = source.kind == "stems"
+        return nullcontext(open_weak(scene, measured=measured, gsd_m=config.gsd_m, cell_px=config.cell_px))
     if not scene.heights:
         return nullcontext(open_unlabelled(scene))
     return open_labelled(
@@ -76,7 +79,7 @@ def _opened(scene: SceneFiles, source: SourceConfig, config: DatasetConfig) -> A
 def _cut_all(
     scene: SceneFiles, source: SourceConfig, config: DatasetConfig, gridded: GriddedScene
 ) -> Iterator[Candidate]:
-    labelled = gridded.heights is not None
+    labelled = gridded.heights is not None or gridded.labels is not None
     side, stride = (config.chip_px, config.stride_px) if labelled else (config.unlabelled_px, config.unlabelled_px)
     for window in _chip_windows(gridded, side, stride):
         yield _cut(gridded, window, side, config.cell_px, _record(scene, source, gridded, window))
@@ -101,6 +104,12 @@ def _cut(gridded: GriddedScene, window: PixelWindow, side: int, cell_px: int, re
     # Figures are those of the real part: a mirrored border would count its pixels twice.
     image = extend(content.image, (0, 0), (side - window.height, side - window.width))
     record = replace(record, **asdict(image_figures(content.image, content.valid)))
+    if gridded.labels is not None:
+        labels = np.full((side // cell_px, side // cell_px), UNKNOWN_CM, np.uint16)
+        labels[: window.height // cell_px, : window.width // cell_px] = gridded.labels.read(
+            window, content.image, content.valid
+        )
+        return Candidate(image, labels, record)
     if gridded.heights is None:
         return Candidate(image, None, record)
     cells = PixelWindow(*(size // cell_px for size in (window.row0, window.col0, window.height, window.width)))
@@ -122,7 +131,7 @@ def scene_record(scene: SceneFiles, source: SourceConfig, **values: Any) -> Chip
     """Return a record with all that is common to the chips of a scene; `values` are its other columns."""
     common: dict[str, Any] = {
         "chip": f"{scene.source}/{scene.name}",
-        "part": PARTS[0] if scene.labelled else PARTS[1],
+        "part": PARTS[2] if scene.points else PARTS[0] if scene.labelled else PARTS[1],
         "source": scene.source,
         "scene": scene.name,
         "site": source.site,

@@ -4,7 +4,7 @@ import math
 import re
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -35,6 +35,13 @@ class SourceConfig(Config):
 
     images: str
     """Rasters below the root: a glob, or the folder of a z/x/y or quadkey tile tree."""
+    kind: Literal["auto", "weak", "stems"] = "auto"
+    """``weak``: tree points say where trees stand, where none does and, with `nir`, what is bare. ``stems``: points say
+    the heights of single trees. ``auto``: heights, clouds, or imagery alone."""
+    points: str | None = None
+    """File of tree points below the root, for the kinds `weak` and `stems`: docs/dataset.md has its columns."""
+    nir: str | None = None
+    """Near-infrared of each image below the root, for the kind `weak`; {image} stands for the image's name."""
     heights: str | None = None
     """Name of the canopy height model in each image's folder; without heights and clouds the imagery is unlabelled."""
     clouds: str | None = None
@@ -59,6 +66,16 @@ class SourceConfig(Config):
     """Acquisition of the heights: ISO date or year; {year} as above."""
     reject: dict[str, str] = Field(default_factory=dict)
     """Scenes that a person rejects: name -> reason."""
+
+    @model_validator(mode="after")
+    def _kind_has_its_files(self) -> "SourceConfig":
+        if (self.kind == "auto") != (self.points is None):
+            raise ValueError("points belong to the kinds weak and stems, which need them: set kind and points together")
+        if self.kind != "auto" and (self.heights or self.clouds or self.exclude):
+            raise ValueError(f"a source of the kind {self.kind} has points: leave heights, clouds and exclude out")
+        if self.nir is not None and self.kind != "weak":
+            raise ValueError("nir shows what is bare around tree points: it belongs to the kind weak")
+        return self
 
 
 class CurationConfig(Config):

@@ -64,7 +64,7 @@ def _split(records: Sequence[ChipRecord], config: DatasetConfig) -> list[ChipRec
 def _ground(record: ChipRecord) -> ChipGround:
     side_m = max(record.real_rows or 0, record.real_cols or 0) * (record.gsd_m or 0.0)
     outline = shapely.from_wkb(record.geometry or b"")
-    return ChipGround(record.site, outline, side_m, labelled=record.part == PARTS[0])
+    return ChipGround(record.site, outline, side_m, labelled=record.part == PARTS[0], weak=record.part == PARTS[2])
 
 
 def _drop_doubtful(records: Sequence[ChipRecord], most_m: float | None) -> list[ChipRecord]:

@@ -25,7 +25,9 @@ from canopy.dataset.registration import Shift, estimate_shift
 from canopy.dataset.scene import BUILDING, UNTRUSTED
 from canopy.dataset.scene_files import SceneFiles
 from canopy.dataset.tile_trees import MapTile
+from canopy.dataset.weak import LabelReader, open_nir
 from canopy.errors import DatasetError, one_line
+from canopy.evaluation.tree_points import read_tree_points
 from canopy.imagery import open_imagery
 from canopy.imagery.datasets import quiet
 from tiles.ground import is_metric, true_gsd_m
@@ -137,6 +139,8 @@ class GriddedScene:
     """Its heights, moved onto the image; None for unlabelled imagery."""
     shift: Shift | None = None
     """Best shift of the heights onto the image, applied or not."""
+    labels: LabelReader | None = None
+    """Its weak labels, if it has any."""
 
 
 @contextmanager
@@ -191,6 +195,37 @@ def open_unlabelled(scene: SceneFiles) -> GriddedScene:
         geobox = GeoBox(opened.shape, opened.transform, opened.crs)
     _require_readable(scene.image, *geobox.shape)
     return GriddedScene(_image_reader(scene.image, geobox), geobox, gsd_m)
+
+
+def open_weak(scene: SceneFiles, *, measured: bool, gsd_m: float, cell_px: int) -> GriddedScene:
+    """Open a scene with tree points, on a grid of the pixels of labelled chips over its image.
+
+    Args:
+        scene: Files of the scene.
+        measured: Whether the points have heights, and say nothing of the ground around them.
+        gsd_m: Side of the pixels to read, true ground metres.
+        cell_px: Pixels along the side of a cell of labels.
+
+    Raises:
+        CanopyError: A file is damaged, has no georeference, or the image is not RGB.
+    """
+    assert scene.points is not None
+    source_gsd_m = open_imagery(scene.image).gsd_m
+    with quiet(), rasterio.open(scene.image) as opened:
+        shape, transform, crs = opened.shape, opened.transform, opened.crs
+    # Whole cells that fit inside the image, from its upper left corner on.
+    scale = gsd_m / source_gsd_m
+    rows, cols = (int(side / scale / cell_px + 1e-6) for side in shape)
+    _require_readable(scene.image, rows * cell_px, cols * cell_px)
+    if not (rows and cols):
+        raise DatasetError(f"{scene.image}: {shape[1]} x {shape[0]} pixels are less than one cell of {cell_px} pixels")
+    geobox = GeoBox((rows * cell_px, cols * cell_px), transform @ Affine.scale(scale), crs)
+    points = read_tree_points(scene.points).on_image(scene.image, transform, crs.to_wkt())
+    labels = LabelReader(
+        points.scaled(1 / (scale * cell_px)), (rows, cols), gsd_m * cell_px, cell_px, measured,
+        open_nir(scene.nir, geobox) if scene.nir else None,
+    )  # fmt: skip
+    return GriddedScene(_image_reader(scene.image, geobox), geobox, gsd_m, labels=labels)
 
 
 def _image_reader(path: Path, geobox: GeoBox) -> ImageReader:

@@ -6,7 +6,8 @@ from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-PARTS = ("labelled", "unlabelled")
+PARTS = ("labelled", "unlabelled", "weak")
+"""Parts of a store: chips with heights, images alone, and images with labels that are no map of heights."""
 KEEP, DROP = "keep", "drop"
 
 
@@ -17,7 +18,7 @@ class ChipRecord:
     chip: str
     """Name of the chip: source/scene/row_column of its upper-left pixel in the scene."""
     part: str
-    """Part of the store: ``labelled`` or ``unlabelled``."""
+    """Part of the store: ``labelled``, ``unlabelled`` or ``weak``."""
     decision: str | None = None
     """``keep`` or ``drop``; None before all candidates are known."""
     reason: str = ""

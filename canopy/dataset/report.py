@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from canopy.dataset.records import DROP, KEEP, PARTS, ChipRecord
-from canopy.dataset.store import ChipStore, read_records
+from canopy.dataset.store import ChipStore, has_part, read_records
 from canopy.errors import DatasetError
 from canopy.evaluation.metrics import HEIGHT_CLASSES_M
 from tiles.files import replacing, reported
@@ -105,7 +105,7 @@ def describe_dataset(folder: Path) -> DatasetFacts:
     return DatasetFacts(
         path=str(folder),
         name=store.attributes.get("name"),
-        chips={part: _part_facts([record for record in stored if record.part == part]) for part in PARTS},
+        chips={part: _part_facts([record for record in stored if record.part == part]) for part in _parts(folder)},
         heights_share=_histogram(store),
         splits=dict(Counter(f"{record.part} {record.split}" for record in stored)),
         sites={split: _labelled_sites(stored, split) for split in ("train", "val", "test")},
@@ -113,6 +113,11 @@ def describe_dataset(folder: Path) -> DatasetFacts:
         dropped=dict(dropped.most_common()),
         shifts=_shifts(records),
     )
+
+
+def _parts(folder: Path) -> tuple[str, ...]:
+    """Return the parts of a store: the weak one is in stores of tree points alone."""
+    return PARTS if has_part(folder, "weak") else PARTS[:2]
 
 
 def _part_facts(records: Sequence[ChipRecord]) -> PartFacts:
@@ -176,7 +181,7 @@ def contact_sheet(folder: Path, path: Path, seed: int = 0) -> Path:
         OutputError: The image cannot be written.
     """
     tiles: list[NDArray[np.uint8]] = []
-    for part in PARTS:
+    for part in _parts(folder):
         store = ChipStore.open(folder, part)
         tiles += [_tile(store, row) for row in _spread(store, _SHEET_CHIPS // 2, seed)]
     if not tiles:

@@ -4,7 +4,7 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from canopy.dataset.config import SourceConfig
@@ -32,6 +32,10 @@ class SceneFiles:
     """Point clouds that the heights are computed from."""
     height_date: str | None = None
     """First day of the clouds' flight, where their GPS times say it."""
+    points: Path | None = None
+    """Tree points; None for scenes without weak labels."""
+    nir: Path | None = None
+    """Near-infrared of a scene with weak labels."""
     tile: MapTile | None = None
     """Place of an image without georeference: a web map tile."""
 
@@ -42,7 +46,8 @@ class SceneFiles:
 
     def files(self) -> tuple[Path, ...]:
         """Return all files that the scene is read from."""
-        return (self.image, *(path for path in (self.heights, self.exclude) if path), *self.clouds)
+        others = (self.heights, self.exclude, self.points, self.nir)
+        return (self.image, *(path for path in others if path), *self.clouds)
 
 
 def list_scenes(name: str, source: SourceConfig, root: Path) -> list[SceneFiles]:
@@ -90,6 +95,8 @@ def _literal_folder(root: Path, pattern: str) -> Path:
 def _scene(name: str, source: SourceConfig, root: Path, base: Path, image: Path) -> SceneFiles:
     if not (source.heights or source.clouds):
         stem = "_".join(image.relative_to(base).with_suffix("").parts)
+        if source.points:
+            return _with_points(SceneFiles(name, stem, image), source, root)
         return SceneFiles(name, stem, image, tile=locate_tile(image))
     # A labelled scene is a folder: its image, its heights and its mask lie together.
     scene = image.parent.name
@@ -101,6 +108,20 @@ def _scene(name: str, source: SourceConfig, root: Path, base: Path, image: Path)
     if not heights.is_file():
         raise DatasetError(f"source {name}: {heights} is missing, heights of {image} expected")
     return SceneFiles(name, scene, image, heights, exclude)
+
+
+def _with_points(scene: SceneFiles, source: SourceConfig, root: Path) -> SceneFiles:
+    """Return a scene with its tree points and its near-infrared.
+
+    Raises:
+        DatasetError: One of the files is missing.
+    """
+    nir = root / source.nir.replace("{image}", scene.image.stem) if source.nir else None
+    scene = replace(scene, points=root / str(source.points), nir=nir)
+    for path, what in ((scene.points, "tree points"), (scene.nir, f"near-infrared of {scene.image}")):
+        if path is not None and not path.is_file():
+            raise DatasetError(f"source {scene.source}: {path} is missing, {what} expected")
+    return scene
 
 
 def _clouds(name: str, pattern: str, root: Path, scene: str) -> tuple[Path, ...]:

@@ -28,6 +28,8 @@ class ChipGround:
     """The longer side of the outline, metres."""
     labelled: bool = True
     """Whether the chip has heights. Chips without are never held out, but keep away from ground that is."""
+    weak: bool = False
+    """Whether the chip has weak labels: it is held out with its whole site, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,12 @@ def _first(chip: ChipGround, names: list[str], split_of: dict[str, str], config:
     """Return the split of a chip by its site and blocks alone, before any chip is driven back."""
     # Test wins where a site is named as both.
     whole_sites = dict.fromkeys(config.val_sites, "val") | dict.fromkeys(config.test_sites, "test")
+    if chip.site in whole_sites:
+        if not (chip.labelled or chip.weak):
+            return Assignment("buffer", names[0], f"its site is {whole_sites[chip.site]} ground")
+        return Assignment(whole_sites[chip.site], names[0])
     if not chip.labelled:
         return Assignment("train", names[0])
-    if chip.site in whole_sites:
-        return Assignment(whole_sites[chip.site], names[0])
     splits = {split_of.get(name, "train") for name in names}
     if len(splits) > 1:
         return Assignment("buffer", names[0], f"straddles blocks of {' and '.join(sorted(splits))}")

@@ -1,9 +1,11 @@
 """The chip store: training chips on disk, read without GDAL.
 
 A folder with ``chips.zarr`` (Zarr v3, sharded, one chip an inner chunk) and its index ``chips.parquet`` (GeoParquet).
-The store has two parts. ``labelled`` has image and height; ``unlabelled`` has images alone. Each has chips of one
-size; a chip from a smaller scene is mirrored out to that size, and its index row says how much of it is real. A
-mirrored border is no forest edge, and its heights are unknown.
+The store has parts. ``labelled`` has image and height; ``unlabelled`` has images alone; ``weak``, where a source has
+tree points, has image and labels, stored where heights are: a cell is a tree's top, ground without trees, or bare, by
+codes above any height, or has the height of its tree. Each part has chips of one size; a chip from a smaller scene is
+mirrored out to that size, and its index row says how much of it is real. A mirrored border is no forest edge, and its
+heights are unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +23,7 @@ from zarr.codecs import BloscCodec
 
 from canopy.dataset.records import PARTS, ChipRecord
 from canopy.errors import DatasetError, one_line
+from canopy.evaluation.weak_ground import BARE, FAR, TREE
 
 _NEEDED = (
     "chip", "part", "decision", "reason", "split", "source", "scene", "site", "licence", "credit", "crs", "row",
@@ -32,6 +35,9 @@ INDEX = "chips.parquet"
 FORMAT = {"format": "canopy-chips", "version": 1}
 UNKNOWN_CM = 65535
 """Stored height of a cell without one."""
+TREE_CODE, FAR_CODE, BARE_CODE = 65534, 65533, 65532
+"""Stored weak labels; a value below is the height of the cell's tree, centimetres."""
+_LABEL_OF_CODE = {UNKNOWN_CM: np.nan, TREE_CODE: TREE, FAR_CODE: FAR, BARE_CODE: BARE}
 SHARD_CHIPS = 64
 MAX_CHIP_PX = 8192
 """Largest side of a chip, pixels."""
@@ -45,7 +51,7 @@ class Chip:
     image: NDArray[np.uint8]
     """(3, H, W) uint8, red, green, blue."""
     height_m: NDArray[np.float32] | None
-    """(h, w) float32 metres, NaN where unknown; None in the unlabelled part."""
+    """(h, w) float32 metres, NaN where unknown; None in the unlabelled and the weak part."""
     record: ChipRecord
     """Row of the index."""
 
@@ -66,7 +72,7 @@ class ChipStore:
 
     Attributes:
         folder: Folder of the store.
-        part: ``labelled`` or ``unlabelled``.
+        part: ``labelled``, ``unlabelled`` or ``weak``.
         index: Rows of the stored chips, in the order of the arrays. `read_index` gives the dropped ones too.
         attributes: chip_px, gsd_m, height_cell_m, licences and the configuration's digest.
     """
@@ -87,14 +93,14 @@ class ChipStore:
 
         Args:
             folder: Folder that `canopy dataset build` wrote.
-            part: ``labelled`` or ``unlabelled``.
+            part: ``labelled``, ``unlabelled`` or ``weak``.
 
         Raises:
-            DatasetError: No chip store there, one of another version, or a damaged one.
+            DatasetError: No chip store there, one of another version, a damaged one, or one without the part.
         """
         folder = Path(folder)
         if part not in PARTS:
-            raise DatasetError(f"no part {part!r} in a chip store: {' or '.join(PARTS)} expected")
+            raise DatasetError(f"no part {part!r} in a chip store: {', '.join(PARTS[:-1])} or {PARTS[-1]} expected")
         try:
             group: Any = zarr.open_group(folder / STORE, mode="r")
             members = group[part]
@@ -118,7 +124,7 @@ class ChipStore:
 
     def __getitem__(self, number: int) -> Chip:
         row = self.index.slice(range(len(self))[number], 1).to_pylist()[0]
-        height = self.heights_m([number])[0] if self._height is not None else None
+        height = self.heights_m([number])[0] if self._height is not None and self.part == PARTS[0] else None
         return Chip(self.images([number])[0], height, ChipRecord.of(row))
 
     def column(self, name: str) -> NDArray[Any]:
@@ -144,10 +150,20 @@ class ChipStore:
         Raises:
             DatasetError: The part has none.
         """
-        if self._height is None:
+        if self._height is None or self.part != PARTS[0]:
             raise DatasetError(f"{self.folder}: {self.part} chips have no heights")
         centimetres = np.stack([self._read(self._height, int(row)) for row in rows])
         return np.where(centimetres == UNKNOWN_CM, np.nan, centimetres * np.float32(0.01)).astype(np.float32)
+
+    def labels(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the weak labels (n, h, w) of some chips, as `canopy.evaluation.weak_ground` codes them.
+
+        Raises:
+            DatasetError: The part has none.
+        """
+        if self._height is None or self.part != PARTS[2]:
+            raise DatasetError(f"{self.folder}: {self.part} chips have no weak labels")
+        return decode_labels(np.stack([self._read(self._height, int(row)) for row in rows]))
 
     def _read(self, array: Any, row: int) -> NDArray[Any]:
         try:
@@ -156,6 +172,28 @@ class ChipStore:
             raise DatasetError(
                 f"{self.folder / STORE}: chip {row} cannot be read ({one_line(error, 300)}); rebuild the store"
             ) from error
+
+
+def encode_labels(labels: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return weak labels as they are stored."""
+    codes: NDArray[np.uint16] = np.rint(np.nan_to_num(labels.clip(0)) * 100).astype(np.uint16)
+    codes[np.isnan(labels)] = UNKNOWN_CM
+    for code, label in _LABEL_OF_CODE.items():
+        codes[labels == label] = code
+    return codes
+
+
+def decode_labels(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return weak labels from stored ones."""
+    labels = (codes * np.float32(0.01)).astype(np.float32)
+    for code, label in _LABEL_OF_CODE.items():
+        labels[codes == code] = label
+    return labels
+
+
+def has_part(folder: Path, part: str) -> bool:
+    """Return whether a store has a part; only stores with tree points have the weak one."""
+    return (folder / STORE / part).is_dir()
 
 
 def _require_chips(path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
@@ -259,7 +297,7 @@ class PartWriter:
             part: ``labelled`` or ``unlabelled``.
             count: Chips that will be appended.
             chip_px: Side of the images.
-            height_px: Side of the heights; None for a part without.
+            height_px: Side of the heights or weak labels; None for a part without.
         """
         new = group.create_group(part)
         self._arrays = [_create(new, "image", (count, 3, chip_px, chip_px), "uint8", 0)]
@@ -270,7 +308,7 @@ class PartWriter:
         self._written = 0
 
     def append(self, *chip: NDArray[Any]) -> None:
-        """Add an image (3, H, W) uint8 and, in the labelled part, a height (h, w) uint16 centimetres."""
+        """Add an image (3, H, W) uint8 and, but in the unlabelled part, heights or labels (h, w) uint16."""
         self._pending.append(chip)
         if len(self._pending) == SHARD_CHIPS:
             self.flush()

@@ -27,6 +27,8 @@ DEFAULT_MODEL = "canopy-small"
 
 Family = Literal["dpt", "chmv1", "chmv2", "depth-any-canopy", "encoder"]
 """Kind of network: our own height model, a public one, or an encoder alone."""
+Decode = Literal["median", "mean"]
+"""How a height is read off the distribution over bins."""
 LIBRARY_FAMILIES = ("chmv2", "depth-any-canopy")
 """Families that the transformers library runs."""
 Weights = dict[str, np.ndarray]
@@ -134,6 +136,9 @@ class Card(_Frozen):
     """Shape of the network."""
     head: HeightHead = HeightHead()
     """Height bins."""
+    decode: Decode = "mean"
+    """How the map's height is read off the bins' distribution; cards written before the median have none, and mean
+    the mean."""
     bands: tuple[str, ...] = ("red", "green", "blue")
     """Bands of the image, in order."""
     gsd_m: Gsd

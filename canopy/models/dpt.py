@@ -19,6 +19,8 @@ from canopy.models.network import MULTIPLE_PX, HeightNet
 
 ENCODER = "dpt.encoder.model."
 """Prefix of the encoder's weights."""
+DETAIL = "detail."
+"""Prefix of the detail network's weights."""
 
 
 class DPTHeights(HeightNet):
@@ -35,7 +37,7 @@ class DPTHeights(HeightNet):
 
     def __init__(self, card: Card, drop_path: float = 0.0) -> None:
         super().__init__(card, MULTIPLE_PX)
-        self._frozen = False
+        self._frozen = self._detail_frozen = self._fixed_statistics = False
         arch = card.architecture
         self._normed, self._enlarge = arch.normed, arch.enlarge
         encoder_args: dict[str, Any] = {
@@ -73,6 +75,7 @@ class DPTHeights(HeightNet):
             nn.Conv2d(fused, width, 3, padding=1), *norm, nn.GELU(), nn.Conv2d(width, card.head.bins, 1)
         )
         self.bins = HeightBins(card.head.bins, card.head.max_m, card.head.spacing)
+        self.decode = card.decode
 
     def forward(self, image: Tensor, taps: Tensor | None = None) -> Tensor:
         """Return logits over height bins.
@@ -99,16 +102,33 @@ class DPTHeights(HeightNet):
         self.dpt.encoder.requires_grad_(False).eval()
         self._frozen = True
 
+    def freeze_detail(self) -> None:
+        """Keep the detail network, if there is one, as it is: no gradients, and eval mode."""
+        if self.detail is not None:
+            self.detail.requires_grad_(False).eval()
+        self._detail_frozen = True
+
+    def fix_statistics(self) -> None:
+        """Keep the statistics of batch normalisation as they are; its scales and offsets still learn."""
+        self._fixed_statistics = True
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all but a frozen encoder."""
+        """Set the mode of all but frozen parts and normalisation of fixed statistics."""
         super().train(mode)
         if self._frozen:
             self.dpt.encoder.eval()
+        if self._detail_frozen and self.detail is not None:
+            self.detail.eval()
+        if self._fixed_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self
 
     def whole_height_m(self, image: Tensor) -> Tensor:
         """Return heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
-        return self.decoded(image, lambda logits: self.bins.height_m(logits)[:, None])[:, 0]
+        return self.decoded(image, lambda logits: self.bins.decoded_m(logits, self.decode)[:, None])[:, 0]
 
     def decoded(self, image: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
         """Decode the logits of an image of any size.

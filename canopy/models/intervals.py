@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from canopy.models.bundle import HeightIntervals
+from canopy.models.bundle import Decode, HeightIntervals
 
 Floats = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
@@ -58,8 +58,8 @@ class CoverageByHeight(Coverage):
 class Bins(Protocol):
     """A distribution over heights."""
 
-    def height_m(self, logits: Tensor) -> Tensor:
-        """Return the expected height: (B, bins, H, W) logits to (B, H, W) metres."""
+    def decoded_m(self, logits: Tensor, decode: Decode) -> Tensor:
+        """Return the median or the mean height: (B, bins, H, W) logits to (B, H, W) metres."""
         ...
 
     def quantiles_m(self, logits: Tensor, levels: Sequence[float]) -> Tensor:
@@ -67,25 +67,31 @@ class Bins(Protocol):
         ...
 
 
-def raw_interval_m(bins: Bins, logits: Tensor) -> Tensor:
+def raw_interval_m(bins: Bins, logits: Tensor, decode: Decode = "mean") -> Tensor:
     """Return height and the quantiles of its bins: (B, bins, H, W) logits to (B, 3, H, W) metres."""
-    return torch.cat([bins.height_m(logits)[:, None], bins.quantiles_m(logits, LEVELS)], dim=1)
+    return torch.cat([bins.decoded_m(logits, decode)[:, None], bins.quantiles_m(logits, LEVELS)], dim=1)
 
 
-def interval_m(bins: Bins, intervals: HeightIntervals, logits: Tensor) -> Tensor:
+def interval_m(
+    bins: Bins, intervals: HeightIntervals, logits: Tensor, fitted: Decode = "mean", decode: Decode | None = None
+) -> Tensor:
     """Return height and its calibrated interval.
 
     Args:
         bins: Height bins of the network.
         intervals: Calibration of the interval.
         logits: (B, bins, H, W) unnormalised log-probabilities.
+        fitted: How the heights were decoded by which the offsets were fitted.
+        decode: How the height is decoded; as `fitted` if None. The ends stay those of the calibration.
 
     Returns:
         (B, 3, H, W) metres: height, low and high, with low <= height <= high.
     """
-    height, low, high = raw_interval_m(bins, logits).unbind(dim=1)
+    height, low, high = raw_interval_m(bins, logits, fitted).unbind(dim=1)
     low = low - _interpolate(height, intervals.height_m, intervals.lower_m)
     high = high + _interpolate(height, intervals.height_m, intervals.upper_m)
+    if decode not in (None, fitted):
+        height = bins.decoded_m(logits, decode)
     # An end drawn in may pass the height itself, and a low end may pass the ground.
     return torch.stack([height, torch.minimum(low, height).clamp_min(0), torch.maximum(high, height)], dim=1)
 

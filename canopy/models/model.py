@@ -10,12 +10,12 @@ from torch import Tensor
 
 from canopy.errors import ModelError, one_line
 from canopy.models.backends import Backend, pick_backend
-from canopy.models.bundle import DEFAULT_MODEL, Card, find_bundle, read_bundle
+from canopy.models.bundle import DEFAULT_MODEL, Card, Decode, find_bundle, read_bundle
 from canopy.models.dpt import DPTHeights
 from canopy.models.families import build_net
 from canopy.models.intervals import interval_m
 from canopy.models.network import MULTIPLE_PX, HeightNet
-from canopy.models.options import check_backend, check_device
+from canopy.models.options import check_backend, check_decode, check_device
 from canopy.models.public.conversion import is_published, read_published
 from canopy.models.weights import count_weights, load_weights, require_size
 
@@ -56,18 +56,25 @@ class CanopyModel:
         sha256: SHA-256 of the bundle's file.
         device: Device on which the model runs.
         backend: Name of the backend and type of the device; another backend may compute other bits.
+        backend_option: Name by which that backend is requested.
         chip_by_chip: Whether a chip's bits depend on no other chip of its batch, nor on their number.
+        parallel: Whether two threads may gain by calling at the same time.
+        decode: How heights are read off the bins: ``median`` or ``mean``; None for a family without such a choice.
     """
 
     def __init__(self, card: Card, net: HeightNet, sha256: str, device: torch.device, backend: Backend) -> None:
         self.card, self.sha256, self.device = card, sha256, device
         self.backend = f"{backend.name} on {device.type}"
         self.chip_by_chip = backend.chip_by_chip
-        self._net = net.to(device).to(memory_format=backend.memory_format).eval().requires_grad_(False)
+        self.backend_option, self.parallel = backend.option, backend.parallel
+        self._net = backend.prepare(net.to(device).eval().requires_grad_(False))
+        self.decode: Decode | None = net.decode if isinstance(net, DPTHeights) else None
+        # A compiled function is stored by its name: another decoder than the card's is another function.
+        suffix = f"-{self.decode}" if self.decode not in (None, card.decode) else ""
         # Each function is compiled alone and at its first call: a map needs one or two of the three.
-        self._heights = backend.accelerate(self._net.height_m, "heights")
+        self._heights = backend.accelerate(self._net.height_m, f"heights{suffix}")
         self._tokens = backend.accelerate(self._net.tokens, "tokens")
-        self._interval = backend.accelerate(self._net_interval, "interval")
+        self._interval = backend.accelerate(self._net_interval, f"interval{suffix}")
 
     def __repr__(self) -> str:
         card = self.card
@@ -125,7 +132,8 @@ class CanopyModel:
         intervals = self.card.intervals
         if intervals is None or not isinstance(self._net, DPTHeights):
             raise ModelError(f"model {self.card.name} has no calibrated interval: map without --uncertainty")
-        return self._net.decoded(image, partial(interval_m, self._net.bins, intervals))
+        decode = partial(interval_m, self._net.bins, intervals, fitted=self.card.decode, decode=self._net.decode)
+        return self._net.decoded(image, decode)
 
     def _checked(self, image: Tensor) -> Tensor:
         """Return an image on the model's device, or raise where no height can come of it."""
@@ -142,28 +150,39 @@ class CanopyModel:
         return image.to(self.device, torch.float32)
 
 
-def load_model(model: str | Path = DEFAULT_MODEL, device: str = "auto", backend: str = "auto") -> CanopyModel:
+def load_model(
+    model: str | Path = DEFAULT_MODEL, device: str = "auto", backend: str = "auto", decode: Decode | None = None
+) -> CanopyModel:
     """Read a model.
 
     Args:
         model: Name of a bundled or fetched model, path of a bundle, or path of a publisher's unconverted checkpoint.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (untested).
         backend: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``: see `canopy.models.backends`.
+        decode: ``median`` or ``mean`` of the height bins, in place of the card's choice.
 
     Raises:
-        ModelError: No such model, a damaged one, weights that do not fit its card, no such device, or a backend that
-            cannot run it.
+        ModelError: No such model, a damaged one, weights that do not fit its card, no such device, a backend that
+            cannot run it, or a decoder for a model without bins of ours.
     """
     # From cheap to dear: names, then the file, then shapes alone, then memory for the network, then one small image.
     check_device(device)
     check_backend(backend, device)
+    check_decode(decode)
     path = find_bundle(model)
     bundle = read_published(path) if is_published(path) else read_bundle(path)
     if bundle.card.family == "encoder":
         raise ModelError(f"{path} is an encoder alone: a height model, which canopy train makes of one, is expected")
+    if decode is not None and bundle.card.family != "dpt":
+        raise ModelError(
+            f"{bundle.card.name} of the family {bundle.card.family} decodes heights as its publisher does: "
+            "leave --decode out"
+        )
     require_size(lambda: build_net(bundle.card), count_weights(bundle.weights), path)
     net = build_net(bundle.card)
     load_weights(net, bundle.weights, path)
+    if decode is not None and isinstance(net, DPTHeights):
+        net.decode = decode
     _require_heights(net, path)
     chosen = pick_device(device)
     return CanopyModel(

@@ -1,13 +1,14 @@
-"""Names of devices and backends, checked without torch, so that a typo costs no seconds."""
+"""Names of devices, backends and decoders, checked without torch, so that a typo costs no seconds."""
 
 import re
 
 from canopy.errors import ModelError
 
-BACKENDS = ("auto", "eager", "compile", "openvino", "bf16")
+BACKENDS = ("auto", "eager", "compile", "openvino", "openvino-bf16", "bf16", "int8")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-REQUIRED_DEVICE = {"openvino": "cpu", "bf16": "cuda"}
-"""Device that a backend runs on, where it runs on one alone."""
+DECODERS = ("median", "mean")
+REQUIRED_DEVICES = {"openvino": ("cpu",), "openvino-bf16": ("cpu",), "int8": ("cpu",), "bf16": ("cpu", "cuda")}
+"""Devices that a backend runs on, where it does not run on all."""
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps)(:\d{1,2})?")
 
 
@@ -34,6 +35,17 @@ def check_backend(backend: str, device: str = "auto") -> None:
     if backend not in BACKENDS:
         raise ModelError(f"no backend {backend!r}: {', '.join(BACKENDS)} expected")
     kind = device.partition(":")[0]
-    required = REQUIRED_DEVICE.get(backend, kind)
-    if kind not in ("auto", required):
-        raise ModelError(f"the {backend} backend runs on {required}, not on {kind}: use auto, or --device {required}")
+    required = REQUIRED_DEVICES.get(backend, (kind,))
+    if kind not in ("auto", *required):
+        devices = " or ".join(required)
+        raise ModelError(f"the {backend} backend runs on {devices}, not on {kind}: use auto, or --device {required[0]}")
+
+
+def check_decode(decode: str | None) -> None:
+    """Refuse a name that is no decoder of height bins; None stands for the card's choice.
+
+    Raises:
+        ModelError: The name is none of `DECODERS`.
+    """
+    if decode not in (None, *DECODERS):
+        raise ModelError(f"no decoder {decode!r}: {' or '.join(DECODERS)} expected")

@@ -122,6 +122,9 @@ class Job:
             "imagery": self.source.fingerprint(),
             "version": __version__,
         }
+        decode = getattr(self.model, "decode", None)
+        if decode not in (None, self.model.card.decode):
+            parts["decode"] = decode
         if self.extras:
             parts["extras"] = repr(self.extras.identity)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from canopy.config import Config
-from canopy.models.bundle import Architecture, ChipSide, Gsd, HeightHead, ModelName, Positive
+from canopy.models.bundle import Architecture, ChipSide, Decode, Gsd, HeightHead, ModelName, Positive
 
 
 class StepConfig(Config):
@@ -78,12 +78,18 @@ class LossWeights(Config):
     silog: Weight = 0.0
     l1: Weight = 0.0
     patch_gradient: Weight = 0.0
+    bare: Weight = 1.0
+    far: Weight = 1.0
+    trees: Weight = 1.0
+    stems: Weight = 0.5
+    """Terms of weak labels (`canopy.training.weak_losses`); without chips of weak labels they are never computed."""
     shift_cells: int = Field(default=0, ge=0, le=2)
     """Cells by which a chip's heights may move to where they fit the prediction best: for imperfect registration."""
 
     @model_validator(mode="after")
     def _any(self) -> "LossWeights":
-        terms = [getattr(self, name) for name in type(self).model_fields if name != "shift_cells"]
+        others = ("shift_cells", "bare", "far", "trees", "stems")
+        terms = [getattr(self, name) for name in type(self).model_fields if name not in others]
         if not any(isinstance(term, Ramp) or term > 0 for term in terms):
             raise ValueError("every loss term is 0")
         return self
@@ -95,6 +101,8 @@ class StoreConfig(Config):
     path: Path
     exclude: tuple[str, ...] = ()
     """Sources of the store that are left out."""
+    held_out_sites: tuple[str, ...] = ()
+    """Sites that are held out whole, whatever the store's own split says: so one store serves every fold."""
     short: float = Field(default=0.1, ge=0, le=0.5)
     """Least share of a batch that is drawn in proportion to a chip's cells below 1 m."""
     tall: float = Field(default=0.15, ge=0, le=0.5)
@@ -110,6 +118,10 @@ class StoreConfig(Config):
     shares: dict[str, float] = Field(default_factory=dict)
     """Prefix of sources and of synthetic scenes -> share of the training chips, in place of the store's weights and of
     `short` and `tall`. Scenes that fit no prefix are left out."""
+
+    weak_shares: dict[str, float] = Field(default_factory=dict)
+    """Prefix of sources -> share of the chips with weak labels, in place of the store's weights, by which each place
+    counts once. Sources that fit no prefix are left out."""
 
     @model_validator(mode="after")
     def _synthetic_scenes_have_a_share(self) -> "StoreConfig":
@@ -153,13 +165,21 @@ class TrainConfig(Config):
     """Factor on the encoder's learning rate; 0 keeps the encoder frozen."""
     detail_weights: Path | None = None
     """State dict of a classifier (torch file) from which the detail network starts; random if None."""
+    detail_rate: float = Field(default=1.0, ge=0, le=1)
+    """Factor on the detail network's learning rate; 0 keeps it frozen."""
+    fix_statistics: bool = False
+    """Whether normalisation keeps its statistics: for training that starts from a whole model (`start`)."""
     head: HeightHead = HeightHead()
+    decode: Decode = "median"
+    """How the model's maps read a height off the bins: their ``median`` or their ``mean``."""
     gsd_m: Gsd = 0.5
     chip_px: ChipSide = 256
     """Side of the chips that the model will map."""
     crop_px: int | None = Field(default=None, gt=0, multiple_of=32)
     """Side of the chips that the model learns from, where it differs from `chip_px`."""
     batch: int = Field(default=8, gt=0)
+    weak_batch: int = Field(default=0, ge=0)
+    """Chips with weak labels in a batch, in addition to `batch`; they come from the store's weak part."""
     drop_path: float = 0.1
     zoom: float = Field(default=1.25, ge=1)
     """Chips are drawn at up to this factor finer or coarser than the model's GSD."""
@@ -180,6 +200,14 @@ class TrainConfig(Config):
         """How training chips are drawn and changed."""
         side_px = self.crop_px or self.chip_px
         return Augmentation(side_px, zoom=self.zoom, colour=self.colour, shadows=self.shadows, mix=self.mix)
+
+    @model_validator(mode="after")
+    def _fits_a_pool(self) -> "TrainConfig":
+        if self.pool and self.weak_batch:
+            raise ValueError("a pool has no chips with weak labels: leave pool or weak_batch out")
+        if self.fix_statistics and not self.start:
+            raise ValueError("fix_statistics keeps the statistics of a trained model: name it as start")
+        return self
 
     @field_validator("pool")
     @classmethod

@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from canopy.dataset.scene import Scene
 from canopy.errors import ModelError, TrainingError
 from canopy.models.bundle import Card, Domain, read_bundle, read_card, save_bundle
 from canopy.models.domain import fit_domain
-from canopy.models.dpt import ENCODER, DPTHeights, load_stages
+from canopy.models.dpt import DETAIL, ENCODER, DPTHeights, load_stages
 from canopy.models.encoders import encoder_card, read_encoder, with_positions
 from canopy.models.heads import HeightBins
 from canopy.models.weights import load_weights
@@ -35,9 +36,11 @@ from canopy.training.losses import (
     silog,
 )
 from canopy.training.runs import claim_run, hold_run, report_entry
-from canopy.training.sampling import ChipBatch, ChipSampler, PoolSampler, Split, read_store
+from canopy.training.sampling import ChipBatch, ChipSampler, MixedBatch, MixedSampler, PoolSampler, Split, read_store
 from canopy.training.token_cache import TokenCache
+from canopy.training.weak_losses import WEAK_LOSSES
 from canopy.version import __version__
+from tiles.files import file_sha256
 
 DOMAIN_CHIPS = 400
 """Chips that a model's domain is measured on."""
@@ -84,6 +87,14 @@ class TrainingRecord:
     """Licence of the encoder that training starts from; empty for none."""
     encoder_frozen: bool
     """Whether the encoder's weights stay as they are."""
+    start: str = ""
+    """Name of the model from which training starts, and the beginning of its SHA-256; empty for none."""
+    weak_scenes: int = 0
+    """Number of scenes with weak labels that are trained on."""
+    weak_sites: tuple[str, ...] = ()
+    """Sites of the scenes with weak labels."""
+    weak_held_out: tuple[str, ...] = ()
+    """Sites with weak labels that are held out whole."""
 
 
 def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Report = ignore) -> Path:
@@ -103,10 +114,10 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
         OutputBusyError: Another process works on the run.
         OutputError: The run's folder cannot be written.
     """
-    with hold_run(run, config, resume=resume):
+    with hold_run(run, config, resume=resume), _flushed_denormals():
         # Order: everything that can be wrong with data, weights or room is opened before the first step, which claims
         # the folder; and the network is built from the seed before anything else draws from torch's generator.
-        split = read_store(config.store, config.batch, config.loop.seed)
+        split = read_store(config.store, config.batch, config.loop.seed, weak=config.weak_batch > 0)
         sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
         record = training_record(config, split)
         card = make_card(config, record)
@@ -118,6 +129,8 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
         if config.pool:
             tokens = TokenCache(net, run / "tokens", config.pool, sampler.augmentation.chip_px)
             batches = PoolSampler(sampler, config.pool, tokens).draw_batch
+        if split.weak is not None:
+            batches = MixedSampler.of(sampler, split.weak, config.weak_batch).draw_batch
         fit(
             net,
             partial(height_loss, weights=config.loss, steps=config.loop.steps),
@@ -128,10 +141,20 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
             evaluate=_Evaluation(run, card, record, split.test),
             report=partial(report_entry, steps=config.loop.steps, report=report),
             on_start=partial(claim_run, run, config),
-            slow=(ENCODER, config.encoder_rate),
+            factors={ENCODER: config.encoder_rate, DETAIL: config.detail_rate},
         )
         shutil.rmtree(run / "tokens", ignore_errors=True)
     return run / "best.safetensors"
+
+
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Let the processor take numbers too small to matter as 0, without which a step may take ten times as long."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def training_record(config: TrainConfig, split: Split) -> TrainingRecord:
@@ -154,7 +177,15 @@ def training_record(config: TrainConfig, split: Split) -> TrainingRecord:
         encoder=encoder.name if encoder else "",
         encoder_licence=encoder.licence if encoder else "",
         encoder_frozen=config.encoder_rate == 0,
+        start=_start_name(config.start) if config.start else "",
+        weak_scenes=len(split.weak.train) if split.weak else 0,
+        weak_sites=split.weak.sites if split.weak else (),
+        weak_held_out=split.weak.held_out if split.weak else (),
     )
+
+
+def _start_name(path: Path) -> str:
+    return f"{read_card(path).name} {file_sha256(path)[:12]}"
 
 
 def _hectares(scenes: Sequence[Scene]) -> float:
@@ -167,6 +198,7 @@ def make_card(config: TrainConfig, record: TrainingRecord) -> Card:
         name=config.name,
         architecture=config.architecture,
         head=config.head,
+        decode=config.decode,
         gsd_m=config.gsd_m,
         chip_px=config.chip_px,
         mean=config.mean,
@@ -221,6 +253,10 @@ def start_net(config: TrainConfig, card: Card, split: Split) -> DPTHeights:
         take_encoder(net, card, config.encoder)
     if config.encoder_rate == 0:
         net.freeze_encoder()
+    if config.detail_rate == 0:
+        net.freeze_detail()
+    if config.fix_statistics:
+        net.fix_statistics()
     return net
 
 
@@ -278,19 +314,29 @@ def height_loss(net: nn.Module, batch: ChipBatch, step: int, weights: LossWeight
 
     Args:
         net: Network with `bins` that ends in logits over them.
-        batch: Images, heights and, of a pool, tokens.
+        batch: Images, heights and, of a pool, tokens; or such chips and chips with weak labels.
         step: Number of the step.
         weights: Weight of each term, constant or a ramp.
         steps: Steps of the whole run, over which ramps extend.
     """
     device = next(net.parameters()).device
-    image, height_m, *taps = (part.to(device, non_blocking=True) for part in batch)
-    logits = net(image, *taps)
     bins = cast(HeightBins, net.bins)
+    terms: dict[str, Callable[[], Tensor]] = {}
+    if isinstance(batch, MixedBatch):
+        # One pass of all chips: normalisation, where it follows the batch, sees both kinds of ground.
+        count = len(batch.measured[0])
+        image, labels = (part.to(device, non_blocking=True) for part in batch.weak)
+        logits = net(torch.cat([batch.measured[0].to(device, non_blocking=True), image]))
+        logits, weak_logits = logits[:count], logits[count:]
+        height_m = batch.measured[1].to(device, non_blocking=True)
+        terms = {name: partial(loss, weak_logits, labels, bins) for name, loss in WEAK_LOSSES.items()}
+    else:
+        image, height_m, *taps = (part.to(device, non_blocking=True) for part in batch)
+        logits = net(image, *taps)
     pred_m = bins.height_m(logits)
     height_m = best_shift(pred_m, height_m, weights.shift_cells)
     valid = ~torch.isnan(height_m)
-    terms: dict[str, Callable[[], Tensor]] = {
+    terms |= {
         "histogram": lambda: histogram_loss(logits, height_m, valid, bins),
         **{name: partial(loss, pred_m, height_m, valid) for name, loss in HEIGHT_LOSSES.items()},
     }
@@ -327,7 +373,10 @@ class _Evaluation:
 
     def __call__(self, net: nn.Module, step: int) -> LogEntry:
         assert isinstance(net, DPTHeights)
-        predictions = [ScenePrediction(scene, predict_scene(net, scene, self._card.chip_px)) for scene in self._test]
+        predictions = [
+            ScenePrediction(scene, predict_scene(net, scene, self._card.chip_px, self._card.decode))
+            for scene in self._test
+        ]
         groups = score(predictions)
         metrics = {name: group.to_json() for name, group in groups.items()}
         held_out = held_out_intervals(predictions)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from canopy.dataset.scene import Scene
 from canopy.evaluation import Heights, height_metrics
 from canopy.evaluation.metrics import Scores
-from canopy.models.bundle import HeightIntervals
+from canopy.models.bundle import Decode, HeightIntervals
 from canopy.models.heads import HeightBins
 from canopy.models.intervals import (
     FEWEST_CELLS,
@@ -81,13 +81,14 @@ def _group_scores(members: Sequence[ScenePrediction]) -> GroupScores:
 
 
 @torch.inference_mode()
-def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
+def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256, decode: Decode = "mean") -> Heights:
     """Predict height and raw 90 % interval of a scene at its own cells, mirrored out to whole chips.
 
     Args:
         net: Network in eval mode.
         scene: Image and heights.
         chip_px: Side of a chip, pixels.
+        decode: How heights are read off the bins.
 
     Returns:
         (3, H, W) float32 metres.
@@ -103,7 +104,7 @@ def predict_scene(net: BinNet, scene: Scene, chip_px: int = 256) -> Heights:
     for row in starts[0]:
         for col in starts[1]:
             chip = torch.from_numpy(padded[:, row : row + chip_px, col : col + chip_px]).float().div(255)
-            chip_m = raw_interval_m(net.bins, net(chip[None].to(device)))[0].cpu().numpy()
+            chip_m = raw_interval_m(net.bins, net(chip[None].to(device)), decode)[0].cpu().numpy()
             where = np.s_[row // 2 : (row + chip_px) // 2, col // 2 : (col + chip_px) // 2]
             total[:, *where] += chip_m
             count[where] += 1

@@ -7,10 +7,11 @@ a resumed run sees what an uninterrupted one sees, and ends at the same bits. Th
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -29,6 +30,8 @@ Sample = TypeVar("Sample", contravariant=True)
 Loss = Callable[[nn.Module, Batch, int], Tensor]
 Evaluate = Callable[[nn.Module, int], LogEntry]
 """Judges an averaged network after a step, and returns what the log says of it."""
+NO_FACTORS: Mapping[str, float] = MappingProxyType({})
+"""Every parameter learns at the loop's own rate."""
 MAX_SKIPPED = 10
 """Steps in a row that may be skipped for their gradients before a run stops."""
 
@@ -75,15 +78,15 @@ class Supervised(Generic[Batch]):
         net: Network, trained in place.
         loss: Scalar loss of the network on a batch at a step.
         config: Rates and decays.
-        slow: Prefix of the names of parameters with a rate of their own, and the factor on that rate.
+        factors: Prefix of the names of parameters with a rate of their own -> factor on that rate.
     """
 
     def __init__(
-        self, net: nn.Module, loss: Loss[Batch], config: LoopConfig, slow: tuple[str, float] = ("", 1.0)
+        self, net: nn.Module, loss: Loss[Batch], config: LoopConfig, factors: Mapping[str, float] = NO_FACTORS
     ) -> None:
         self.net, self.average = net, frozen_copy(net)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            list(_groups(net, config.weight_decay, *slow)), lr=config.lr, betas=config.betas
+            list(_groups(net, config.weight_decay, factors)), lr=config.lr, betas=config.betas
         )
         self._loss, self._config = loss, config
 
@@ -120,7 +123,7 @@ def fit(
     evaluate: Evaluate,
     report: Callable[[LogEntry], None],
     on_start: Callable[[], None] = lambda: None,
-    slow: tuple[str, float] = ("", 1.0),
+    factors: Mapping[str, float] = NO_FACTORS,
 ) -> nn.Module:
     """Train a network and return the moving average of its weights.
 
@@ -134,7 +137,7 @@ def fit(
         evaluate: Function that is called with the averaged network every `evaluate_every` steps and at the end.
         report: Function that is called with every line of the log.
         on_start: Function that is called once, when the first step is taken and before anything is written.
-        slow: Prefix of the names of parameters with a rate of their own, and the factor on that rate.
+        factors: Prefix of the names of parameters with a rate of their own -> factor on that rate.
 
     Returns:
         The averaged network, in eval mode.
@@ -143,7 +146,7 @@ def fit(
         TrainingError: The loss or the weights are not finite, gradients stay so, or the checkpoint does not fit.
         OutputError: The run's folder cannot be written.
     """
-    learner = Supervised(net, loss, config, slow)
+    learner = Supervised(net, loss, config, factors)
     return fit_learner(
         learner, batches, config, run, resume=resume, evaluate=evaluate, report=report, on_start=on_start
     )
@@ -267,20 +270,25 @@ def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: S
     return StepOutcome(loss, float(norm), taken)
 
 
-def _groups(net: nn.Module, weight_decay: float, prefix: str, factor: float) -> Iterator[dict[str, Any]]:
-    """Yield parameter groups with weight decay on matrices only, and the factor on the rate of a prefix.
+def _groups(net: nn.Module, weight_decay: float, factors: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """Yield parameter groups with weight decay on matrices only, and the factors on the rates of prefixes.
 
     Biases, norms, LayerScale and position embeddings have no decay: it would pull them from where they belong.
     """
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     # The order of the groups is that of a checkpoint's optimizer state.
-    for scale in sorted({1.0, factor}):
-        members = [(name, p) for name, p in named if (factor if name.startswith(prefix) else 1.0) == scale]
+    for scale in sorted({1.0, *factors.values()}):
+        members = [(name, p) for name, p in named if _factor(name, factors) == scale]
         spared = [p for name, p in members if _is_spared(name, p)]
         decayed = [p for name, p in members if not _is_spared(name, p)]
         for parameters, decay in ((decayed, weight_decay), (spared, 0.0)):
             if parameters:
                 yield {"params": parameters, "weight_decay": decay, "scale": scale}
+
+
+def _factor(name: str, factors: Mapping[str, float]) -> float:
+    """Return the factor of the first prefix that a parameter's name begins with; 1 if none."""
+    return next((factor for prefix, factor in factors.items() if name.startswith(prefix)), 1.0)
 
 
 def _is_spared(name: str, parameter: nn.Parameter) -> bool:

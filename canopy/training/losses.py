@@ -32,18 +32,18 @@ def histogram_loss(logits: Tensor, height_m: Tensor, valid: Tensor, bins: Height
     # part of the Gaussian lies below the ground or above the last bin: normalised, the target still sums to 1
     target = mass / mass.sum(dim=1, keepdim=True).clamp_min(1e-6)
     entropy = -(target * logits.float().log_softmax(dim=1)).sum(dim=1)
-    return _mean(entropy, valid)
+    return masked_mean(entropy, valid)
 
 
 def charbonnier(pred_m: Tensor, height_m: Tensor, valid: Tensor, epsilon_m: float = 0.1) -> Tensor:
     """Return the smooth absolute error, sqrt(d^2 + e^2) - e (Charbonnier et al. 1994), metres, over (B, H, W)."""
     difference = torch.where(valid, pred_m - height_m, 0.0)
-    return _mean((difference.square() + epsilon_m**2).sqrt() - epsilon_m, valid)
+    return masked_mean((difference.square() + epsilon_m**2).sqrt() - epsilon_m, valid)
 
 
 def absolute(pred_m: Tensor, height_m: Tensor, valid: Tensor) -> Tensor:
     """Return the mean absolute error (L1), metres, over (B, H, W)."""
-    return _mean(torch.where(valid, pred_m - height_m, 0.0).abs(), valid)
+    return masked_mean(torch.where(valid, pred_m - height_m, 0.0).abs(), valid)
 
 
 def silog(pred_m: Tensor, height_m: Tensor, valid: Tensor, lam: float = 0.85) -> Tensor:
@@ -53,9 +53,9 @@ def silog(pred_m: Tensor, height_m: Tensor, valid: Tensor, lam: float = 0.85) ->
     wrong pattern much. CHMv1 and CHMv2 start from it.
     """
     g = torch.where(valid, _log(pred_m) - _log(torch.where(valid, height_m, 0.0)), 0.0)
-    mean = _mean(g, valid)
+    mean = masked_mean(g, valid)
     # mean(g^2) - lam mean(g)^2 = var(g) + (1 - lam) mean(g)^2; the floor keeps the root's gradient finite at 0
-    return (_mean(g.square(), valid) - lam * mean.square()).clamp_min(1e-8).sqrt()
+    return (masked_mean(g.square(), valid) - lam * mean.square()).clamp_min(1e-8).sqrt()
 
 
 def patch_gradient(pred_m: Tensor, height_m: Tensor, valid: Tensor, scales: int = 3) -> Tensor:
@@ -78,11 +78,11 @@ def patch_gradient(pred_m: Tensor, height_m: Tensor, valid: Tensor, scales: int 
         slope, true_slope = _sobel(log_pred), _sobel(log_truth)
         steepness = slope.square().sum(dim=1, keepdim=True).add(1e-8).sqrt()
         true_steepness = true_slope.square().sum(dim=1, keepdim=True).add(1e-8).sqrt()
-        total = total + _mean((steepness - true_steepness).abs(), inside)
+        total = total + masked_mean((steepness - true_steepness).abs(), inside)
         for side in (3, 5):
-            total = total + _mean((_range(log_pred, side) - _range(log_truth, side)).abs(), inside)
+            total = total + masked_mean((_range(log_pred, side) - _range(log_truth, side)).abs(), inside)
         cosine = (slope * true_slope).sum(dim=1, keepdim=True) / (steepness * true_steepness)
-        total = total + _mean(1 - cosine, inside & (true_steepness > FLAT))
+        total = total + masked_mean(1 - cosine, inside & (true_steepness > FLAT))
     return total / scales
 
 
@@ -157,6 +157,6 @@ def _range(image: Tensor, side: int) -> Tensor:
     return F.max_pool2d(padded, side, stride=1) + F.max_pool2d(-padded, side, stride=1)
 
 
-def _mean(values: Tensor, valid: Tensor) -> Tensor:
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Return the mean over valid cells; 0 where no cell is valid."""
     return torch.where(valid, values, 0.0).sum() / valid.sum().clamp_min(1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from canopy.dataset.scene import Scene
-from canopy.dataset.store import CategoryBatches, ChipCorner, ChipStore, longest_prefix
+from canopy.dataset.store import CategoryBatches, ChipCorner, ChipStore, has_part, longest_prefix, read_index
 from canopy.errors import TrainingError
 from canopy.training.augmentation import (
     ChipTensors,
@@ -24,10 +24,22 @@ from canopy.training.augmentation import (
 from canopy.training.config import Augmentation, StoreConfig
 from canopy.training.token_cache import TokenCache
 
-ChipBatch = ChipTensors | tuple[Tensor, Tensor, Tensor]
-"""Chips stacked along a first dimension; those of a pool with their tokens (taps, B, C, h, w)."""
 SceneBatches = Callable[[int], NDArray[np.int64]]
 """Training scenes of a batch, as positions in `Split.train`, by the batch's number."""
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """Chips with heights and chips with weak labels."""
+
+    measured: ChipTensors
+    """image (B, 3, H, W) and height_m (B, H / 2, W / 2)."""
+    weak: ChipTensors
+    """image (b, 3, H, W) and labels (b, H / 2, W / 2)."""
+
+
+ChipBatch = ChipTensors | tuple[Tensor, Tensor, Tensor] | MixedBatch
+"""Chips stacked along a first dimension; those of a pool with their tokens (taps, B, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,25 @@ class Split:
     """Licences of the data, with credits."""
     batches: SceneBatches | None = None
     """Training scenes of each batch, in place of chances."""
+    weak: "WeakSplit | None" = None
+    """Scenes with weak labels to train on, if they are asked for."""
 
 
-def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
+@dataclass(frozen=True)
+class WeakSplit:
+    """Scenes with weak labels to train on."""
+
+    train: tuple[Scene, ...]
+    """Scenes to train on; their heights are labels of `canopy.evaluation.weak_ground`."""
+    chances: NDArray[np.float64]
+    """(n,) chance of each scene to be drawn for a chip."""
+    held_out: tuple[str, ...]
+    """Sites with weak labels that are held out whole."""
+    sites: tuple[str, ...]
+    """Sites of the scenes to train on."""
+
+
+def read_store(config: StoreConfig, batch: int, seed: int, *, weak: bool = False) -> Split:
     """Read the chips of a chip store as scenes: its own split, and batches that each have short and tall trees.
 
     Where test chips overlap, the later one's heights become unknown, so that no ground counts twice.
@@ -57,6 +85,7 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
         config: Store, and shares that every batch must have.
         batch: Chips in a batch.
         seed: Seed of the batches.
+        weak: Whether the chips with weak labels are read too.
 
     Raises:
         DatasetError: No chip store, or one without training chips.
@@ -67,7 +96,7 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
     if round(cell_m / gsd_m, 6) != 2:
         raise TrainingError(f"{config.path}: cells of {cell_m:g} m over pixels of {gsd_m:g} m; half of a cell expected")
     included = np.array([source not in config.exclude for source in store.column("source")])
-    train_rows, test_rows = (rows[included[rows]] for rows in (store.rows("train"), store.rows("test")))
+    train_rows, test_rows = (rows[included[rows]] for rows in _sides(store, config))
     scenes = tuple(_stored_scene(store, row) for row in train_rows)
     test = tuple(_without_overlap([(_stored_scene(store, row), store.corner(row)) for row in test_rows]))
     batches: SceneBatches | None = None
@@ -81,14 +110,78 @@ def read_store(config: StoreConfig, batch: int, seed: int) -> Split:
     used = np.concatenate([train_rows, test_rows])
     credits = zip(store.column("licence")[used], store.column("credit")[used], strict=True)
     licences = {f"{licence}: {credit}" for licence, credit in credits}
+    weak_split, weak_licences = _read_weak(config) if weak else (None, set())
     return Split(
         train=scenes,
         test=test,
         chances=chances,
-        sha256=_digest((*scenes, *test)),
-        licences=tuple(sorted({*licences, *config.synthetic_licences})),
+        sha256=_digest((*scenes, *test, *(weak_split.train if weak_split else ()))),
+        licences=tuple(sorted({*licences, *weak_licences, *config.synthetic_licences})),
         batches=batches,
+        weak=weak_split,
     )
+
+
+def _sides(store: ChipStore, config: StoreConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of a store's part to train on and the rows held out: by its split, and by whole sites.
+
+    Raises:
+        TrainingError: A site that is to be held out is none of the store's.
+    """
+    if missing := sorted(
+        set(config.held_out_sites) - {str(site) for site in read_index(config.path)["site"].to_pylist()}
+    ):
+        raise TrainingError(f"{config.path} has no site {missing[0]}, which store.held_out_sites names")
+    whole = np.isin(store.column("site").astype(str), config.held_out_sites)
+    train, test = store.rows("train"), store.rows("test")
+    return train[~whole[train]], np.sort(np.concatenate([test[~whole[test]], np.flatnonzero(whole)]))
+
+
+def _read_weak(config: StoreConfig) -> tuple[WeakSplit, set[str]]:
+    """Return the training scenes with weak labels, and their licences with credits.
+
+    Raises:
+        DatasetError: The store has no weak part.
+        TrainingError: None of its chips is left to train on.
+    """
+    if not has_part(config.path, "weak"):
+        raise TrainingError(
+            f"{config.path} has no chips with weak labels: add a source of the kind weak, or set weak_batch 0"
+        )
+    store = ChipStore.open(config.path, "weak")
+    sources, sites = store.column("source"), store.column("site")
+    train_rows, test_rows = _sides(store, config)
+    rows = [int(row) for row in train_rows if _takes_part(str(sources[row]), config)]
+    if not rows:
+        raise TrainingError(f"{config.path}: no chip with weak labels to train on: check store.weak_shares and splits")
+    scenes = tuple(_weak_scene(store, row) for row in rows)
+    if config.weak_shares:
+        scenes = tuple(replace(scene, group=longest_prefix(scene.group, config.weak_shares) or "") for scene in scenes)
+        chances = _chances(scenes, config.weak_shares)
+    else:
+        weights = store.column("weight")[rows].astype(np.float64)
+        chances = weights / weights.sum()
+    credits = zip(store.column("licence")[rows], store.column("credit")[rows], strict=True)
+    held_out = {str(sites[row]) for row in test_rows}
+    return WeakSplit(scenes, chances, tuple(sorted(held_out)), tuple(sorted({str(sites[row]) for row in rows}))), {
+        f"{licence}: {credit}" for licence, credit in credits
+    }
+
+
+def _takes_part(source: str, config: StoreConfig) -> bool:
+    """Return whether the weak chips of a source are trained on."""
+    has_share = not config.weak_shares or longest_prefix(source, config.weak_shares) is not None
+    return has_share and source not in config.exclude
+
+
+def _weak_scene(store: ChipStore, row: int) -> Scene:
+    """Return a chip with weak labels as a scene whose heights are the labels, without the border that mirrors it."""
+    record = store[row].record
+    assert record.real_rows is not None and record.real_cols is not None
+    rows, cols = record.real_rows // 2, record.real_cols // 2
+    image = np.ascontiguousarray(store.images([row])[0, :, : 2 * rows, : 2 * cols])
+    labels = np.ascontiguousarray(store.labels([row])[0, :rows, :cols])
+    return Scene(record.chip, record.source, image, labels, float(store.attributes["height_cell_m"]))
 
 
 def _scenes_with_share(config: StoreConfig, stored: Sequence[Scene]) -> tuple[Scene, ...]:
@@ -219,6 +312,29 @@ class ChipSampler:
         if augmentation.colour > 0:
             image = jitter_colour(jitter_sharpness(image, generator), generator, augmentation.colour)
         return image, height
+
+
+@dataclass(frozen=True)
+class MixedSampler:
+    """Batches of chips with heights and of chips with weak labels, each a function of its number alone."""
+
+    measured: ChipSampler
+    """Draws the chips with heights."""
+    weak: ChipSampler
+    """Draws the chips with weak labels."""
+
+    @classmethod
+    def of(cls, measured: ChipSampler, weak: WeakSplit, batch: int) -> "MixedSampler":
+        """Return a sampler of weak chips too, in batches of their own size.
+
+        Weak chips are never patched together: a label says what stands around it.
+        """
+        split = Split(weak.train, (), weak.chances, "")
+        return cls(measured, ChipSampler(split, replace(measured.augmentation, mix=0.0), batch, measured.seed))
+
+    def draw_batch(self, number: int) -> MixedBatch:
+        """Draw the batch of a number."""
+        return MixedBatch(self.measured.draw_batch(number), self.weak.draw_batch(number))
 
 
 @dataclass(frozen=True)

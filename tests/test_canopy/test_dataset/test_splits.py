@@ -46,12 +46,13 @@ def test_splits_are_a_chip_apart_whatever_the_ground(grounds: list[tuple[int, in
     assert [assignments[n] for n in order] == again
 
 
-def test_unlabelled_chips_of_held_out_ground_are_dropped() -> None:
+def test_unlabelled_chips_of_held_out_ground_and_sites_are_dropped() -> None:
     chips = [chip(0, 0, 40, site="held"), chip(10, 10, 40, site="x", labelled=False),
-             chip(500, 0, 40, site="held", labelled=False)]  # fmt: skip
+             chip(500, 0, 40, site="held", labelled=False), chip(900, 0, 40, site="x", labelled=False)]  # fmt: skip
     assignments = assign_splits(chips, SplitConfig(test_sites=("held",)))
-    assert [one.split for one in assignments] == ["test", "buffer", "train"]
+    assert [one.split for one in assignments] == ["test", "buffer", "buffer", "train"]
     assert assignments[1].reason == "0 m from test ground, less than one chip"
+    assert assignments[2].reason == "its site is test ground"
 
 
 def test_sites_are_held_out_whole() -> None:

@@ -155,7 +155,7 @@ def test_a_folder_without_a_store_is_an_error(tmp_path: Path, part: str) -> None
 
 
 def test_an_unknown_part_is_an_error(small_forests: Path) -> None:
-    with pytest.raises(DatasetError, match="no part 'labeled' in a chip store: labelled or unlabelled expected"):
+    with pytest.raises(DatasetError, match="no part 'labeled' in a chip store: labelled, unlabelled or weak expected"):
         ChipStore.open(small_forests / "store", "labeled")
 
 

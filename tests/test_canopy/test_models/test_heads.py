@@ -51,3 +51,20 @@ def test_chmv1_head_is_the_published_formula() -> None:
     np.testing.assert_allclose(heights, expected, rtol=1e-6)
     nothing = LinearBins(256, 100.0).height_m(torch.full((1, 256, 1, 1), -5.0))
     assert nothing.item() == pytest.approx(10 * (0.001 + 10) / 2, rel=1e-6)
+
+
+def test_the_median_is_the_height_that_half_of_the_distribution_lies_below() -> None:
+    bins = HeightBins(4, 8.0, "linear")
+    # shares .4, .3, .2, .1 of bins of 2 m: half of the mass is reached a third into the second bin
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().view(1, 4, 1, 1)
+    assert bins.median_m(logits).item() == pytest.approx(2 + 2 / 3, rel=1e-5)
+    assert bins.decoded_m(logits, "median").item() == bins.median_m(logits).item()
+    assert bins.decoded_m(logits, "mean").item() == pytest.approx(0.4 * 1 + 0.3 * 3 + 0.2 * 5 + 0.1 * 7)
+
+
+def test_a_thin_tail_of_tall_bins_lifts_the_mean_and_not_the_median() -> None:
+    bins = HeightBins(64, 70.0)
+    logits = torch.full((1, 64, 1, 1), -20.0)
+    logits[0, 0], logits[0, 40] = 2.0, 0.0
+    assert bins.height_m(logits).item() > 3
+    assert bins.median_m(logits).item() < 0.02

@@ -120,3 +120,21 @@ def test_networks_and_arrays_are_calibrated_to_the_same_values() -> None:
     calibrated = interval_m(BINS, intervals, logits())
     expected = widened(raw.transpose(0, 1).reshape(3, -1).numpy(), intervals)
     np.testing.assert_allclose(calibrated.transpose(0, 1).reshape(3, -1).numpy(), expected, atol=1e-4)
+
+
+def test_the_height_of_an_interval_is_decoded_as_asked_and_its_ends_are_those_of_the_calibration() -> None:
+    intervals = HeightIntervals(height_m=(1.0,), lower_m=(0.0,), upper_m=(0.0,))
+    ends = BINS.quantiles_m(logits(), LEVELS)
+    for decode, height in (("median", BINS.median_m(logits())), ("mean", BINS.height_m(logits()))):
+        result = interval_m(BINS, intervals, logits(), "median", decode)  # type: ignore[arg-type]
+        torch.testing.assert_close(result[:, 0], height)
+        torch.testing.assert_close(result[:, 1], torch.minimum(ends[:, 0], height))
+        torch.testing.assert_close(result[:, 2], torch.maximum(ends[:, 1], height))
+
+
+def test_offsets_belong_to_the_height_by_which_they_were_fitted() -> None:
+    median = BINS.median_m(logits())
+    intervals = HeightIntervals(height_m=(0.0, 70.0), lower_m=(0.0, 0.0), upper_m=(0.0, 70.0))
+    result = interval_m(BINS, intervals, logits(), "median", "mean")
+    high = BINS.quantiles_m(logits(), LEVELS)[:, 1] + median
+    torch.testing.assert_close(result[:, 2], torch.maximum(high, BINS.height_m(logits())))

@@ -107,3 +107,31 @@ def test_the_bundled_model_maps_images_of_any_size() -> None:
     model = load_model(backend="eager")
     assert (model.card.name, model.card.family, model.card.architecture.config) == ("canopy-small", "dpt", {})
     assert model.predict(torch.full((1, 3, 40, 72), 0.3)).shape == (1, 40, 72)
+
+
+def test_the_card_says_how_heights_are_decoded_and_a_caller_may_choose(tmp_path) -> None:
+    image = random_image(1, 3, 32, 32)
+    heights = {}
+    for name in ("mean", "median"):
+        path = save_tiny_model(tmp_path / f"{name}.safetensors", decode=name)
+        model, other = (load_model(path, backend="eager", decode=decode) for decode in (None, "mean"))
+        assert (model.decode, other.decode) == (name, "mean")
+        heights[name] = model.predict(image)
+        assert torch.equal(model.predict_interval(image)[:, 0], heights[name])
+        net = tiny_net(tiny_card(decode=name))
+        with torch.inference_mode():
+            expected = net.decoded(image, lambda logits, net=net, name=name: net.bins.decoded_m(logits, name)[:, None])
+        assert torch.equal(heights[name], expected[:, 0])
+        assert torch.equal(other.predict(image), heights["mean"])
+    assert not torch.equal(heights["mean"], heights["median"])
+
+
+def test_a_card_without_a_decoder_means_the_mean() -> None:
+    document = tiny_card().model_dump(mode="json")
+    del document["decode"]
+    assert type(tiny_card()).model_validate(document).decode == "mean"
+
+
+def test_a_decoder_that_is_none_or_for_no_bins_of_ours_is_refused(tmp_path) -> None:
+    with pytest.raises(ModelError, match="no decoder 'mode': median or mean expected"):
+        load_model("canopy-small", decode="mode")  # type: ignore[arg-type]

@@ -140,7 +140,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 def test_slow_parameters_have_a_rate_of_their_own_and_matrices_alone_decay() -> None:
     net = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
     net["encoder"].pos_embed = nn.Parameter(torch.zeros(1, 2, 2))
-    learner = Supervised(net, lambda model, x, step: x, LOOP, slow=("encoder", 0.1))
+    learner = Supervised(net, lambda model, x, step: x, LOOP, factors={"encoder": 0.1})
     learner.schedule(1)
     groups = {
         name: (group["lr"], group["weight_decay"])

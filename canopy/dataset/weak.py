@@ -1,0 +1,93 @@
+"""Weak labels of a scene: tree points, or heights of single trees, on the cells of a store's labelled chips."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
+
+from canopy.dataset.store import encode_labels
+from canopy.errors import DatasetError, one_line
+from canopy.evaluation.weak_ground import Cells, ImagePoints, label_ground, label_heights
+from canopy.imagery.datasets import quiet
+from tiles.heights import rasterio_window
+from tiles.windows import PixelWindow
+
+NirReader = Callable[[PixelWindow], NDArray[np.float32]]
+"""Reads near-infrared (H, W), of 255, of a window of pixels; NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """The weak labels of a scene."""
+
+    points: ImagePoints
+    """Trees, in cells of the scene."""
+    shape: tuple[int, int]
+    """Rows and columns of cells in the scene."""
+    cell_m: float
+    """Side of a cell, metres."""
+    cell_px: int
+    """Pixels along the side of a cell."""
+    measured: bool
+    """Whether the labels are heights of single trees, and nothing is said of the ground around them."""
+    nir: NirReader | None = None
+    """Near-infrared of the scene, where there is one."""
+
+    def read(self, window: PixelWindow, image: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint16]:
+        """Return the stored labels (h, w) of a window of pixels, a whole number of cells.
+
+        Args:
+            window: Pixels of the scene.
+            image: (3, H, W) RGB of the window.
+            valid: (H, W) whether there is imagery.
+        """
+        row0, col0, rows, cols = (
+            size // self.cell_px for size in (window.row0, window.col0, window.height, window.width)
+        )
+        cells = Cells(row0, col0, (rows, cols), self.shape, self.cell_m)
+        if self.measured:
+            return encode_labels(label_heights(self.points, cells))
+        rgb = self._cell_means(np.where(valid, image, np.float32(np.nan)))
+        nir = None if self.nir is None else self._cell_means(self.nir(window)[None])[0]
+        return encode_labels(label_ground(self.points, cells, rgb, nir))
+
+    def _cell_means(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return means (B, h, w) over cells of (B, H, W) pixels; NaN where a pixel is."""
+        bands, rows, cols = values.shape
+        px = self.cell_px
+        return np.asarray(values.reshape(bands, rows // px, px, cols // px, px).mean(axis=(2, 4)), np.float32)
+
+
+def open_nir(path: Path, geobox: GeoBox) -> NirReader:
+    """Return a reader of the near-infrared of a scene on the scene's pixels.
+
+    Args:
+        path: Raster whose last band is near-infrared: one band of its own, or the fourth of RGBN imagery; uint8.
+        geobox: Pixels of the scene.
+
+    Raises:
+        DatasetError: The raster cannot be read, or is not uint8.
+    """
+
+    def load(window: PixelWindow) -> NDArray[np.float32]:
+        try:
+            with quiet(), rasterio.open(path) as opened:
+                if opened.dtypes[opened.count - 1] != "uint8":
+                    raise DatasetError(f"{path}: {opened.dtypes[opened.count - 1]} near-infrared, uint8 expected")
+                height, width = geobox.shape
+                grid = {"crs": str(geobox.crs), "transform": geobox.affine, "height": height, "width": width}
+                with WarpedVRT(opened, resampling=Resampling.bilinear, add_alpha=True, **grid) as warped:
+                    part = rasterio_window(window)
+                    values = warped.read(opened.count, window=part).astype(np.float32)
+                    return np.where(warped.read(warped.count, window=part) > 0, values, np.float32(np.nan))
+        except RasterioError as error:
+            raise DatasetError(f"{path} cannot be read ({one_line(error)}); copy it again") from error
+
+    return load

@@ -1,0 +1,340 @@
+"""Height maps against trees: whether trees stand out of the ground, and whether ground without trees is low.
+
+Where no lidar flew, an image with every tree marked says much of a map: trees should be tall, ground far from any tree
+low, and bare ground, which near-infrared shows, at zero. Stems measured in the field judge heights.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from odc.geo.geom import Geometry
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.io import DatasetReader
+from rasterio.vrt import WarpedVRT
+from scipy import ndimage
+
+from canopy.errors import EvaluationError
+from canopy.evaluation.rasters import require_north_up
+from canopy.evaluation.tree_points import TreePoints, read_tree_points
+from canopy.evaluation.weak_ground import BARE, FAR, Cells, ImagePoints, label_ground, point_cells, points_inside
+from canopy.progress import Progress, Report, ignore
+from tiles.aoi import read_aoi, to_crs
+from tiles.grid import rasterize
+from tiles.ground import true_gsd_m
+from tiles.heights import HeightRaster, open_heights, open_raster, rasterio_window, readable
+from tiles.windows import PixelWindow
+
+TREE_M = 2.0
+"""Height above which a pixel is a tree's."""
+CROWN_M = 1.5
+"""Distance from a tree's point, and from a pixel of other ground, within which the highest pixel is looked for."""
+STEM_M = 2.5
+"""Distance from a measured stem within which its highest pixel is looked for: crowns lean."""
+WINDOW_PX = 1024
+_STEPS = 15_001
+"""Steps of 1 cm in the histograms of heights."""
+
+
+@dataclass(frozen=True)
+class PointSums:
+    """What is added up of a map: pixels and trees by their heights, and the errors of stems."""
+
+    trees: NDArray[np.int64]
+    """(_STEPS,) trees by the height of their highest pixel, in centimetres."""
+    ground: NDArray[np.int64]
+    """(_STEPS,) pixels of other ground by the highest pixel as near to them as a tree's to its point."""
+    far_px: int
+    """Pixels of ground far from every tree that is not bare."""
+    far_tall_px: int
+    """Those of them higher than `TREE_M`."""
+    bare_px: int | None
+    """Pixels of bare ground; None where no near-infrared shows it."""
+    bare_tall_px: int
+    """Those of them higher than `TREE_M`."""
+    stems_m: NDArray[np.float64]
+    """(n, 2) heights of stems: predicted and measured, metres."""
+
+    def __add__(self, other: "PointSums") -> "PointSums":
+        bare = [count for count in (self.bare_px, other.bare_px) if count is not None]
+        return PointSums(
+            self.trees + other.trees, self.ground + other.ground, self.far_px + other.far_px,
+            self.far_tall_px + other.far_tall_px, sum(bare) if bare else None, self.bare_tall_px + other.bare_tall_px,
+            np.concatenate([self.stems_m, other.stems_m]),
+        )  # fmt: skip
+
+    def scores(self) -> "PointScores":
+        """Return the scores of the sums."""
+        errors_m = self.stems_m[:, 0] - self.stems_m[:, 1]
+        trees, ground = int(self.trees.sum()), int(self.ground.sum())
+        return PointScores(
+            trees=trees,
+            auc=_auc(self.trees, self.ground) if trees and ground else None,
+            trees_tall=_share(int(self.trees[round(100 * TREE_M) + 1 :].sum()), trees),
+            far_px=self.far_px,
+            far_tall=_share(self.far_tall_px, self.far_px),
+            bare_px=self.bare_px,
+            bare_tall=_share(self.bare_tall_px, self.bare_px or 0),
+            stems=len(errors_m),
+            stem_mae_m=float(np.abs(errors_m).mean()) if len(errors_m) else None,
+            stem_bias_m=float(errors_m.mean()) if len(errors_m) else None,
+        )
+
+
+@dataclass(frozen=True)
+class PointScores:
+    """Scores of a map against trees; None where there is nothing to score."""
+
+    trees: int
+    """Number of trees where the map has heights."""
+    auc: float | None
+    """Probability that a tree is higher than other ground, ties counted half: 1 for a map that tells all apart."""
+    trees_tall: float | None
+    """Share of the trees higher than `TREE_M`."""
+    far_px: int
+    """Pixels of ground further than `FAR_M` from every tree that is not bare."""
+    far_tall: float | None
+    """Share of these higher than `TREE_M`."""
+    bare_px: int | None
+    """Pixels of bare ground; None where no near-infrared shows it."""
+    bare_tall: float | None
+    """Share of these higher than `TREE_M`."""
+    stems: int
+    """Number of trees of known height."""
+    stem_mae_m: float | None
+    """Mean absolute error of their heights, metres."""
+    stem_bias_m: float | None
+    """Mean of predicted less measured height, metres."""
+
+
+@dataclass(frozen=True)
+class PointEvaluation:
+    """Maps scored against trees."""
+
+    maps: dict[str, PointScores]
+    """Scores of each map, by its path."""
+    pooled: PointScores
+    """Scores of all maps together."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scores as JSON: of the one map, or of all together with those of each."""
+        document = {"points": asdict(self.pooled)}
+        if len(self.maps) > 1:
+            document["maps"] = {path: asdict(scores) for path, scores in self.maps.items()}
+        return document
+
+
+def evaluate_points(
+    maps: Sequence[Path],
+    points: Path,
+    *,
+    images: Sequence[Path] = (),
+    nirs: Sequence[Path] = (),
+    area: Path | str | None = None,
+    report: Report = ignore,
+) -> PointEvaluation:
+    """Score height maps against trees.
+
+    Args:
+        maps: Rasters of heights, north-up.
+        points: Trees, as `read_tree_points` reads them; all trees of the ground that is mapped.
+        images: None, or one a map: uint8 RGB imagery; a fourth band that is no alpha is near-infrared.
+        nirs: None, or one a map: uint8 rasters whose last band is near-infrared.
+        area: Area in which all trees are points, as `read_aoi` reads it; all of each map if None.
+        report: Called after each window.
+
+    Raises:
+        EvaluationError: Numbers that do not match, points that cannot be read, or nothing to score.
+        RasterError: A raster is damaged.
+        AOIError: The area cannot be read.
+    """
+    for name, others in (("--image", images), ("--nir", nirs)):
+        if len(others) not in (0, len(maps)):
+            raise EvaluationError(f"{len(others)} of {name} for {len(maps)} maps: none or one a map expected")
+    if nirs and not images:
+        raise EvaluationError("--nir needs --image: bare ground is found from red and near-infrared together")
+    trees, bounds = read_tree_points(points), read_aoi(area) if area is not None else None
+    sums: dict[str, PointSums] = {}
+    with rasterio.Env(GDAL_CACHEMAX=256):
+        for number, path in enumerate(maps):
+            image, nir = (others[number] if others else None for others in (images, nirs))
+            sums[str(path)] = _score_map(path, trees, image, nir, bounds)
+            report(Progress(number + 1, len(maps), "maps", path.name))
+    total = reduce(PointSums.__add__, sums.values())
+    scores = total.scores()
+    if not (scores.trees or scores.far_px or scores.bare_px or scores.stems):
+        raise EvaluationError(f"nothing to score: no tree of {points} and no ground far from them lies in the maps")
+    return PointEvaluation({path: each.scores() for path, each in sums.items()}, scores)
+
+
+def _score_map(
+    path: Path, points: TreePoints, image: Path | None, nir: Path | None, area: Geometry | None
+) -> PointSums:
+    with ExitStack() as files:
+        raster = files.enter_context(open_heights(path))
+        require_north_up(path, raster.dataset)
+        bands = _Bands.open(files, raster.dataset, image, nir)
+        scene = _Scene.of(raster, points, image, area)
+        parts = [_add_window(raster, scene, bands, window) for window in _windows(raster.dataset.shape)]
+    return reduce(PointSums.__add__, parts)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A map with the trees that stand in it."""
+
+    points: ImagePoints
+    """Trees in pixels of the map."""
+    pixel_m: float
+    """Side of a pixel, metres."""
+    geobox: GeoBox
+    """Pixels of the map."""
+    area: Geometry | None
+    """Area in which all trees are points, in the map's CRS; None for all of the map."""
+
+    @classmethod
+    def of(cls, raster: HeightRaster, points: TreePoints, image: Path | None, area: Geometry | None) -> "_Scene":
+        """Bring trees and area to a map."""
+        dataset = raster.dataset
+        crs = CRS(dataset.crs.to_wkt())
+        if points.image is not None:
+            points = _on_ground(points, raster.path, image)
+        own = points.on_image(raster.path, dataset.transform, dataset.crs.to_wkt())
+        pixel_m = true_gsd_m(dataset.transform, dataset.shape, crs.proj)
+        geobox = GeoBox(dataset.shape, dataset.transform, crs)
+        return cls(own, pixel_m, geobox, None if area is None else to_crs(area, crs))
+
+
+def _on_ground(points: TreePoints, path: Path, image: Path | None) -> TreePoints:
+    """Return the trees of an image with coordinates on the ground.
+
+    Raises:
+        EvaluationError: No image says where the pixels lie.
+    """
+    if image is None:
+        raise EvaluationError(f"the trees of {path} are pixels of an image: name it with --image")
+    with open_raster(image) as opened:
+        own = points.on_image(image, opened.transform, "")
+        x, y = opened.transform @ (own.col, own.row)
+        return TreePoints(np.asarray(x), np.asarray(y), own.height_m, opened.crs.to_wkt())
+
+
+@dataclass(frozen=True)
+class _Bands:
+    """Red, green, blue and near-infrared on the pixels of a map."""
+
+    rgb: DatasetReader | None
+    nir: tuple[DatasetReader, int] | None
+
+    @classmethod
+    def open(cls, files: ExitStack, target: DatasetReader, image: Path | None, nir: Path | None) -> "_Bands":
+        """Open the rasters on the grid of a map, for as long as the stack lasts."""
+        if image is None:
+            return cls(None, None)
+        rgb = _on_grid(files, image, target, 3)
+        if nir is not None:
+            own = _on_grid(files, nir, target, 1)
+            return cls(rgb, (own, own.count - 1))
+        fourth = rgb.count > 4 and rgb.colorinterp[3] != ColorInterp.alpha
+        return cls(rgb, (rgb, 4) if fourth else None)
+
+    def read(self, window: PixelWindow) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return RGB (3, H, W) and near-infrared (H, W), of 255, NaN where unknown; ones without an image."""
+        if self.rgb is None:
+            return np.ones((3, *window.shape), np.float32), None
+        rgb = _read_known(self.rgb, (1, 2, 3), window)
+        return rgb, None if self.nir is None else _read_known(self.nir[0], (self.nir[1],), window)[0]
+
+
+def _on_grid(files: ExitStack, path: Path, target: DatasetReader, least: int) -> DatasetReader:
+    """Return a raster on the grid of another, with an alpha band as its last that says where it is known.
+
+    Raises:
+        EvaluationError: It has too few bands, or other values than uint8.
+    """
+    source = files.enter_context(open_raster(path))
+    if source.count < least or source.dtypes[0] != "uint8":
+        raise EvaluationError(f"{path}: {source.count} bands of {source.dtypes[0]}; {least} or more of uint8 expected")
+    grid = {"crs": target.crs, "transform": target.transform, "height": target.height, "width": target.width}
+    has_alpha = ColorInterp.alpha in source.colorinterp
+    return files.enter_context(WarpedVRT(source, resampling=Resampling.bilinear, add_alpha=not has_alpha, **grid))
+
+
+def _read_known(raster: DatasetReader, bands: tuple[int, ...], window: PixelWindow) -> NDArray[np.float32]:
+    """Read bands (B, H, W) over a window that may reach beyond the raster; NaN where they are unknown."""
+    values = np.full((len(bands), *window.shape), np.nan, np.float32)
+    inside = window.intersect(PixelWindow(0, 0, *raster.shape))
+    if inside is not None:
+        with readable(Path(raster.name)):
+            part = rasterio_window(inside)
+            mask = raster.dataset_mask(window=part) > 0
+            values[:, *inside.slices_in(window)] = np.where(mask, raster.read(bands, window=part), np.nan)
+    return values
+
+
+def _windows(shape: tuple[int, int]) -> Iterator[PixelWindow]:
+    for row0 in range(0, shape[0], WINDOW_PX):
+        for col0 in range(0, shape[1], WINDOW_PX):
+            yield PixelWindow(row0, col0, min(WINDOW_PX, shape[0] - row0), min(WINDOW_PX, shape[1] - col0))
+
+
+def _add_window(raster: HeightRaster, scene: _Scene, bands: _Bands, window: PixelWindow) -> PointSums:
+    """Return the sums of a window of a map: of its pixels, and of the trees inside it."""
+    margin = int(np.ceil(STEM_M / scene.pixel_m)) + 1
+    heights_m = raster.read(window.pad(margin))
+    core = np.s_[margin:-margin, margin:-margin]
+    inside = np.isfinite(heights_m[core])
+    if scene.area is not None:
+        inside &= rasterize(scene.area, scene.geobox[window.row0 : window.row1, window.col0 : window.col1])
+    rows, cols = scene.geobox.shape
+    cells = Cells(window.row0, window.col0, window.shape, (int(rows), int(cols)), scene.pixel_m)
+    rgb, nir = bands.read(window)
+    labels = np.where(inside, label_ground(scene.points, cells, rgb, nir), np.nan)
+    far, bare = inside & (labels == FAR), inside & (labels == BARE)
+    crown_m, stem_m = (_highest(heights_m, reach / scene.pixel_m)[core] for reach in (CROWN_M, STEM_M))
+    tall = heights_m[core] > TREE_M
+    row, col = point_cells(scene.points, cells)
+    standing = inside[row, col]
+    measured_m = scene.points.height_m[points_inside(scene.points, cells)]
+    stems = standing & ~np.isnan(measured_m)
+    return PointSums(
+        trees=_histogram(crown_m[row[standing], col[standing]]),
+        ground=_histogram(crown_m[far | bare]),
+        far_px=int(far.sum()),
+        far_tall_px=int((far & tall).sum()),
+        bare_px=None if nir is None else int(bare.sum()),
+        bare_tall_px=int((bare & tall).sum()),
+        stems_m=np.stack([stem_m[row[stems], col[stems]], measured_m[stems]], axis=1).astype(np.float64),
+    )
+
+
+def _highest(heights_m: NDArray[np.float32], reach_px: float) -> NDArray[np.float32]:
+    """Return the greatest height within a distance of each pixel; unknown pixels count as none."""
+    side = int(np.floor(reach_px))
+    down, right = np.mgrid[-side : side + 1, -side : side + 1]
+    disc = np.hypot(down, right) <= reach_px
+    filled = np.where(np.isnan(heights_m), -np.inf, heights_m)
+    return np.asarray(ndimage.maximum_filter(filled, footprint=disc, mode="constant", cval=-np.inf))
+
+
+def _histogram(heights_m: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    steps = np.clip(np.rint(100 * heights_m), 0, _STEPS - 1).astype(np.int64)
+    return np.bincount(steps, minlength=_STEPS)
+
+
+def _auc(trees: NDArray[np.int64], ground: NDArray[np.int64]) -> float:
+    """Return the probability that a tree is higher than ground, ties counted half (Mann and Whitney 1947)."""
+    below = np.cumsum(ground) - ground
+    return float((trees * (below + ground / 2)).sum() / (trees.sum() * ground.sum()))
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

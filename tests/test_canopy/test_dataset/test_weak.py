@@ -1,0 +1,102 @@
+"""Weak labels in a chip store: from images, near-infrared and points to labels on the cells of labelled chips."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chip_stores import forest_config, write_small_forests
+from pydantic import ValidationError
+from rasters import make_raster
+from towns import build_town
+
+from canopy.dataset.build import build
+from canopy.dataset.config import SourceConfig
+from canopy.dataset.report import contact_sheet, describe_dataset
+from canopy.dataset.scene_files import list_scenes
+from canopy.dataset.store import ChipStore, decode_labels, encode_labels, has_part
+from canopy.errors import DatasetError
+from canopy.evaluation.weak_ground import BARE, FAR, TREE
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_town(tmp_path_factory.mktemp("town"))
+
+
+def test_labels_lie_on_the_cells_of_labelled_chips(town: Path) -> None:
+    store = ChipStore.open(town, "weak")
+    names = {row["chip"]: number for number, row in enumerate(store.index.to_pylist())}
+    labels = store.labels([names["t/t/0_0"]])[0]
+    # 40 m of imagery are 80 pixels of 0.5 m and 40 cells of 1 m; the point at pixel 50 is 20 m in
+    assert np.argwhere(labels == TREE).tolist() == [[20, 20]]
+    assert np.isnan(labels[40:]).all() and np.isnan(labels[:, 40:]).all(), "the mirrored border has no label"
+    assert (labels[9:11, 9:11] == BARE).all()
+    assert labels[30, 10] == FAR and np.isnan(labels[20, 24]) and np.isnan(labels[2, 2])
+    record = store[names["t/t/0_0"]].record
+    assert (record.real_rows, record.gsd_m, record.weight, record.floor_m) == (80, 0.5, 0.5, None)
+
+
+def test_stems_are_labels_of_single_cells(town: Path) -> None:
+    store = ChipStore.open(town, "weak")
+    (row,) = np.flatnonzero(store.column("source") == "stems")
+    labels = store.labels([row])[0]
+    assert {(int(y), int(x)): float(labels[y, x]) for y, x in np.argwhere(labels > 0)} == {
+        (12, 8): pytest.approx(14.25), (24, 24): pytest.approx(8.0),
+    }  # fmt: skip
+    assert np.isfinite(labels).sum() == 2
+
+
+def test_weak_chips_are_held_out_with_their_site_alone(town: Path) -> None:
+    store = ChipStore.open(town, "weak")
+    splits = dict(zip(store.column("source"), store.column("split"), strict=True))
+    assert splits == {"t": "train", "u": "test", "stems": "train"}
+
+
+def test_parts_do_not_take_each_others_labels(town: Path) -> None:
+    weak, labelled = ChipStore.open(town, "weak"), ChipStore.open(town)
+    with pytest.raises(DatasetError, match="weak chips have no heights"):
+        weak.heights_m([0])
+    with pytest.raises(DatasetError, match="labelled chips have no weak labels"):
+        labelled.labels([0])
+    assert weak[0].height_m is None
+
+
+def test_a_store_is_described_and_drawn_with_its_weak_part(town: Path, tmp_path: Path) -> None:
+    assert describe_dataset(town).chips["weak"].chips == 3
+    assert contact_sheet(town, tmp_path / "sheet.png").stat().st_size > 0
+
+
+def test_a_store_without_points_has_no_weak_part(tmp_path: Path) -> None:
+    build(forest_config(write_small_forests(tmp_path / "data")), tmp_path / "store")
+    assert not has_part(tmp_path / "store", "weak")
+    assert "weak" not in describe_dataset(tmp_path / "store").chips
+
+
+def test_labels_survive_their_codes() -> None:
+    labels = np.array([[TREE, FAR, BARE, np.nan, 0.25, 61.0]], np.float32)
+    np.testing.assert_array_equal(decode_labels(encode_labels(labels)), labels)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "weak"}, "set kind and points together"),
+        ({"points": "trees.csv"}, "set kind and points together"),
+        ({"kind": "stems", "points": "p.csv", "nir": "n.tif"}, "nir shows what is bare"),
+        ({"kind": "weak", "points": "p.csv", "heights": "chm.tif"}, "leave heights, clouds and exclude out"),
+    ],
+)
+def test_a_source_has_the_files_of_its_kind(values: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SourceConfig.model_validate({"images": "*.tif", "site": "s", "licence": "none", **values})
+
+
+def test_a_missing_file_of_points_or_near_infrared_is_named(tmp_path: Path) -> None:
+    make_raster(tmp_path / "a.tif")
+    values = {"images": "a.tif", "site": "s", "licence": "none", "kind": "weak", "points": "trees.csv"}
+    with pytest.raises(DatasetError, match=r"source s: .*trees\.csv is missing, tree points expected"):
+        list_scenes("s", SourceConfig.model_validate(values), tmp_path)
+    (tmp_path / "trees.csv").touch()
+    source = SourceConfig.model_validate({**values, "nir": "{image}_4.tif"})
+    with pytest.raises(DatasetError, match=r"a_4\.tif is missing, near-infrared of .*a\.tif expected"):
+        list_scenes("s", source, tmp_path)
