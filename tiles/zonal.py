@@ -355,7 +355,7 @@ class ZoneSums:
             p95_m=self._quantile(0.95) if is_known else None,
             max_m=self.highest_m if math.isfinite(self.highest_m) else None,
             h100_m=self.top_sum_m / self.top_count if self.top_count else None,
-            cover=self.covered / self.cells if is_known else None,
+            cover=min(1.0, self.covered / self.cells) if is_known else None,
             interval=Interval(*(self.bounds_m / self.bounds_cells).tolist()) if self.bounds_cells else None,
             edges_m=tuple(self.edges_m.tolist()),
             histogram_m2=tuple((self.histogram * scale_m2).tolist()),
@@ -364,7 +364,8 @@ class ZoneSums:
     def share_above(self, height_m: float) -> float | None:
         """Return the share of the known area that is higher; exact for multiples of 1/128 m."""
         bins_below = int(np.floor(height_m / _BIN_M)) + 1 - self.first_bin
-        return float(self.bins[max(0, bins_below) :].sum() / self.cells) if self.cells else None
+        # Sums of the same shares in another order may differ in their last bit.
+        return min(1.0, float(self.bins[max(0, bins_below) :].sum() / self.cells)) if self.cells else None
 
     def _count(self, numbers: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
         """Count cells in the fine bins, of which a strip needs few."""

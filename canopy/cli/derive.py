@@ -1,9 +1,14 @@
 """`canopy derive`: products of height maps, one function for each."""
 
+import json
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from canopy.cli.options import Json, Overwrite
+from canopy.cli.terminal import say, show_progress
 
 derive = typer.Typer(
     no_args_is_help=True, help="Derive stands, trees, gaps, cover and biomass from a height map, with their errors."
@@ -16,3 +21,63 @@ ErrorM = Annotated[
         "--error-m", min=0, help="Standard error of a cell of the map, metres, in place of the intervals of its bands."
     ),
 ]
+GapBelow = Annotated[float, typer.Option(help="Height below which a cell is part of a gap, metres.")]
+GapArea = Annotated[float, typer.Option("--min-m2", min=0, help="Smallest area of a gap, square metres.")]
+
+
+@derive.command()
+def stands(
+    map_path: MapFile,
+    out: Annotated[Path, typer.Option(help="Table: .gpkg, .parquet or .csv.")],
+    polygons: Annotated[Path | None, typer.Option(help="Stands: vector file of polygons.")] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Squares in place of stands, by their area: 1ha, 0.25ha, 900m2.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer of --polygons, where several have areas.")] = None,
+    name_field: Annotated[
+        str | None, typer.Option("--id", help="Field of --polygons that names a stand (default: numbers from 1).")
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Canopy height model from whose ground intervals are calibrated.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Calibration of stands to use; with --calibrate, to write (JSON).")
+    ] = None,
+    block_m: Annotated[float, typer.Option(min=10, help="Side of the blocks of --calibrate, metres.")] = 200.0,
+    error_m: ErrorM = None,
+    preset: Annotated[str | None, typer.Option(help="fao: judge each stand by FAO's definition of a forest.")] = None,
+    gap_below: GapBelow = 2.0,
+    gap_m2: GapArea = 10.0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure stands: mean, p95, top height and cover with their intervals, gaps, rumple, strata."""
+    from canopy.products.cells import OpeningRule
+    from canopy.products.stand_table import print_calibration, summary_json
+    from canopy.products.stands import StandOptions, derive_stands
+
+    if preset not in (None, "fao"):
+        raise typer.BadParameter(f"--preset {preset!r}: fao expected")
+    options = StandOptions(
+        layer=layer, id_field=name_field, grid_ha=parse_hectares(grid), fao=preset == "fao", error_m=error_m,
+        block_m=block_m, rule=OpeningRule(gap_below, gap_m2),
+    )  # fmt: skip
+    with show_progress() as report:
+        table = derive_stands(
+            map_path, out, options, polygons=polygons, truth=calibrate, calibration=calibration, overwrite=overwrite,
+            report=report,
+        )  # fmt: skip
+    for line in print_calibration(table):
+        say(line)
+    typer.echo(json.dumps(summary_json(table)) if as_json else str(table.path))
+
+
+def parse_hectares(text: str | None) -> float | None:
+    """Parse an area such as 1ha or 900m2; None for none."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(ha|m2)\s*", text)
+    hectares = float(match[1]) / (1 if match[2] == "ha" else 1e4) if match else 0.0
+    if hectares <= 0:
+        raise typer.BadParameter(f"--grid {text!r}: an area such as 1ha or 900m2 expected")
+    return hectares

@@ -84,6 +84,12 @@ class ProductMap:
         scale = (1.0, 1.0) if scale_error(self.crs.proj, x, y) <= TRUE_SCALE else metres_per_unit(self.crs.proj, x, y)
         return self.transform.a * scale[0], -self.transform.e * scale[1]
 
+    @property
+    def scale_m(self) -> float:
+        """Metres in a unit of the CRS, the mean of east and north; 1 where the CRS keeps distances."""
+        east_m, north_m = self.cell_m[0] / self.transform.a, self.cell_m[1] / -self.transform.e
+        return (east_m + north_m) / 2
+
     def geobox(self, window: PixelWindow | None = None) -> GeoBox:
         """Return the georeference of a window; of all cells for None."""
         window = window or self.whole
