@@ -1,7 +1,7 @@
 """Script for the system's Python, which has QGIS: opens layers or a project offscreen, draws them, says what it sees.
 
 python3 qgis_session.py REQUEST.json, where the request names:
-    files: layers to open, each a path or {"path", "style"}; or project: a .qgz
+    files: layers to open, each a path, {"path", "style"} or {"wmts"}, a source as QGIS writes it; or project: a .qgz
     picture: PNG to write; width, height: its size
     page: PNG of a page with map and legend, optional
     places: [x, y] in the CRS of the first layer (or the project), whose colours are read from the picture
@@ -40,6 +40,8 @@ from qgis.PyQt.QtGui import QColor
 
 def open_layer(entry):
     entry = {"path": entry} if isinstance(entry, str) else entry
+    if "wmts" in entry:
+        return QgsRasterLayer(entry["wmts"], "wmts", "wms")
     path, title = entry["path"], Path(entry["path"]).name
     raster = path.endswith((".tif", ".vrt"))
     layer = QgsRasterLayer(path, title) if raster else QgsVectorLayer(path, title, "ogr")

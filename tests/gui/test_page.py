@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import rasterio
 import rasterio.warp
 import shapely
+from map_server import serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-gui")
 
@@ -36,8 +36,6 @@ POINTS = ((0.5, 0.5), (0.35, 0.3), (0.62, 0.71))
 @pytest.fixture(scope="module")
 def server(sample_map: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server with the sample, a second map 2 m lower, and the imagery."""
-    import uvicorn
-
     from tiles.server.app import create_app
     from tiles.server.catalog import open_catalog
 
@@ -51,17 +49,8 @@ def server(sample_map: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     scene = next(
         path for part in ("canopy/data", "samples") if (path := REPOSITORY / part / "yellowstone.tif").is_file()
     )
-    app = create_app(open_catalog(folder, scene))
-    running = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, log_level="error", ws="none")
-    )
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        thread.join(0.02)
-    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}/"
-    running.should_exit = True
-    thread.join()
+    with serving(create_app(open_catalog(folder, scene))) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,20 @@
 """QGIS itself opens maps, styles, projects and shots, and the colours it draws are those of its legend."""
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import geopandas
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 import shapely
+from map_server import serving
 from rasters import make_raster
 
 from canopy.example.qgis_algorithm import write_qgis_algorithm
@@ -132,6 +136,32 @@ def test_shots_open_styled_and_discs_have_the_colour_of_their_class(qgis: Look, 
     assert seen["colours"][1::2] == [BACKGROUND] * 3
     assert seen["colours"][4] == rgb(HEIGHT_RAMP[-1][1])
     assert sqlite3.connect(path).execute("SELECT count(*) FROM shots").fetchone() == (3,)
+
+
+def test_a_served_map_opens_as_wmts_with_the_colours_of_its_heights(qgis: Look, tmp_path: Path, pictures: Path) -> None:
+    from tiles.server.app import create_app
+    from tiles.server.catalog import open_catalog
+
+    steps = np.array([0, 5, 15, 35], np.float32)
+    values = np.broadcast_to(np.repeat(steps, 64), (1, 64, 256))
+    path = make_raster(tmp_path / "steps.tif", values=values, dtype="float32", nodata=np.nan, resolution=1.0)
+    with rasterio.open(path) as src:
+        x, y = rasterio.warp.transform(
+            src.crs, "EPSG:3857", *zip(*(src.xy(32, 32 + 64 * n) for n in range(4)), strict=True)
+        )
+        bounds = rasterio.warp.transform_bounds(src.crs, "EPSG:3857", *src.bounds)
+    with serving(create_app(open_catalog(path))) as address:
+        layer = json.loads(urlopen(f"{address}layers").read())["layers"][0]["id"]
+        source = (
+            "contextualWMSLegend=0&crs=EPSG:3857&dpiMode=7&featureCount=10&format=image/png&styles=default"
+            f"&layers={layer}&tileMatrixSet=WebMercatorQuad&url={address}wmts/1.0.0/WMTSCapabilities.xml"
+        )
+        seen = qgis(
+            files=[{"wmts": source}], extent=list(bounds), width=800, height=200,
+            places=[list(place) for place in zip(x, y, strict=True)], picture=str(pictures / "qgis-wmts.png"),
+        )  # fmt: skip
+    assert seen["layers"][0]["valid"] and seen["layers"][0]["crs"] == "EPSG:3857"
+    np.testing.assert_allclose(seen["colours"], colorize(steps[None])[0, :, :3], atol=3)
 
 
 @pytest.fixture
