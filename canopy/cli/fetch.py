@@ -118,16 +118,22 @@ def lidar3dep(
     source: Annotated[
         list[str] | None, typer.Option(help="EPT (ept.json) or COPC file; repeatable (default: the best project).")
     ] = None,
+    copc: Annotated[
+        bool, typer.Option("--copc", help="COPC files of the Planetary Computer (to 2022) in place of point tiles.")
+    ] = False,
     dry_run: DryRun = False,
     jobs: Jobs = 4,
-    index: Annotated[str, typer.Option(envvar="CANOPY_3DEP_INDEX", help="Other list of projects (GeoJSON).")] = "",
+    index: Annotated[
+        str, typer.Option(envvar="CANOPY_3DEP_INDEX", help="Other list of projects (GeoJSON; with --copc stac+https).")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Bring airborne lidar of the US 3D Elevation Program, or of any EPT or COPC file, over an area."""
     from canopy.fetch import lidar3dep as service
     from canopy.fetch.options import Years as YearRanges
 
-    request = service.LidarRequest(_required_area(aoi, layer), YearRanges.parse(years), tuple(source or ()))
+    area = _required_area(aoi, layer)
+    request = service.LidarRequest(area, YearRanges.parse(years), tuple(source or ()), copc)
     with show_progress() as report:
         summary = service.fetch_lidar(out, request, index=index, dry_run=dry_run, jobs=jobs, report=report)
     _print(summary, as_json)

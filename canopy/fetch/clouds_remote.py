@@ -68,19 +68,20 @@ class Cloud(Protocol):
         ...
 
 
-def open_cloud(client: HttpClient, address: str, aoi: Geometry) -> Cloud:
+def open_cloud(client: HttpClient, address: str, aoi: Geometry, signing: str = "") -> Cloud:
     """Read the description of a cloud.
 
     Args:
         client: Client that sends the requests.
         address: ept.json of an EPT, its folder, or a COPC file.
         aoi: Area.
+        signing: Address that gives signatures, for COPC files of a store that wants one.
 
     Raises:
         SourceError: No such cloud, or of a kind that is not read.
     """
     if address.partition("?")[0].endswith((".laz", ".las")):
-        return CopcCloud(client, address, aoi)
+        return CopcCloud(client, address, aoi, signing)
     return EptCloud(client, address, aoi)
 
 
@@ -194,13 +195,13 @@ class EptCloud:
 class CopcCloud:
     """A COPC file."""
 
-    def __init__(self, client: HttpClient, address: str, aoi: Geometry) -> None:
+    def __init__(self, client: HttpClient, address: str, aoi: Geometry, signing: str = "") -> None:
         """Read the header.
 
         Raises:
             SourceError: No COPC file, or one without a CRS.
         """
-        self._client, self.address = client, address
+        self._client, self.address, self._signing = client, address, signing
         self.name = address.partition("?")[0].rpartition("/")[2].removesuffix(".laz").removesuffix(".copc")
         with self._opened() as reader:
             header = reader.header
@@ -242,7 +243,8 @@ class CopcCloud:
         return []
 
     def _opened(self) -> Any:
-        stream = RemoteStream(open_ranges(Ranges(self._client, self.address), self.address))
+        ranges = Ranges(self._client, self.address, signing=self._signing)
+        stream = RemoteStream(open_ranges(ranges, self.address))
         try:
             return CopcReader(stream)
         except _COPC_ERRORS as error:

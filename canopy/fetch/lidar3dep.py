@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import laspy
 import shapely
@@ -21,10 +22,20 @@ from canopy.fetch.point_files import merge, vertical_unit_m
 from canopy.fetch.summary import Summary
 from canopy.fetch.terms import Terms, write_terms
 from canopy.http import HttpClient, redacted
+from canopy.imagery.search import Search
+from canopy.imagery.stac import find_items, parse_uri
+from canopy.imagery.stac.items import Item as StacItem
+from canopy.imagery.stac.items import choose_asset
+from canopy.imagery.stac.mosaic import coverage
 from canopy.progress import Report, ignore
 from tiles.aoi import to_crs
 
 INDEX = "https://raw.githubusercontent.com/hobuinc/usgs-lidar/master/boundaries/resources.geojson"
+COPC_CATALOGUE = (
+    "stac+https://planetarycomputer.microsoft.com/api/stac/v1?collection=3dep-lidar-copc&asset=data"
+    "&signing=https://planetarycomputer.microsoft.com/api/sas/v1/token"
+)
+"""COPC files of projects up to 2022, in their own CRS, at the Planetary Computer."""
 TERMS = Terms(
     "USGS 3D Elevation Program lidar point clouds",
     "public domain (US government work)",
@@ -46,25 +57,27 @@ class LidarRequest:
     """Years that the name of a project may have."""
     sources: tuple[str, ...] = ()
     """Addresses of EPTs or COPC files; the project that covers the area best if empty."""
+    copc: bool = False
+    """Whether that project is one of the catalogue of COPC files, not one of point tiles."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what a folder is recognised by."""
         return {
             "service": "lidar3dep", "aoi": area_identity(self.aoi), "years": list(self.years.years),
-            "sources": [redacted(source) for source in self.sources],
+            "sources": [redacted(source) for source in self.sources], **({"copc": True} if self.copc else {}),
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Project:
-    """A project of the index."""
+    """A project over the area."""
 
     name: str
     """Name."""
-    url: str
-    """Address of its EPT."""
+    addresses: tuple[str, ...]
+    """Address of its EPT, or of its COPC files over the area."""
     year: int
-    """Last year of its name; 0 where there is none."""
+    """Last year of its flights, or of its name; 0 where neither says."""
     share: float
     """Share of the area that it covers."""
 
@@ -84,7 +97,7 @@ def fetch_lidar(
     Args:
         out: Folder; a run that was killed goes on in it.
         request: Area, years, sources.
-        index: Address of the outlines of all projects, in place of the published ones.
+        index: Address of another list of projects: their outlines, or a catalogue of COPC files.
         client: Client that sends the requests.
         dry_run: Whether to only look what there is, and how large.
         jobs: Files that are fetched at a time.
@@ -96,11 +109,11 @@ def fetch_lidar(
     """
     client = client or HttpClient()
     manifest = Manifest.open(out / "fetch.json", request.to_json())
-    addresses = list(request.sources)
-    remarks: list[str] = []
+    addresses, remarks, signing = list(request.sources), list[str](), ""
     if not addresses:
-        addresses, remarks = _choose(client, request, index or INDEX, manifest.choices.get("sources"))
-    clouds = [open_cloud(client, address, request.aoi) for address in addresses]
+        addresses, remarks = _choose(client, request, index, manifest.choices.get("sources"))
+        signing = parse_uri(index or COPC_CATALOGUE).access.signing if request.copc else ""
+    clouds = [open_cloud(client, address, request.aoi, signing) for address in addresses]
     pieces = {cloud.name: cloud.pieces() for cloud in clouds}
     if len(pieces) < len(clouds):
         raise ConfigError("two sources have one name: fetch them into folders of their own")
@@ -126,12 +139,13 @@ def fetch_lidar(
 
 
 def _choose(
-    client: HttpClient, request: LidarRequest, index: str, chosen: Sequence[str] | None
+    client: HttpClient, request: LidarRequest, index: str | None, chosen: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
     """Return the address of the project that covers the area best, the newest of those, and what is said of it."""
     if chosen:
         return list(chosen), []
-    projects = find_projects(client, request, index)
+    find = find_copc_projects if request.copc else find_projects
+    projects = find(client, request, index or (COPC_CATALOGUE if request.copc else INDEX))
     if not projects:
         raise SourceError(f"no 3DEP project over the area{f' in {request.years}' if request.years.years else ''}")
     # One project only: points of two flights years apart would make one canopy of both.
@@ -139,7 +153,7 @@ def _choose(
     remarks = [f"project {best.name} covers {best.share:.0%} of the area"]
     if others := [project.name for project in projects if project is not best]:
         remarks.append(f"also over the area: {', '.join(others)} (--source, --years)")
-    return [best.url], remarks
+    return list(best.addresses), remarks
 
 
 def find_projects(client: HttpClient, request: LidarRequest, index: str = INDEX) -> list[Project]:
@@ -164,8 +178,41 @@ def find_projects(client: HttpClient, request: LidarRequest, index: str = INDEX)
         share = outline.intersection(area).area / area.area
         years = [int(year) for year in _YEAR.findall(str(name))]
         if share > 0 and (not request.years.years or any(year in request.years for year in years)):
-            projects.append(Project(str(name), str(url), max(years, default=0), share))
+            projects.append(Project(str(name), (str(url),), max(years, default=0), share))
     return projects
+
+
+def find_copc_projects(client: HttpClient, request: LidarRequest, catalogue: str = COPC_CATALOGUE) -> list[Project]:
+    """Return the projects whose COPC files a catalogue has over the area.
+
+    Args:
+        client: Client of other requests; catalogues have their own.
+        request: Area and years.
+        catalogue: The catalogue, as `canopy.imagery.stac` reads it.
+
+    Raises:
+        SourceError: The catalogue does not answer.
+    """
+    area = to_crs(request.aoi, CRS("EPSG:4326")).geom
+    groups: dict[str, list[tuple[StacItem, str]]] = {}
+    uri = parse_uri(catalogue)
+    for item in find_items(uri, request.aoi, Search()).items:
+        asset = choose_asset(item, uri.search.assets)
+        flown = range(item.start.year, item.end.year + 1) if item.start and item.end else ()
+        if asset is not None and (not request.years.years or any(year in request.years for year in flown)):
+            groups.setdefault(_project_of(asset.href), []).append((item, asset.href))
+    projects = []
+    for name, files in groups.items():
+        years = [item.end.year for item, _ in files if item.end]
+        share = coverage([item for item, _ in files], area)
+        projects.append(Project(name, tuple(sorted(href for _, href in files)), max(years, default=0), share))
+    return projects
+
+
+def _project_of(href: str) -> str:
+    """Return the project of a COPC file, whose folder bears its name: ``.../usgs-copc/PROJECT/copc/FILE.copc.laz``."""
+    folders = urlsplit(href).path.split("/")[:-1]
+    return next((folder for folder in reversed(folders) if folder != "copc"), "")
 
 
 def _cloud_remarks(cloud: Cloud) -> list[str]:

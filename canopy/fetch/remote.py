@@ -18,6 +18,7 @@ from rasterio.io import DatasetReader
 from canopy.errors import SourceError, one_line
 from canopy.http import Answer, Headers, HttpClient, redacted
 from canopy.imagery.remote import Fetch, Part, RemoteFile, failures, open_file
+from canopy.imagery.signing import sign
 
 _EXPIRED = (400, 403)
 """Statuses of an address whose signature is no longer valid."""
@@ -27,7 +28,12 @@ class Ranges:
     """Asks for ranges of one file, with a new address once the old one has expired."""
 
     def __init__(
-        self, client: HttpClient, url: str, headers: Headers | None = None, renew: Callable[[], str] | None = None
+        self,
+        client: HttpClient,
+        url: str,
+        headers: Headers | None = None,
+        renew: Callable[[], str] | None = None,
+        signing: str = "",
     ) -> None:
         """Name the file.
 
@@ -36,8 +42,10 @@ class Ranges:
             url: Address of the file.
             headers: Headers of each request.
             renew: Function that returns a new address in place of one that has expired.
+            signing: Address that gives signatures, for files of a store that wants one.
         """
         self._client, self._url, self._headers, self._renew = client, url, headers, renew
+        self._signing = signing
         self.requests = 0
         """Number of ranges that were asked for."""
 
@@ -54,13 +62,18 @@ class Ranges:
         return Part(answer.content, len(answer.content) if size is None else size, etag)
 
     def _answer(self, start: int, stop: int) -> Answer:
+        def ask(url: str) -> Answer:
+            return self._client.read_range(url, start, stop, headers=self._headers)
+
+        if self._signing:
+            return sign(self._client, self._signing, self._url, ask)
         try:
-            return self._client.read_range(self._url, start, stop, headers=self._headers)
+            return ask(self._url)
         except SourceError as error:
             if self._renew is None or error.status not in _EXPIRED:
                 raise
             self._url = self._renew()
-        return self._client.read_range(self._url, start, stop, headers=self._headers)
+        return ask(self._url)
 
 
 def open_ranges(fetch: Fetch, url: str) -> RemoteFile:

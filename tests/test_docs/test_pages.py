@@ -22,6 +22,7 @@ CORNER = (528_000, 4_979_000)
 """Upper-left corner of the sample scene, over which the forest of these pages grows."""
 
 EARLIER = {
+    "docs/batch.md": ("mask.tif",),
     "docs/evaluation.md": ("heights.tif", "chm.tif", "mask.tif"),
     "docs/gedi.md": ("heights.tif",),
     "docs/how-to.md": ("heights.tif", "chm.tif"),

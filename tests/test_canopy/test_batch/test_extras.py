@@ -1,13 +1,17 @@
 """Masks, reasons, dates and licences of a batch are those of a map of the same area."""
 
+import hashlib
 import json
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import rasterio
-from batches import AOI, keys, plan_batch, request_of
+from batches import AOI, copy_of, keys, plan_batch, request_of
 from numpy.typing import NDArray
 from rasters import make_raster
 
@@ -18,6 +22,7 @@ from canopy.batch.plan import Plan, read_plan
 from canopy.batch.run import run_tiles
 from canopy.batch.store import open_store
 from canopy.batch.worker import Task, run_task
+from canopy.errors import OutputError
 from canopy.imagery.calendar import day_number
 from canopy.prediction import predict
 
@@ -96,10 +101,6 @@ def test_items_and_collection_list_them(finished_with_extras: tuple[Path, Plan])
 
 
 def test_a_lost_raster_is_noticed_before_a_collection(finished_with_extras: tuple[Path, Plan], tmp_path: Path) -> None:
-    from batches import copy_of
-
-    from canopy.errors import OutputError
-
     folder, plan = finished_with_extras
     store = copy_of(folder, tmp_path / "copy")
     (tmp_path / "copy" / "collection.json").unlink()
@@ -130,3 +131,38 @@ def test_another_mask_is_another_plan(inputs: Path, masks: tuple[str, ...], tmp_
 def test_masks_are_found_across_the_antimeridian(west: float, east: float, meets: bool) -> None:
     mask = PinnedMask(0, "", "mask.tif", "", "", -180.0, 10.0, -179.92, 11.0)
     assert mask.meets((west, 10.5, east, 10.6)) is meets
+
+
+def test_mosaics_have_only_what_gdal_3_6_reads(finished_with_extras: tuple[Path, Plan]) -> None:
+    """Elements and attributes of the schema that comes with GDAL 3.6, which Debian's QGIS has."""
+    elements = {
+        "VRTDataset", "SRS", "GeoTransform", "VRTRasterBand", "Description", "UnitType", "NoDataValue", "ColorInterp",
+        "CategoryNames", "Category", "SimpleSource", "SourceFilename", "SourceBand", "SourceProperties", "SrcRect",
+        "DstRect",
+    }  # fmt: skip
+    attributes = {
+        "rasterxsize", "rasterysize", "datatype", "band", "blockxsize", "blockysize", "relativetovrt", "xoff", "yoff",
+        "xsize", "ysize",
+    }  # fmt: skip
+    for path in finished_with_extras[0].glob("mosaic-*/*.vrt"):
+        tree = list(ElementTree.parse(path).iter())
+        assert {element.tag for element in tree} <= elements
+        assert {name.lower() for element in tree for name in element.attrib} <= attributes
+
+
+def test_the_systems_own_gdal_reads_the_mosaics(finished_with_extras: tuple[Path, Plan]) -> None:
+    code = (
+        "import hashlib, sys; from osgeo import gdal; gdal.UseExceptions()\n"
+        "for name in sys.argv[1:]:\n"
+        "    mosaic = gdal.Open(name)\n"
+        "    print(hashlib.sha256(mosaic.GetRasterBand(1).ReadRaster()).hexdigest())"
+    )
+    python = "/usr/bin/python3"
+    if not Path(python).exists() or subprocess.run([python, "-c", "import osgeo"], capture_output=True).returncode:
+        pytest.skip("the system has no GDAL of its own")
+    paths = sorted(finished_with_extras[0].glob("mosaic-*/*.vrt"))
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(("GDAL", "PROJ", "PYTHON"))}
+    result = subprocess.run(
+        [python, "-c", code, *map(str, paths)], capture_output=True, text=True, env=environment, check=True
+    )
+    assert result.stdout.split() == [hashlib.sha256(read(path).tobytes()).hexdigest() for path in paths]

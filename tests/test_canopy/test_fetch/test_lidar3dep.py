@@ -1,6 +1,7 @@
 """Returns over an area from EPT and COPC, as LAZ in the right place and unit."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,16 +9,20 @@ import laspy
 import numpy as np
 import pyproj
 import pytest
+import shapely
+import shapely.geometry
 from forest import make_forest, write_laz
 from pyproj.crs import CompoundCRS
 from servers import clouds
-from servers.web import Fault, WebServer
+from servers.web import Fault, Reply, WebServer
+from stac_service import StacApi, signed
 
 from canopy.errors import ConfigError, SourceError
-from canopy.fetch.lidar3dep import LidarRequest, fetch_lidar, find_projects
+from canopy.fetch.lidar3dep import LidarRequest, fetch_lidar, find_copc_projects, find_projects
 from canopy.fetch.options import Years
 from canopy.fetch.summary import Summary
 from canopy.http import HttpClient, Retry
+from canopy.imagery.signing import forget_tokens
 from tiles.aoi import read_aoi
 
 FOREST = make_forest(60, seed=5, crs="EPSG:32611")
@@ -169,6 +174,57 @@ def test_the_project_that_covers_the_area_best_is_taken(fetch, server, folder, t
     assert [project.name for project in find_projects(HttpClient(), request, index)] == ["CA_Old_2012"]
     with pytest.raises(SourceError, match="no 3DEP project over the area"):
         fetch((WEST + 50_000, NORTH, WEST + 50_010, NORTH + 10), index=index)
+
+
+def copc_catalogue(server: WebServer, folder: Path) -> str:
+    """The Planetary Computer's catalogue of COPC files: one project that is whole, one newer that is half."""
+    w, s, e, n = map(float, degrees(WEST - 5, NORTH - 65, WEST + 65, NORTH + 5).split(","))
+    for project in ("USGS_LPC_CA_Whole_2018_LAS_2019", "USGS_LPC_CA_Half_2021"):
+        (folder / "usgs-copc" / project / "copc").mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "cloud.copc.laz", folder / "usgs-copc" / project / "copc" / "w2133n2147.copc.laz")
+
+    def item(project: str, start: str, end: str, east: float) -> dict:
+        href = f"{server.url}/usgslidareuwest/usgs-3dep-copc/usgs-copc/{project}/copc/w2133n2147.copc.laz"
+        outline = shapely.box(w, s, east, n)
+        return {
+            "type": "Feature", "id": f"{project}-w2133n2147", "collection": "3dep-lidar-copc", "links": [],
+            "geometry": shapely.geometry.mapping(outline), "bbox": list(outline.bounds),
+            "properties": {"datetime": None, "start_datetime": start, "end_datetime": end, "pc:count": 9, "proj:epsg":
+                           None, "3dep:usgs_id": project},
+            "assets": {
+                "data": {"href": href, "type": "application/vnd.laszip+copc", "roles": ["data"], "pc:type": "lidar"},
+                "thumbnail": {"href": "https://example.org/thumbnail.png", "type": "image/png"},
+            },
+        }  # fmt: skip
+
+    items = [
+        item("USGS_LPC_CA_Whole_2018_LAS_2019", "2018-08-01T00:00:00Z", "2018-10-01T00:00:00Z", e),
+        item("USGS_LPC_CA_Half_2021", "2021-05-01T00:00:00Z", "2021-05-09T00:00:00Z", (w + e) / 2),
+    ]
+    service = StacApi(server, items, prefix="/pc")
+    signed(server, folder, lambda signature: signature == "good", "/usgslidareuwest/usgs-3dep-copc")
+    server.route("/sas", Reply.json({"token": "sig=good&sip=1.2.3.4", "msft:expiry": "2999-01-01T00:00:00Z"}))
+    forget_tokens()
+    return f"{service.uri}?collection=3dep-lidar-copc&asset=data&signing={server.url}/sas"
+
+
+def test_copc_files_are_found_in_a_catalogue_and_signed(server, folder, tmp_path: Path) -> None:
+    catalogue = copc_catalogue(server, folder)
+    area = read_aoi(degrees(WEST + 1, NORTH - 59, WEST + 59, NORTH - 5))
+    client = HttpClient(retry=Retry(attempts=2, pause_s=0))
+    summary = fetch_lidar(tmp_path / "lidar", LidarRequest(area, copc=True), index=catalogue, client=client)
+    assert not summary.failures
+    assert summary.remarks[0] == "project USGS_LPC_CA_Whole_2018_LAS_2019 covers 100% of the area"
+    assert "USGS_LPC_CA_Half_2021" in summary.remarks[1]
+    assert len(laspy.read(tmp_path / "lidar" / "w2133n2147.laz")) > 100
+    for path in (tmp_path / "lidar").rglob("*.json"):
+        assert "sig=" not in path.read_text()
+    request = LidarRequest(area, Years((2021,)), copc=True)
+    (project,) = find_copc_projects(client, request, catalogue)
+    assert (project.name, project.year) == ("USGS_LPC_CA_Half_2021", 2021)
+    # The unsigned address answers as a private blob does.
+    with pytest.raises(SourceError, match="409"):
+        fetch_lidar(tmp_path / "other", LidarRequest(area, sources=project.addresses), client=client)
 
 
 @pytest.mark.parametrize(
