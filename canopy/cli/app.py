@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from canopy.cli.batch import batch
+from canopy.cli.change import change
 from canopy.cli.compare import compare
 from canopy.cli.derive import derive
 from canopy.cli.derive_trees import score, trees
@@ -36,6 +37,7 @@ derive.command()(score)
 app.add_typer(gedi, name="gedi")
 app.add_typer(fetch, name="fetch")
 app.add_typer(models, name="models")
+app.command()(change)
 app.command()(compare)
 app.command()(doctor)
 app.command()(example)

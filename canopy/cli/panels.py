@@ -23,6 +23,10 @@ EXAMPLES = {
         "canopy predict --aoi -110.645,44.962,-110.642,44.964 --uncertainty --out map.tif",
         "canopy predict --aoi area.gpkg --imagery big.vrt --dry-run",
     ),
+    "change": (
+        "canopy change map2018.tif map2023.tif --out change.tif",
+        "canopy change lidar.tif map.tif --dates 2018-07-01 own --error-m 0.5 own --out change.tif",
+    ),
     "evaluate": ("canopy evaluate --pred map.tif --truth lidar.tif --report page/",),
     "chm": ("canopy chm clouds/*.laz --out lidar.tif --resolution 1",),
     "calibrate": (

@@ -156,10 +156,19 @@ def read_dates(path: Path) -> MapDates:
         if days:
             return MapDates(_day(min(low for low, _ in days)), _day(max(high for _, high in days)), "dates")
     with open_raster(path) as raster:
-        tag = str(raster.tags().get("CANOPY_ACQUISITION_DATETIME", ""))
-    first, _, last = tag.partition("/")
+        return parse_dates(str(raster.tags().get("CANOPY_ACQUISITION_DATETIME", "")), "tags")
+
+
+def parse_dates(text: str, source: str) -> MapDates:
+    """Return the dates that a text names: a day, a month or a year, or two of these with a slash between them.
+
+    Args:
+        text: Dates, ISO 8601.
+        source: Where the text stands; "none" replaces it where the text is no date.
+    """
+    first, _, last = text.partition("/")
     ends = _parse(first, False), _parse(last or first, True)
-    return MapDates(*ends, "tags") if None not in ends else MapDates(None, None, "none")
+    return MapDates(*ends, source) if None not in ends else MapDates(None, None, "none")
 
 
 def _days(raster: DatasetReader) -> list[tuple[int, int] | None]:
