@@ -47,6 +47,13 @@ class PlaneSpec:
     """Value that means unknown, if any."""
 
 
+DATES = PlaneSpec(
+    "dates", "uint16", "canopy_acquisition_day", "Day of acquisition, counted from 1970-01-01; 0 is unknown",
+    unit="days since 1970-01-01", nodata=0,
+)  # fmt: skip
+"""Days of acquisition of the imagery."""
+
+
 @dataclass(frozen=True)
 class PlaneFile:
     """The files of a plane of a map."""

@@ -1,6 +1,6 @@
 """Published height maps, brought for an area as one map of ours: unknown where nothing was imaged, dated, in metres.
 
-    cut into blocks -> each block read, masked, committed (tile + layers) -> dates, mask -> map, style, STAC item
+    cut into blocks -> each block read, masked, committed (heights, days; mask) -> map with dates, style, STAC item
 
 A publisher's 0 may be bare ground or ground that was never imaged. Only pixels that the publisher's footprints cover
 are heights; where there are no footprints a 0 is unknown.
@@ -36,6 +36,7 @@ from tiles.cog import BANDS, Member, tile_is_committed, write_tile
 from tiles.files import make_folder, replacing, reported, require_new
 from tiles.ground import true_gsd_m
 from tiles.locks import hold
+from tiles.planes import DATES
 from tiles.publish import MapRecord, finish_publication, publish_map, remove_folder
 from tiles.stac import UNKNOWN
 from tiles.windows import PixelWindow
@@ -142,7 +143,7 @@ class _Job:
         """Digest of all that decides the pixels."""
         parts = (
             self.publication.name, area_identity(self.request.aoi), self.request.years.years, self.window,
-            [(source.name, source.identity) for source in self.sources],
+            [(source.name, source.identity) for source in self.sources], DATES,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -240,7 +241,7 @@ def _bounds(publication: Publication, window: PixelWindow) -> tuple[float, float
 
 
 def _write(job: _Job, out: Path, folder: Path, gsd_m: float, report: Report) -> dict[str, Any]:
-    """Write blocks, then layers, citation and map; return what came of it."""
+    """Write blocks, then mask, citation and map with its dates; return what came of it."""
     members: list[Member] = []
     total_px = sum(block.height * block.width for block in job.blocks)
     done_px = resumed_px = 0
@@ -254,12 +255,12 @@ def _write(job: _Job, out: Path, folder: Path, gsd_m: float, report: Report) -> 
         done_px += block.height * block.width
         detail = f"block {number}/{len(job.blocks)}"
         report(Progress(done_px / 1e6, total_px / 1e6, "Mpx", detail, resumed_px / 1e6))
-    valid_px, days = _write_layers(job, out, members)
+    valid_px, days = _write_mask(job, out, members)
     acquisition = f"{_iso(min(days))}/{_iso(max(days))}" if days else None
     write_terms(out.with_name(f"{out.stem}_CITATION.txt"), job.publication.terms, _remarks(job, gsd_m))
     imagery = tuple(source.name for source in job.sources)
     record = MapRecord(job.publication.name, UNKNOWN, imagery, acquisition, __version__)
-    publish_map(members, out, job.geobox, BANDS, record, folder)
+    publish_map(members, out, job.geobox, BANDS, record, folder, (DATES,))
     share = valid_px / (job.window.height * job.window.width)
     return {"acquisition": acquisition, "valid_share": round(share, 4)}
 
@@ -282,38 +283,34 @@ def _write_block(job: _Job, block: PixelWindow, tile: Path) -> None:
     height_m = np.where(outside, np.float32(np.nan), values.height_m)
     days = np.where(np.isnan(height_m), 0, values.days).astype(np.uint16)
     layers = _layers_path(tile)
-    # The tile's marker comes last: it stands for the layers too.
+    # The tile's marker comes last: it stands for the mask too.
     with reported(layers), replacing(layers) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, days=days, mask=values.mask)
-    write_tile(tile, height_m[None], geobox, job.plan)
+        np.savez_compressed(file, mask=values.mask)
+    write_tile(tile, np.stack([height_m, days.astype(np.float32)]), geobox, job.plan)
 
 
-def _write_layers(job: _Job, out: Path, members: Sequence[Member]) -> tuple[int, set[int]]:
-    """Write dates, and the publisher's mask where there is one; return known pixels and the days that occur."""
-    valid_px, all_days = 0, set[int]()
-    has_mask = False
-    layers = {"days": _layer_name(out, "dates"), "mask": _layer_name(out, "mask")}
-    with reported(out), replacing(layers["days"]) as dates, replacing(layers["mask"]) as masks:
-        with _layer(job, dates, "uint16", 0) as days_out, _layer(job, masks, "uint8", 255) as mask_out:
-            days_out.set_band_description(1, "days_since_1970_01_01")
+def _write_mask(job: _Job, out: Path, members: Sequence[Member]) -> tuple[int, set[int]]:
+    """Write the publisher's mask where there is one; return known pixels and the days that occur."""
+    valid_px, all_days, has_mask = 0, set[int](), False
+    path = _layer_name(out, "mask")
+    with reported(out), replacing(path) as draft:
+        with _layer(job, draft, "uint8", 255) as mask_out:
             mask_out.set_band_description(1, "publisher_mask")
             for tile, row, col in members:
                 with np.load(_layers_path(tile)) as stored:
-                    days, mask = stored["days"], stored["mask"]
-                window = Window(col, row, days.shape[1], days.shape[0])
-                days_out.write(days, 1, window=window)
-                mask_out.write(mask, 1, window=window)
-                all_days |= set(np.unique(days).tolist())
+                    mask = stored["mask"]
+                mask_out.write(mask, 1, window=Window(col, row, mask.shape[1], mask.shape[0]))
                 has_mask |= bool((mask != 255).any())
                 with rasterio.open(tile) as heights:
                     valid_px += int(np.count_nonzero(~np.isnan(heights.read(1))))
+                    all_days |= set(np.unique(heights.read(2)).astype(int).tolist())
         if not valid_px:
             raise CoverageError(
                 f"{job.publication.name} has no imaged ground within the area"
                 f"{f' in {job.request.years}' if job.request.years.years else ''}: nothing was written"
             )
     if not has_mask:
-        layers["mask"].unlink()
+        path.unlink()
     return valid_px, all_days - {0}
 
 

@@ -19,7 +19,7 @@ from canopy.models.bundle import Domain
 from canopy.models.domain import chip_statistics, is_outside
 from tiles.blend import ChipLattice
 from tiles.grid import Lattice
-from tiles.planes import PlaneFile, PlaneSpec
+from tiles.planes import DATES, PlaneFile, PlaneSpec
 from tiles.windows import PixelWindow
 
 if TYPE_CHECKING:
@@ -78,11 +78,7 @@ def plane_specs(masks: Sequence[str], reasons: bool, dates: bool) -> tuple[Plane
     """
     categories = (*_REASONS, *(f"masked by {name}" for name in masks))
     reason = PlaneSpec("reasons", "uint8", "canopy_reason", "Why a pixel has no height", categories=categories)
-    day = PlaneSpec(
-        "dates", "uint16", "canopy_acquisition_day", "Day of acquisition, counted from 1970-01-01; 0 is unknown",
-        unit="days since 1970-01-01", nodata=0,
-    )  # fmt: skip
-    return (*((reason,) if reasons else ()), *((day,) if dates else ()))
+    return (*((reason,) if reasons else ()), *((DATES,) if dates else ()))
 
 
 @dataclass(frozen=True)

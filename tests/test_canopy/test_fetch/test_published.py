@@ -93,6 +93,9 @@ def test_unimaged_ground_is_unknown_and_bare_ground_is_0(fetch, values, tmp_path
     assert ((days > 0) == ~np.isnan(heights)).all()
     item = json.loads((tmp_path / "map.json").read_text())
     assert item["properties"]["canopy:acquisition_datetime"] == "2017-01-17/2019-10-25"
+    dates = item["assets"]["dates"]
+    assert dates["href"] == "./map_dates.tif" and dates["bands"][0]["unit"] == "days since 1970-01-01"
+    assert dates["file:size"] == (tmp_path / "map_dates.tif").stat().st_size
     assert "CC-BY-4.0" in (tmp_path / "map_CITATION.txt").read_text()
     # 1.194 mercator metres are fewer on the ground.
     latitude = degrees(COL, ROW, COL + 96, ROW + 96)[1]
