@@ -15,6 +15,7 @@ from canopy.cli.compare import compare
 from canopy.cli.derive import derive
 from canopy.cli.derive_trees import score, trees
 from canopy.cli.doctor import doctor
+from canopy.cli.evaluate import evaluate
 from canopy.cli.example import example
 from canopy.cli.fetch import fetch
 from canopy.cli.gedi import gedi
@@ -118,45 +119,7 @@ def info(
     _print_document(describe(target), as_json, width=100)
 
 
-@app.command()
-def evaluate(
-    pred: Annotated[list[Path], typer.Option(help="Height map to score; repeatable.")],
-    truth: Annotated[
-        list[Path], typer.Option(help="Canopy height model to score against; repeatable: one a map, each a site.")
-    ],
-    mask: Annotated[
-        list[Path] | None, typer.Option(help="Raster that excludes cells where it is neither 0 nor nodata.")
-    ] = None,
-    truth_unit: Annotated[str | None, typer.Option(help="Unit of the truth: m, cm or ft (default: its own).")] = None,
-    truth_nodata: Annotated[
-        float | None, typer.Option(help="Value of the truth that means unknown (default: its own, unless that is 0).")
-    ] = None,
-    sites: Annotated[Path | None, typer.Option(help="Polygons of sites to score one by one, with --by.")] = None,
-    by: Annotated[str | None, typer.Option(help="Field of --sites that names the site.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Folder for a page with figures (one page a site).")] = None,
-    image: Annotated[Path | None, typer.Option(help="Imagery to show on that page.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Score height maps, and their intervals, against lidar canopy height models."""
-    from canopy.evaluation import comparison, pairs
-    from canopy.evaluation.table import print_table
-
-    if report is not None:
-        from canopy.evaluation.report import require_plots, write_reports
-
-        require_plots()
-    options = comparison.TruthOptions(truth_unit, truth_nodata, sites, by)
-    with show_progress() as show:
-        scored = pairs.evaluate_pairs(
-            pred, truth, mask or [], options=options, draw=report is not None, report=show
-        )  # fmt: skip
-    pages = write_reports(scored, report, truth, mask or [], image=image) if report is not None else []
-    if as_json:
-        typer.echo(json.dumps(scored.to_json()))
-    else:
-        print_table(scored, table_console(width=140))
-    for page in pages:
-        typer.echo(str(page), err=as_json)
+app.command()(evaluate)
 
 
 @app.command()
