@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import shapely
-from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 from shapely.geometry.base import BaseGeometry
 
@@ -19,8 +18,8 @@ from canopy.imagery.settings import SourceSettings
 from canopy.imagery.source import ImagerySource
 from canopy.imagery.stac import find_items, is_catalogue, parse_uri
 from canopy.imagery.stac.mosaic import coverage, covering
+from canopy.imagery.stac.opening import lonlat_outline
 from canopy.progress import Report, ignore
-from tiles.aoi import to_crs
 
 _FULL = 0.999
 """Coverage above which sources count as equal: outlines are drawn coarsely."""
@@ -75,7 +74,7 @@ def best_source(
     Raises:
         CoverageError: None covers any of the area, or none answers; the message says what each said.
     """
-    outline = to_crs(area, CRS("EPSG:4326")).geom
+    outline = lonlat_outline(area)
     asked_sources = {name: one for name, one in sources.items() if one.auto and _may_reach(one, outline)}
     if not asked_sources:
         raise CoverageError("no public source of imagery is on record for this area")
@@ -117,7 +116,7 @@ def _ask(name: str, source: SourceSettings, area: Geometry, search: Search) -> O
     Raises:
         CanopyError: It has nothing, or does not answer.
     """
-    outline = to_crs(area, CRS("EPSG:4326")).geom
+    outline = lonlat_outline(area)
     if not is_catalogue(source.uri):
         # Tiles: the whole extent of the service counts as covered, until a tile is found to be blank.
         opened = open_imagery(name, area=area)

@@ -22,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 from canopy.errors import SourceError, one_line
 from canopy.http import HttpClient, redacted
 from canopy.imagery.stac.api import links_of
-from canopy.imagery.stac.items import Item, parse_item
+from canopy.imagery.stac.items import Item, lonlat_box, parse_item
 from canopy.progress import Progress, Report, ignore
 from tiles.files import make_folder, replacing
 from tiles.locks import hold
@@ -48,7 +48,7 @@ class Branch:
 
     def meets(self, area: BaseGeometry) -> bool:
         """Return whether its extents meet an area; a branch without any may."""
-        return not self.boxes or any(shapely.box(*box).intersects(area) for box in self.boxes)
+        return not self.boxes or any(lonlat_box(*box).intersects(area) for box in self.boxes)
 
     def to_json(self) -> dict[str, Any]:
         """Return the branch as one line of the journal."""

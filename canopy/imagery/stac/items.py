@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 import shapely
 import shapely.geometry
+from shapely import affinity
 from shapely.geometry.base import BaseGeometry
 
 _CLOUD = ("eo:cloud_cover", "tile:clouds_percent", "cloud_cover", "cloudCover")
@@ -132,16 +133,27 @@ def _geometry(document: Mapping[str, Any]) -> BaseGeometry:
     elif isinstance(box, Sequence) and len(box) in (4, 6):
         half = len(box) // 2
         west, south, east, north = (float(value) for value in (*box[:2], *box[half : half + 2]))
-        if west > east:  # across the antimeridian
-            shape = shapely.union(shapely.box(west, south, 180, north), shapely.box(-180, south, east, north))
-        else:
-            shape = shapely.box(west, south, east, north)
+        shape = lonlat_box(west, south, east, north)
     else:
         raise ValueError("no geometry")
-    shape = shapely.make_valid(shape)
+    shape = within_turn(shapely.make_valid(shape))
     if shape.is_empty or not shape.area:
         raise ValueError("a geometry without area")
     return shape
+
+
+def within_turn(shape: BaseGeometry) -> BaseGeometry:
+    """Return an outline within -180 and 180 degrees of longitude; what goes beyond comes in on the other side."""
+    west, _, east, _ = shape.bounds or (0.0, 0.0, 0.0, 0.0)
+    if west >= -180 and east <= 180:
+        return shape
+    world = shapely.box(-180, -90, 180, 90)
+    return shapely.union_all([affinity.translate(shape, turn).intersection(world) for turn in (-360, 0, 360)])
+
+
+def lonlat_box(west: float, south: float, east: float, north: float) -> BaseGeometry:
+    """Return a box of longitudes and latitudes; one whose west is east of its east crosses 180 degrees."""
+    return within_turn(shapely.box(west, south, east + 360 if west > east else east, north))
 
 
 def _times(properties: Mapping[str, Any]) -> tuple[datetime | None, datetime | None]:

@@ -23,7 +23,7 @@ from canopy.imagery.selection import Skipped
 from canopy.imagery.stac import openaerialmap
 from canopy.imagery.stac.api import RETRIED_IN_SEARCHES, Question, list_collections, pages, search_link
 from canopy.imagery.stac.catalogue import walk
-from canopy.imagery.stac.items import Item, choose_asset, parse_item
+from canopy.imagery.stac.items import Item, choose_asset, parse_item, within_turn
 from canopy.imagery.stac.mosaic import Sifted, covering, sift, unjudged
 from canopy.progress import Report, ignore
 from tiles.aoi import to_crs
@@ -119,7 +119,7 @@ def find_items(uri: CatalogueUri, area: Geometry, search: Search, report: Report
         SourceError: The catalogue does not answer.
         ImageryError: It wants a collection to be named.
     """
-    outline = to_crs(area, CRS("EPSG:4326")).geom
+    outline = lonlat_outline(area)
     combined = search.over(uri.search)
     if uri.kind == "oam":
         items = [item for box in _boxes(outline) for item in openaerialmap.search(client(), uri.address, box)]
@@ -128,6 +128,11 @@ def find_items(uri: CatalogueUri, area: Geometry, search: Search, report: Report
     for name in unjudged(items, combined) if items else ():
         _LOG.warning("imagery: %s does not say the %s of its images, so --%s is not applied", uri.shown, name, name)
     return sift(items, outline, combined, uri.collections)
+
+
+def lonlat_outline(area: Geometry) -> BaseGeometry:
+    """Return an area in longitude and latitude, both parts of one that crosses 180 degrees."""
+    return within_turn(to_crs(area, CRS("EPSG:4326")).geom)
 
 
 def _search(uri: CatalogueUri, outline: BaseGeometry, search: Search, report: Report) -> list[Item]:
@@ -199,7 +204,7 @@ def open_items(sifted: Sifted, uri: CatalogueUri, area: Geometry, search: Search
         CoverageError: No item has an image of the area.
         SourceError: A file cannot be read.
     """
-    outline = to_crs(area, CRS("EPSG:4326")).geom
+    outline = lonlat_outline(area)
     combined = search.over(uri.search)
     scenes: dict[tuple[str, str], RasterScene] = {}
     skipped: dict[tuple[str, str], Skipped] = {}
@@ -258,7 +263,7 @@ def find_files(uri: CatalogueUri, area: Geometry, search: Search) -> tuple[str, 
     """
     sifted = find_items(uri, area, search)
     assets = {item.key: asset for item in sifted.items if (asset := choose_asset(item, uri.search.assets))}
-    outline = to_crs(area, CRS("EPSG:4326")).geom
+    outline = lonlat_outline(area)
     needed = covering([item for item in sifted.items if item.key in assets], outline, uri.layers)
     addresses = dict.fromkeys(assets[item.key].href for item in needed)
     if not addresses:
