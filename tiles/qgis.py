@@ -253,6 +253,13 @@ def stands_qml() -> str:
     return style_document(_graduated("h100_m", "fill", "SimpleFill", _area_fill), _layer_opacity())
 
 
+def gaps_qml() -> str:
+    """Return a QGIS 3 layer style (QML) of gaps: one colour that stands out from all heights."""
+    renderer = ElementTree.Element("renderer-v2", type="singleSymbol", symbollevels="0")
+    ElementTree.SubElement(renderer, "symbols").append(_symbol("fill", "0", "SimpleFill", _area_fill("#d81b60")))
+    return style_document(renderer, _layer_opacity())
+
+
 def _graduated(
     attribute: str, kind: str, layer_class: str, settings: Callable[[str], dict[str, str]]
 ) -> ElementTree.Element:

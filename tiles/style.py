@@ -35,6 +35,15 @@ WIDTH_RAMP: Ramp = (
 )
 """(width of the 5-95 % interval in metres, colour): another hue than heights, darker with every step."""
 
+COVER_RAMP: Ramp = (
+    (0.0, "#f7f4e6"),
+    (0.1, "#e4e8b0"),
+    (0.3, "#b5d67c"),
+    (0.6, "#3f9e5b"),
+    (1.0, "#104456"),
+)
+"""(share, colour): cover of trees, in the colours of heights; a step at the tenth from which FAO speaks of a forest."""
+
 DATE_COLOURS = ("#fde725", "#35b779", "#31688e", "#440154")
 """Colours of acquisition dates, from the first to the last; between them colours are interpolated."""
 
@@ -119,6 +128,12 @@ def metres_renderer(band: int, ramp: Ramp) -> ElementTree.Element:
     return _interpolated(band, ramp, labels)
 
 
+def share_qml() -> str:
+    """Return a QGIS 3 layer style (QML) that draws the first band, a share from 0 to 1, through a ramp of greens."""
+    labels = [f"{value:.0%}" for value, _ in COVER_RAMP]
+    return style_document(raster_pipe(_interpolated(1, COVER_RAMP, labels, suffix="")))
+
+
 def date_renderer(days: Sequence[int]) -> ElementTree.Element:
     """Return the renderer of days since 1970-01-01: a class for each day where they are few, else a ramp of dates."""
     first, last = (min(days), max(days)) if days else (0, 0)
@@ -149,7 +164,7 @@ def _renderer(kind: str, band: int, **attributes: str) -> ElementTree.Element:
     return renderer
 
 
-def _interpolated(band: int, ramp: Ramp, labels: Sequence[str]) -> ElementTree.Element:
+def _interpolated(band: int, ramp: Ramp, labels: Sequence[str], suffix: str = " m") -> ElementTree.Element:
     """Return a renderer that interpolates colours between the steps of a ramp."""
     low, high = f"{ramp[0][0]:g}", f"{ramp[-1][0]:g}"
     renderer = _renderer("singlebandpseudocolor", band, classificationMin=low, classificationMax=high)
@@ -167,7 +182,7 @@ def _interpolated(band: int, ramp: Ramp, labels: Sequence[str]) -> ElementTree.E
     for (value, colour), label in zip(ramp, labels, strict=True):
         ElementTree.SubElement(shader, "item", value=f"{value:g}", label=label, color=colour, alpha="255")
     # A continuous legend shows the two ends only; this one lists the items with their labels.
-    ElementTree.SubElement(shader, "rampLegendSettings", useContinuousLegend="0", suffix=" m", orientation="2")
+    ElementTree.SubElement(shader, "rampLegendSettings", useContinuousLegend="0", suffix=suffix, orientation="2")
     return renderer
 
 

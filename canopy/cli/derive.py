@@ -72,6 +72,53 @@ def stands(
     typer.echo(json.dumps(summary_json(table)) if as_json else str(table.path))
 
 
+@derive.command()
+def gaps(
+    map_path: MapFile,
+    out: Annotated[Path, typer.Option(help="Polygons: .gpkg, .parquet or .csv.")],
+    below: GapBelow = 2.0,
+    min_m2: GapArea = 10.0,
+    max_m2: Annotated[
+        float, typer.Option("--max-m2", help="Largest area of a gap, square metres; larger openings are only counted.")
+    ] = 10_000.0,
+    error_m: ErrorM = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find gaps of the canopy: polygons without seams, and the distribution of their sizes."""
+    from canopy.products.gaps import GapRule, derive_gaps
+
+    with show_progress() as report:
+        result = derive_gaps(
+            map_path, out, GapRule(below, min_m2, max_m2), error_m=error_m, overwrite=overwrite, report=report
+        )
+    for line in result.sizes.lines():
+        say(line)
+    typer.echo(json.dumps({"path": str(result.path), **result.sizes.to_json()}) if as_json else str(result.path))
+
+
+@derive.command()
+def cover(
+    map_path: MapFile,
+    out: Annotated[Path, typer.Option(help="Raster: .tif.")],
+    cell_m: Annotated[
+        float, typer.Option("--cell-m", help="Side of a cell of the raster, metres: 10 to 30 as a rule.")
+    ] = 20.0,
+    above: Annotated[float, typer.Option(help="Height above which a cell of the map is covered, metres.")] = 2.0,
+    error_m: ErrorM = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Map the share of ground under cover, with its bounds where the map has intervals."""
+    from canopy.products.cover import derive_cover
+
+    with show_progress() as report:
+        typer.echo(
+            derive_cover(
+                map_path, out, cell_m=cell_m, above_m=above, error_m=error_m, overwrite=overwrite, report=report
+            )
+        )
+
+
 def parse_hectares(text: str | None) -> float | None:
     """Parse an area such as 1ha or 900m2; None for none."""
     if text is None:

@@ -56,11 +56,11 @@ def calibrate_stands(
     with open_map(truth) as reference:
         require_overlap(source, reference.geobox().extent, truth)
         squares, nominal_m2, blocks = _squares(source, reference, block_m)
-        ours = Zones(tuple(map(str, range(len(squares)))), squares, areas_m2(squares, source.crs))
-        theirs = Zones(ours.ids, _moved(squares, source, reference), ours.areas_m2)
+        mapped = Zones(tuple(map(str, range(len(squares)))), squares, areas_m2(squares, source.crs))
+        true = Zones(mapped.ids, _moved(squares, source, reference), mapped.areas_m2)
         total = 2 * len(squares)
-        on_map = _measure(source, ours, rule or OpeningRule(), 0, total, report)
-        on_truth = _measure(reference, theirs, rule or OpeningRule(), len(squares), total, report)
+        on_map = _measure(source, mapped, rule or OpeningRule(), 0, total, report)
+        on_truth = _measure(reference, true, rule or OpeningRule(), len(squares), total, report)
     relative = source.has_intervals
     fitted: dict[str, StatisticIntervals] = {}
     for name in STATISTICS:
@@ -140,10 +140,10 @@ def _measure(
     return [each for each in measured if each is not None]
 
 
-def _error(name: str, ours: Measures, truth: Measures, relative: bool) -> tuple[float, float] | None:
+def _error(name: str, mapped: Measures, truth: Measures, relative: bool) -> tuple[float, float] | None:
     """Return map less truth and its unit; None where either is unknown."""
-    value, reference = ours.surface.values[name], truth.surface.values[name]
-    scale = stand_scale(name, ours, relative)
-    if value is None or reference is None or not scale or min(ours.known_share, truth.known_share) < _MIN_KNOWN:
+    value, reference = mapped.surface.values[name], truth.surface.values[name]
+    scale = stand_scale(name, mapped, relative)
+    if value is None or reference is None or not scale or min(mapped.known_share, truth.known_share) < _MIN_KNOWN:
         return None
     return value - reference, scale

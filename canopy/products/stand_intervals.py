@@ -171,7 +171,7 @@ def fit_statistic(
 
 
 def block_quantile(scores: Floats, blocks: NDArray[np.int64], level: float = LEVEL) -> float | None:
-    """Return the smallest value that at least `level` of the scores of a new block does not exceed, blocks alike.
+    """Return the smallest value that at least `level` of the scores of a new block does not exceed.
 
     Args:
         scores: (N,) scores.
