@@ -144,7 +144,7 @@ def _geometry(document: Mapping[str, Any]) -> BaseGeometry:
 
 def within_turn(shape: BaseGeometry) -> BaseGeometry:
     """Return an outline within -180 and 180 degrees of longitude; what goes beyond comes in on the other side."""
-    west, _, east, _ = shape.bounds or (0.0, 0.0, 0.0, 0.0)
+    west, _, east, _ = shape.bounds
     if west >= -180 and east <= 180:
         return shape
     world = shapely.box(-180, -90, 180, 90)
