@@ -151,11 +151,11 @@ def cover_of(source: ProductMap, grid: CoverGrid, window: PixelWindow, above_m: 
 def _share_above(
     heights_m: Heights, rows: NDArray[np.float64], cols: NDArray[np.float64], above_m: float
 ) -> NDArray[np.float32]:
-    known = ~np.isnan(heights_m)
+    valid = ~np.isnan(heights_m)
     with np.errstate(invalid="ignore"):
         tall = heights_m > above_m
     area = np.outer(np.diff(rows), np.diff(cols))
-    known_area, tall_area = _block_sums(known, rows, cols), _block_sums(tall, rows, cols)
+    known_area, tall_area = _block_sums(valid, rows, cols), _block_sums(tall, rows, cols)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(known_area >= _MIN_KNOWN * area * (1 - 1e-9), tall_area / known_area, np.nan)
     # Sums of parts of cells leave a rest of rounding.

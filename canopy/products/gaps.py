@@ -161,8 +161,8 @@ def find_pieces(source: ProductMap, window: PixelWindow, rule: GapRule) -> tuple
         "col": window.col0 + sums["first"][chosen] % window.width,
         GEOMETRY: [outlines.get(int(label)) for label in chosen],
     }  # fmt: skip
-    known = int(np.count_nonzero(~np.isnan(heights_m[inside])))
-    schema = PIECES.with_metadata({"known": str(known)})
+    known_cells = int(np.count_nonzero(~np.isnan(heights_m[inside])))
+    schema = PIECES.with_metadata({"known": str(known_cells)})
     return pa.table(columns, schema=schema), edges
 
 
@@ -217,8 +217,8 @@ def _outlines(
 
 def _known_ha(source: ProductMap, windows: list[PixelWindow], work: Work) -> float:
     """Return the known area of the map, hectares."""
-    known = sum(int(work.load_table(part_name(window)).schema.metadata[b"known"]) for window in windows)
-    return known * source.cell_m[0] * source.cell_m[1] / 1e4
+    known_cells = sum(int(work.load_table(part_name(window)).schema.metadata[b"known"]) for window in windows)
+    return known_cells * source.cell_m[0] * source.cell_m[1] / 1e4
 
 
 def _rows(
