@@ -48,7 +48,7 @@ def heights_m(window: PixelWindow) -> NDArray[np.float32]:
     return ((rows * 7919 + cols * 104_729) % 4093 / 128).astype(np.float32)[None]
 
 
-def quick_job(job: Job, path: Path, *, overwrite: bool, report: Any) -> Prediction:
+def quick_job(job: Job, path: Path, *, overwrite: bool, may_be_empty: bool, report: Any) -> Prediction:
     """Write the known heights of a tile in place of a network's, with its STAC item."""
     corrupt = os.environ.get("CHAOS_CORRUPT")
     if corrupt and path.stem == corrupt:
