@@ -1,6 +1,7 @@
 """Trees of a generated forest: recall and precision by confidence, and speed against scikit-image's watershed alone.
 
     python benchmarks/trees.py --accuracy            # tops and crowns against the exact truth
+    python benchmarks/trees.py --change              # change between two dates, and false alarms, against the truth
     python benchmarks/trees.py --side 10000          # time and memory on a map of that side, cells of 0.5 m
 
 The watershed of scikit-image (pip install scikit-image) is given the same cells and the same treetops as markers; what
@@ -20,7 +21,8 @@ import numpy as np
 import rasterio
 import shapely
 
-from canopy.example.stand import Stand, make_stand
+from canopy.example.stand import Stand, fell, make_stand
+from canopy.products.change import ChangeOptions, detect_change
 from canopy.products.tree_scores import MappedTrees, match, score
 from canopy.products.trees import derive_trees
 
@@ -63,11 +65,14 @@ def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--accuracy", action="store_true", help="score tops and crowns on three generated forests")
+    parser.add_argument("--change", action="store_true", help="score the change between two dates")
     parser.add_argument("--side", type=int, help="side of a map to measure speed on, cells")
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated forests")
     arguments = parser.parse_args()
     if arguments.accuracy:
         measure_accuracy(arguments.seed)
+    if arguments.change:
+        measure_change(arguments.seed)
     if arguments.side:
         measure_speed(arguments.side)
 
@@ -118,6 +123,42 @@ def measure_accuracy(seed: int) -> None:
         inside = (confidence >= low) & (confidence < low + 0.2 + (low == 0.8))
         print(
             f"confidence {low:.1f} to {low + 0.2:.1f}: {inside.sum():5d} trees, precision {matched[inside].mean():.2f}"
+        )
+
+
+def measure_change(seed: int) -> None:
+    """Print what is reported of felled trees, and false alarms where nothing changed."""
+    before = make_stand(STAND_M, seed=seed)
+    after = fell(before, 0.05, growth_m=1.0, patches=2, seed=seed)
+    lost_m = before.chm_m - after.chm_m
+    gone = np.flatnonzero(~np.isin(before.trees[:, 0], after.trees[:, 0]))
+    for error_m, correlation_m in ((0.5, 2.0), (1.0, 2.0), (2.0, 2.0), (2.0, 0.7)):
+        half_m = 1.645 * error_m
+        observed = [
+            stand.observe(error_m, seed + number, correlation_m=correlation_m)
+            for number, stand in enumerate((before, after, before))
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            first, second, again = (
+                write_map(before, Path(folder) / f"{number}.tif", heights, half_m=half_m)
+                for number, heights in enumerate(observed)
+            )
+            moved = write_map(before, Path(folder) / "moved.tif", np.roll(observed[2], 1, axis=1), half_m=half_m)
+            out, dates, fixed = Path(folder) / "out.tif", ("2018", "2022"), ChangeOptions(search_m=0)
+            detect_change(first, second, out, dates=dates)
+            with rasterio.open(out) as dataset:
+                change = dataset.read(1)
+            alarms = []
+            for later in (again, moved):
+                null = detect_change(first, later, out, fixed, dates=dates, overwrite=True)
+                alarms.append((null.loss_m2 + null.gain_m2) / (null.loss_m2 + null.gain_m2 + null.unchanged_m2))
+        loss, canopy_lost = change == -1, lost_m > 4
+        shares = [loss[before.owner == number].mean() for number in gone if (before.owner == number).sum() > 60]
+        felled = np.mean(np.array(shares) > 0.3)
+        print(
+            f"error {error_m:.1f} m, shared over {correlation_m:.1f} m: {loss[canopy_lost].mean():.2f} of the canopy "
+            f"lost is reported, {(lost_m[loss] > 2).mean():.2f} of what is reported was lost; {felled:.2f} of "
+            f"{len(shares)} felled crowns above 15 m2; false alarms {alarms[0]:.2%}, a cell off {alarms[1]:.2%}"
         )
 
 

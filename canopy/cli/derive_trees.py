@@ -63,6 +63,7 @@ def trees(
 def score(
     trees: Annotated[Path, typer.Argument(help="File of canopy derive trees, .gpkg or .parquet.")],
     truth: Annotated[Path, typer.Option(help="Trees that people mapped: points of stems or tops, or crowns.")],
+    layer: Annotated[str | None, typer.Option(help="Layer of --truth, where several have areas.")] = None,
     height_field: Annotated[str | None, typer.Option(help="Field of --truth with heights, metres.")] = None,
     area: Annotated[
         Path | None, typer.Option(help="Polygons in which every tree was mapped (default: the hull of the truth).")
@@ -73,7 +74,7 @@ def score(
     """Score trees against trees that people mapped: recall, precision and height bias, by class of height."""
     from canopy.products.tree_scores import print_scores, score_files
 
-    result = score_files(trees, truth, height_field=height_field, area=area, within_m=within)
+    result = score_files(trees, truth, layer=layer, height_field=height_field, area=area, within_m=within)
     if as_json:
         typer.echo(json.dumps(result.to_json()))
     else:

@@ -44,12 +44,13 @@ class Offset:
     """Whether the shift was applied."""
 
     def __str__(self) -> str:
+        agreement = f"{self.agreeing} of {self.windows} windows agree"
         if self.applied:
-            agreement = f"{self.agreeing} of {self.windows} windows agree"
             return f"moved by {self.x_m:+.1f} m east and {self.y_m:+.1f} m north ({agreement})"
-        return (
-            f"not moved ({self.agreeing} of {self.windows} windows agree on a shift)" if self.windows else "not moved"
-        )
+        if not self.windows:
+            return "not moved"
+        is_right = self.x_m == self.y_m == 0
+        return f"lies right ({agreement})" if is_right else f"not moved, for its shift is unclear ({agreement})"
 
 
 NO_OFFSET = Offset(0.0, 0.0, 0, 0, applied=False)
@@ -140,7 +141,7 @@ def align(first: ProductMap, second: ProductMap, *, search_m: float = SEARCH_M) 
         raise ProductError(f"{first.path} and {second.path} have no ground in common: maps of one area expected")
     fixed = Placed(target, _grid(target, 0.0, 0.0))
     loose = Placed(moved, _grid(target, 0.0, 0.0))
-    offset = _offset(fixed, loose, window) if search_m > 0 else NO_OFFSET
+    offset = _offset(fixed, loose, window, search_m) if search_m > 0 else NO_OFFSET
     if offset.applied:
         loose = Placed(moved, _grid(target, offset.x_m, offset.y_m))
     placed = (fixed, loose) if target is first else (loose, fixed)
@@ -153,14 +154,16 @@ def _grid(target: ProductMap, x_m: float, y_m: float) -> _Grid:
     return _Grid(dataset.crs, Affine.translation(-x_m, -y_m) @ dataset.transform, dataset.shape)
 
 
-def _offset(fixed: Placed, loose: Placed, window: PixelWindow, search_m: float = SEARCH_M) -> Offset:
+def _offset(fixed: Placed, loose: Placed, window: PixelWindow, search_m: float) -> Offset:
     cell_m = fixed.source.transform.a
     shifts = []
     for part in _spread(window):
         heights = np.sqrt(np.maximum(fixed.read(part), 0))
         # The correlation is made for images: three equal bands have brightness alone, which is the height.
         shift = estimate_shift(np.stack([heights] * 3), loose.read(part), cell_m, search_m=search_m)
-        if shift.correlation >= _MIN_CORRELATION and shift.distinctness >= MIN_DISTINCTNESS:
+        # At the border of the search the true peak may lie beyond.
+        is_inside = max(abs(shift.x_m), abs(shift.y_m)) < (round(search_m / cell_m) - 0.5) * cell_m
+        if is_inside and shift.correlation >= _MIN_CORRELATION and shift.distinctness >= MIN_DISTINCTNESS:
             shifts.append((shift.x_m, shift.y_m, shift.confidence))
     if not shifts:
         return NO_OFFSET
@@ -173,7 +176,8 @@ def _offset(fixed: Placed, loose: Placed, window: PixelWindow, search_m: float =
     clear = float(np.median(found_shifts[near, 2])) >= MIN_CONFIDENCE if agreeing else False
     is_large = float(np.hypot(*middle)) >= _MIN_SHIFT_CELLS * cell_m
     applied = bool(clear and is_large and agreeing >= _MIN_AGREEING * len(shifts))
-    return Offset(float(middle[0]), float(middle[1]), len(shifts), agreeing, applied)
+    # Rounding may leave a negative zero.
+    return Offset(float(middle[0]) + 0.0, float(middle[1]) + 0.0, len(shifts), agreeing, applied)
 
 
 def _spread(window: PixelWindow) -> list[PixelWindow]:

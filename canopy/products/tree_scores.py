@@ -95,6 +95,7 @@ def score_files(
     trees: Path,
     truth: Path,
     *,
+    layer: str | None = None,
     height_field: str | None = None,
     area: Path | None = None,
     within_m: float = WITHIN_M,
@@ -104,6 +105,7 @@ def score_files(
     Args:
         trees: File of `canopy derive trees`, .gpkg or .parquet.
         truth: Vector file of points or polygons.
+        layer: Layer of the truth; may be left out where one layer has areas, or where there is one layer.
         height_field: Field of the truth with heights, metres.
         area: Polygons in which all trees were mapped; the convex hull of the truth by default.
         within_m: Largest distance between a tree and a point of the truth, metres.
@@ -113,7 +115,7 @@ def score_files(
         AOIError: A vector file cannot be read.
     """
     mapped, crs = _read_trees(trees)
-    actual = _read_truth(truth, height_field, crs)
+    actual = _read_truth(truth, layer, height_field, crs)
     if area is not None:
         bounds = to_crs(read_aoi(area), CRS(crs)).geom
     elif actual.crowns is not None:
@@ -243,11 +245,11 @@ def _read_trees(path: Path) -> tuple[MappedTrees, str]:
     return MappedTrees(points, height_m, np.asarray(frame.geometry.to_numpy(), object)), frame.crs.to_wkt()
 
 
-def _read_truth(path: Path, height_field: str | None, crs: str) -> MappedTrees:
+def _read_truth(path: Path, layer: str | None, height_field: str | None, crs: str) -> MappedTrees:
     # The reader of areas refuses what points elsewhere before GDAL opens it.
-    geometries, own_crs = read_vector(path)
+    geometries, own_crs = read_vector(path, layer)
     shapes = gpd.GeoSeries(geometries, crs=own_crs.to_wkt()).to_crs(crs).to_numpy()
-    height_m = np.full(len(shapes), np.nan) if height_field is None else _field(path, height_field)
+    height_m = np.full(len(shapes), np.nan) if height_field is None else _field(path, layer, height_field)
     usable = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
     shapes, height_m = shapes[usable], height_m[usable]
     if not shapes.size:
@@ -259,9 +261,17 @@ def _read_truth(path: Path, height_field: str | None, crs: str) -> MappedTrees:
     raise ProductError(f"{path} has lines, or points and polygons: points or polygons of trees expected")
 
 
-def _field(path: Path, name: str) -> Floats:
+def _field(path: Path, layer: str | None, name: str) -> Floats:
     try:
-        frame = gpd.read_parquet(path) if path.suffix.lower() in PARQUET else gpd.read_file(path)
+        if path.suffix.lower() in PARQUET:
+            frame = gpd.read_parquet(path)
+        else:
+            # The layer that `read_vector` has chosen, where it was left to choose.
+            layers = gpd.list_layers(path)
+            areas = layers["name"][layers["geometry_type"].str.contains("Polygon", na=False)].tolist()
+            frame = gpd.read_file(
+                path, layer=layer or (areas[0] if len(layers) > 1 and areas else layers["name"].iloc[0])
+            )
         return np.asarray(frame[name].to_numpy(), np.float64)
     except KeyError as error:
         names = ", ".join(column for column in frame.columns if column != frame.geometry.name)

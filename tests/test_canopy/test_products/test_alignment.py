@@ -33,7 +33,7 @@ def test_a_shift_is_taken_back(stand: Stand, tmp_path: Path, shift: tuple[float,
         assert pair.offset.applied == (shift != (0, 0))
         difference = pair.second.read(pair.window) - pair.first.read(pair.window)
         assert np.nanmean(np.abs(difference)) < 0.8
-        assert str(pair.offset).startswith("moved by +1.5 m east and -1.0 m north" if any(shift) else "not moved")
+        assert str(pair.offset).startswith("moved by +1.5 m east and -1.0 m north" if any(shift) else "lies right")
         assert not align(one, other, search_m=0).offset.applied
 
 
@@ -55,7 +55,17 @@ def test_maps_of_different_heights_are_not_moved(stand: Stand, tmp_path: Path) -
     first = write(tmp_path / "a.tif", stand, stand.observe(0.5, 1))
     second = write(tmp_path / "b.tif", stand, make_stand(80, seed=8).observe(0.5, 2))
     with open_map(first) as one, open_map(second) as other:
-        assert not align(one, other).offset.applied
+        offset = align(one, other).offset
+        assert not offset.applied
+        assert str(offset).startswith("not moved")
+
+
+def test_no_shift_is_looked_for_beyond_the_search(stand: Stand, tmp_path: Path) -> None:
+    first = write(tmp_path / "a.tif", stand, stand.observe(0.5, 1))
+    second = write(tmp_path / "b.tif", stand, stand.observe(0.5, 2), 4.0, 0.0)
+    with open_map(first) as one, open_map(second) as other:
+        assert align(one, other, search_m=6).offset.x_m == 4
+        assert not align(one, other, search_m=2).offset.applied
 
 
 def test_maps_without_common_ground_are_refused(stand: Stand, tmp_path: Path) -> None:

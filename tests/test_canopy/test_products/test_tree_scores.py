@@ -74,6 +74,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth = gpd.GeoDataFrame(
         {"h": [11.0, 19.0], "who": ["a", "b"]}, geometry=gpd.points_from_xy(*zip(*points[:2], strict=True)), crs=CRS
     )
+    area = gpd.GeoDataFrame(geometry=[shapely.box(499_990, 4_999_990, 500_020, 5_000_010)], crs=CRS)
+    area.to_file(folder / "area.gpkg")
     truth.to_crs(4326).to_file(folder / "truth.geojson")
     truth.assign(geometry=truth.buffer(3)).to_file(folder / "crowns.gpkg")
     truth.assign(geometry=[shapely.LineString([(0, 0), (1, 1)])] * 2).to_file(folder / "lines.gpkg")
@@ -81,13 +83,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_are_scored_in_the_crs_of_the_trees(files: Path) -> None:
-    area = gpd.GeoDataFrame(geometry=[shapely.box(499_990, 4_999_990, 500_020, 5_000_010)], crs=CRS)
-    area.to_file(files / "area.gpkg")
     result = score_files(files / "trees.parquet", files / "truth.geojson", height_field="h", area=files / "area.gpkg")
     assert (result.scores.recall, result.scores.precision, result.scores.bias_m) == (1, 1, 0)
     result = score_files(files / "trees.gpkg", files / "crowns.gpkg")
     assert (result.scores.trees, result.scores.precision) == (2, 1)  # the third lies off the hull of the truth
     assert result.crown_iou == pytest.approx(4 / 9, rel=0.01)
+
+
+def test_trees_of_another_map_are_a_truth(files: Path) -> None:
+    """Crowns and tops are layers of one file: the layer of areas is taken, for geometries and heights."""
+    crowns = gpd.read_parquet(files / "trees.parquet")
+    crowns.to_file(files / "lidar.gpkg", layer="crowns")
+    crowns.iloc[:1].set_geometry(crowns.iloc[:1].centroid).to_file(files / "lidar.gpkg", layer="tops")
+    result = score_files(files / "trees.gpkg", files / "lidar.gpkg", height_field="height_m")
+    assert (result.scores.truth, result.scores.recall, result.scores.mae_m, result.crown_iou) == (3, 1, 0, 1)
+    tops = score_files(files / "trees.gpkg", files / "lidar.gpkg", layer="tops", area=files / "area.gpkg")
+    assert tops.scores.truth == 1
 
 
 @pytest.mark.parametrize(
