@@ -41,8 +41,8 @@ from canopy.imagery.acquisition import span
 from canopy.imagery.configured import configured_imagery
 from canopy.imagery.search import Search
 from canopy.imagery.source import RasterImagery
-from canopy.models.bundle import BUNDLED, find_bundle
-from canopy.models.options import check_backend, check_device
+from canopy.models.bundle import BUNDLED, Decode, find_bundle
+from canopy.models.options import check_backend, check_decode, check_device
 from canopy.prediction.request import check_footprint, check_gsd, check_pixel_options, read_model_card
 from canopy.progress import Progress, Report, ignore
 from canopy.version import __version__
@@ -94,6 +94,8 @@ class BatchRequest:
     """Device of the model."""
     backend: str = "auto"
     """Backend of the model."""
+    decode: Decode | None = None
+    """How heights are read off the model's bins; as its card says if None."""
     uncertainty: bool = False
     """Whether to map the 5th and 95th percentile too."""
     calibration: Path | None = None
@@ -127,6 +129,7 @@ def make_plan(request: BatchRequest, store: Store, report: Report = ignore) -> P
     """
     check_device(request.device)
     check_backend(request.backend, request.device)
+    check_decode(request.decode)
     check_pixel_options(request.options.bands, request.options.scale)
     _check_tile_px(request)
     model = _model(request.model)
@@ -154,6 +157,7 @@ def make_plan(request: BatchRequest, store: Store, report: Report = ignore) -> P
         "tile_px": tile_px,
         "device": request.device,
         "backend": request.backend,
+        "decode": request.decode,
         "uncertainty": request.uncertainty,
         "extras": extras.to_json(),
         "imagery": {**imagery.to_json(), "described": source.describe()},

@@ -87,8 +87,8 @@ class Runtime:
         """
         planned = self.plan.model
         with TemporaryDirectory() as folder:
-            path = self._model_file(Path(folder))
-            loaded = load_model(path, self._device or self.plan.document["device"], self.plan.document["backend"])
+            path, document = self._model_file(Path(folder)), self.plan.document
+            loaded = load_model(path, self._device or document["device"], document["backend"], document["decode"])
         self._agree_on(loaded.backend)
         if loaded.sha256 != planned.sha256:
             raise ModelError(f"model {planned.name} is not the file that was planned: plan again in another folder")

@@ -16,6 +16,7 @@ from canopy.cli.predict import (
     CalibrationFile,
     Cloud,
     Date,
+    Decoder,
     Device,
     Force,
     HaveRight,
@@ -60,6 +61,7 @@ def plan(
     resolution: Resolution = None,
     device: Device = "auto",
     backend: Backend = "auto",
+    decode: Decoder = None,
     uncertainty: Uncertainty = False,
     calibration: CalibrationFile = None,
     bands: Bands = None,
@@ -100,7 +102,7 @@ def plan(
     )  # fmt: skip
     request = BatchRequest(
         aoi, model or default_model(), tuple(imagery or ()), layer, grid, tile_px, resolution, device, backend,
-        uncertainty, calibration, reading, Search.read(date, cloud, off_nadir, sun, order), offline,
+        decode, uncertainty, calibration, reading, Search.read(date, cloud, off_nadir, sun, order), offline,
         ExtrasRequest(tuple(masks or ()), reasons, dates), force, speed or MPX_PER_S, price,
     )  # fmt: skip
     with show_progress() as report:

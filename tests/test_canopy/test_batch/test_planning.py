@@ -14,6 +14,7 @@ from canopy.batch import plan as plans
 from canopy.batch.imagery import ImageryOptions, pin
 from canopy.batch.plan import Plan, read_plan
 from canopy.batch.planning import make_plan
+from canopy.batch.runtime import Runtime
 from canopy.batch.store import open_store
 from canopy.errors import AOIError, CalibrationError, CoverageError, ImageryError, ModelError, OutputError
 from canopy.imagery import open_imagery
@@ -64,6 +65,14 @@ def test_another_request_is_refused(inputs: Path, planned: tuple[Path, Plan]) ->
             make_plan(replace(request_of(inputs), **changes), store)
 
 
+def test_how_heights_are_read_off_the_bins_is_part_of_a_plan(
+    inputs: Path, planned: tuple[Path, Plan], tmp_path: Path
+) -> None:
+    store, plan = plan_batch(inputs, tmp_path / "batch", decode="mean")
+    assert plan.id != planned[1].id
+    assert Runtime(store, plan).model.decode == "mean"
+
+
 def test_another_version_and_a_changed_plan_are_refused(
     planned: tuple[Path, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +110,7 @@ def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
         ({"aoi": "10,50,10.01,50.01"}, CoverageError, "no imagery over the AOI"),
         ({"calibration": Path("absent.json")}, CalibrationError, "absent.json"),
         ({"options": ImageryOptions(bands=(1, 2))}, ImageryError, "three bands"),
+        ({"decode": "mode"}, ModelError, "no decoder 'mode'"),
     ],
 )
 def test_what_cannot_be_mapped_leaves_no_plan(
