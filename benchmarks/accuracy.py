@@ -51,7 +51,10 @@ HEADS = ("MAE, m", "known sites", "site left out", "bias", "R2", "block R2", *(f
 
 
 def constant(split: Split, config: TrainConfig, run: Path) -> Predict:
-    """Predict the median of all training heights everywhere: the figure that every other must beat."""
+    """Predict the median of all training heights everywhere.
+
+    The best constant, by which skill is measured, is the median of the held-out truth itself, which no map knows.
+    """
     heights = np.concatenate([scene.height_m.ravel() for scene in split.train])
     median = float(np.nanmedian(heights))
     return lambda scene: np.full_like(scene.height_m, median)
@@ -121,7 +124,7 @@ def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Pred
 
 
 ROWS: dict[str, Callable[[Split, TrainConfig, Path], Predict]] = {
-    "best constant": constant,
+    "training median": constant,
     "colour statistics": colours,
     "U-Net, ResNet-18, from scratch": partial(unet, encoder="resnet18", imagenet=False),
     "U-Net, EfficientNet-Lite0, ImageNet": partial(unet, encoder="tu-tf_efficientnet_lite0", imagenet=True),

@@ -96,7 +96,7 @@ class PointScores:
     trees: int
     """Number of trees where the map has heights."""
     auc: float | None
-    """Probability that a tree is higher than other ground, ties counted half: 1 for a map that tells all apart."""
+    """Probability that a tree is higher than other ground, ties counted half: 1 where every tree is higher."""
     trees_tall: float | None
     """Share of the trees higher than `TREE_M`."""
     far_px: int

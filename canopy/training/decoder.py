@@ -386,7 +386,7 @@ class _Evaluation:
                 "metrics": metrics,
                 "training": asdict(record),
                 "intervals": held_out.intervals if held_out else None,
-                "coverage": asdict(held_out.coverage) if held_out else {},
+                "coverage": held_out.coverage_json() if held_out else {},
             }
         )
         # half precision halves a bundle; checkpoints keep every bit

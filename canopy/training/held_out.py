@@ -1,7 +1,7 @@
 """Scores and intervals of a network in training on held-out scenes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from canopy.models.bundle import Decode, HeightIntervals
 from canopy.models.heads import HeightBins
 from canopy.models.intervals import (
     FEWEST_CELLS,
+    Coverage,
     CoverageByHeight,
     fit_intervals,
     interval_coverage,
@@ -119,13 +120,19 @@ class HeldOutIntervals:
     """Offsets fitted to all held-out ground."""
     coverage: CoverageByHeight
     """Coverage of held-out ground by offsets that were fitted to other held-out ground."""
+    by_site: dict[str, Coverage]
+    """Coverage of each group of scenes by offsets that were fitted to all other groups; empty where there is one."""
+
+    def coverage_json(self) -> dict[str, Any]:
+        """Return the coverage as it stands in a card."""
+        return {**asdict(self.coverage), "by_site": {name: asdict(site) for name, site in self.by_site.items()}}
 
 
 def held_out_intervals(predictions: Sequence[ScenePrediction]) -> HeldOutIntervals | None:
     """Calibrate the interval on all held-out ground and measure its coverage; None where that ground is too small.
 
     For the coverage, half of the ground, in squares of 64 m like those of a chessboard, tests what the other half
-    calibrated, and the reverse.
+    calibrated, and the reverse. For that of a site, the site tests what all others calibrated.
     """
     if not predictions:
         return None
@@ -139,7 +146,22 @@ def held_out_intervals(predictions: Sequence[ScenePrediction]) -> HeldOutInterva
     for colour in (True, False):
         cells = half == colour
         tested[:, cells] = widened(raw[:, cells], fit_intervals(raw[:, ~cells], truth[~cells]))
-    return HeldOutIntervals(fit_intervals(raw, truth), interval_coverage(tested, truth))
+    groups = np.concatenate([np.full(one.scene.height_m.size, one.scene.group) for one in predictions])
+    by_site = _coverage_by_site(raw, truth, groups)
+    return HeldOutIntervals(fit_intervals(raw, truth), interval_coverage(tested, truth), by_site)
+
+
+def _coverage_by_site(raw_m: Heights, truth_m: Heights, groups: NDArray[np.str_]) -> dict[str, Coverage]:
+    """Return the coverage of each group by offsets fitted to the other groups, where both have cells enough."""
+    coverages = {}
+    for name in sorted(set(groups.tolist())):
+        cells = groups == name
+        if min((cells & ~np.isnan(truth_m)).sum(), (~cells & ~np.isnan(truth_m)).sum()) < FEWEST_CELLS:
+            continue
+        intervals = fit_intervals(raw_m[:, ~cells], truth_m[~cells])
+        whole = interval_coverage(widened(raw_m[:, cells], intervals), truth_m[cells])
+        coverages[name] = Coverage(whole.coverage, whole.width_m, whole.n_px)
+    return coverages
 
 
 def _chessboard(scene: Scene, number: int) -> NDArray[np.bool_]:

@@ -80,3 +80,19 @@ def test_intervals_are_tested_on_ground_that_did_not_calibrate_them(tmp_path: Pa
     assert judged.coverage.n_px == 128 * 256
     assert judged.coverage.coverage == pytest.approx(0.9, abs=0.02)
     assert max(judged.intervals.upper_m) > 4
+
+
+def test_the_intervals_of_a_site_are_tested_by_those_of_the_others() -> None:
+    rng = np.random.default_rng(1)
+    predictions = []
+    for group, spread_m in (("calm", 1.0), ("wild", 6.0)):
+        one = scene(64, 128)
+        wrong = (10 + rng.normal(0, spread_m, one.height_m.shape)).astype(np.float32)
+        raw = np.stack([np.full_like(wrong, 10), np.full_like(wrong, 9.9), np.full_like(wrong, 10.1)])
+        predictions.append(ScenePrediction(Scene(group, group, one.image, wrong.clip(0), 1.0), raw))
+    judged = held_out_intervals(predictions)
+    assert judged is not None
+    # what the calm site calibrates is too narrow for the wild one, and the reverse
+    assert judged.by_site["wild"].coverage < 0.35
+    assert judged.by_site["calm"].coverage > 0.99
+    assert judged.coverage_json()["by_site"]["calm"]["n_px"] == 64 * 128

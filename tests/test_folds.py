@@ -1,0 +1,60 @@
+"""The benchmark of folds: which ground a fold leaves out, what is computed once, and how seeds stand in a cell."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import rasterio
+from recipe_modules import load
+from towns import build_town
+from training import tiny_config
+
+from canopy.config import load_config
+from canopy.dataset.config import DatasetConfig
+from canopy.dataset.store import ChipStore
+
+
+@pytest.fixture(scope="module")
+def folds() -> ModuleType:
+    return load("folds", "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def work(folds: ModuleType, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("folds")
+    store = build_town(folder)
+    data = load_config(store / "config.yaml", DatasetConfig, (f"root={folder / 'data'}",))
+    return folds.Work(tiny_config(), data, ChipStore.open(store), folder / "out", 1)
+
+
+def test_a_fold_leaves_out_its_sites_and_the_blocks_of_the_store(folds, work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folds, "FOLDS", {"1": ("a",), "2": ()})
+    assert [scene.name for scene in work.scenes("b", "2")] == ["b-b_1"]
+    assert [scene.name for scene in work.scenes("a", "2")] == []
+    assert [scene.name for scene in work.scenes("a", "1")] == ["a-a_1"]
+
+
+def test_a_city_gives_as_many_places_as_are_asked_for(work) -> None:
+    assert [scene.name for scene in work.images("stems")] == ["t"]
+
+
+def test_a_constant_is_a_map_of_one_height(folds, work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folds, "FOLDS", {"1": ()})
+    document = folds.against_lidar(work, None, 3.5, "b", "1")
+    truth = next((work.out / "scenes").glob("b-b_1-chm.tif"))
+    with rasterio.open(truth) as opened:
+        heights = opened.read(1)
+    expected = np.abs(3.5 - heights[np.isfinite(heights)]).mean()
+    assert document["mae_m"] == pytest.approx(expected, abs=0.01)
+
+
+def test_scores_are_computed_once_and_averaged_over_seeds(folds, work) -> None:
+    for seed, value in ((0, 2.0), (1, 3.0)):
+        folds.score_once(work, f"recipe, seed {seed}", "1", "ground", lambda value=value: {"mae_m": value})
+    folds.score_once(work, "recipe, seed 0", "1", "ground", lambda: pytest.fail("scored twice"))
+    documents = folds.read(work, "recipe, seed", "ground", "12")
+    assert folds.cell(documents, "mae_m", ".1f") == "2.5 (2.0 to 3.0)"
+    assert folds.cell(documents, "skill", ".1f") == ""
+    assert json.loads((work.out / "scores" / "recipe, seed 1" / "1-ground.json").read_text()) == {"mae_m": 3.0}
