@@ -253,6 +253,11 @@ def stands_qml() -> str:
     return style_document(_graduated("h100_m", "fill", "SimpleFill", _area_fill), _layer_opacity())
 
 
+def crowns_qml() -> str:
+    """Return a QGIS 3 layer style (QML) of crowns: polygons coloured by height, as heights of maps are."""
+    return style_document(_graduated("height_m", "fill", "SimpleFill", _area_fill), _layer_opacity())
+
+
 def gaps_qml() -> str:
     """Return a QGIS 3 layer style (QML) of gaps: one colour that stands out from all heights."""
     renderer = ElementTree.Element("renderer-v2", type="singleSymbol", symbollevels="0")

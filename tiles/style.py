@@ -44,6 +44,9 @@ COVER_RAMP: Ramp = (
 )
 """(share, colour): cover of trees, in the colours of heights; a step at the tenth from which FAO speaks of a forest."""
 
+CHANGE_RAMP: Ramp = ((-1.0, "#b2182b"), (0.0, "#f7f7f7"), (1.0, "#2166ac"))
+"""(change, colour): loss, no detectable change and gain, apart for any colour vision."""
+
 DATE_COLOURS = ("#fde725", "#35b779", "#31688e", "#440154")
 """Colours of acquisition dates, from the first to the last; between them colours are interpolated."""
 
@@ -132,6 +135,12 @@ def share_qml() -> str:
     """Return a QGIS 3 layer style (QML) that draws the first band, a share from 0 to 1, through a ramp of greens."""
     labels = [f"{value:.0%}" for value, _ in COVER_RAMP]
     return style_document(raster_pipe(_interpolated(1, COVER_RAMP, labels, suffix="")))
+
+
+def change_qml() -> str:
+    """Return a QGIS 3 layer style (QML) that draws the first band, a change from -1 to 1, from loss to gain."""
+    labels = ("loss", "no detectable change", "gain")
+    return style_document(raster_pipe(_interpolated(1, CHANGE_RAMP, labels, suffix="")))
 
 
 def date_renderer(days: Sequence[int]) -> ElementTree.Element:

@@ -45,6 +45,7 @@ from canopy.progress import Progress, Report, ignore
 from tiles.aoi import read_aoi, to_crs
 from tiles.files import require_new
 from tiles.heights import Heights, open_raster
+from tiles.style import change_qml
 from tiles.windows import PixelWindow, cut_windows
 
 TILE_PX = 1024
@@ -223,7 +224,9 @@ def detect_change(
     return run.summary(out)
 
 
-SPEC = RasterSpec("change", "Change of the canopy: -1 loss, 0 no detectable change, 1 gain", BANDS, ("", "m", "m", "m"))
+SPEC = RasterSpec(
+    "change", "Change of the canopy: -1 loss, 0 no detectable change, 1 gain", BANDS, ("", "m", "m", "m"), change_qml()
+)
 """Loss is -1 and gain 1, so that the averages of overviews are the net change."""
 
 

@@ -38,6 +38,7 @@ from canopy.products.writing import (
 )  # fmt: skip
 from canopy.progress import Progress, Report, ignore
 from tiles.heights import open_raster
+from tiles.qgis import crowns_qml
 from tiles.windows import PixelWindow, cut_windows
 
 MAX_GSD_M = 1.0
@@ -341,7 +342,7 @@ def _column(values: NDArray[Any] | pa.Array | None, kind: pa.Field, count: int) 
 
 
 def _publish(work: Work, names: Sequence[str], about: dict[str, Any], source: ProductMap) -> None:
-    crowns = TableSpec("crowns", "Crowns of trees", _COLUMNS, "Polygon", source.crs)
+    crowns = TableSpec("crowns", "Crowns of trees", _COLUMNS, "Polygon", source.crs, crowns_qml())
     tops = TableSpec("tops", "Treetops", _COLUMNS, "Point", source.crs)
     tables = (work.load_table(name) for name in names)
     points = (_as_tops(work.load_table(name)) for name in names)

@@ -87,6 +87,8 @@ def test_what_the_file_says(maps: tuple[Path, Path], result: Any) -> None:
     assert about["maps"]["first"]["acquisition"] == [DAYS[0], DAYS[0]]
     assert about["maps"]["second"]["name"] == "b.tif"
     assert about["options"]["min_area_m2"] == 15
+    style = result[0].path.with_suffix(".qml").read_text(encoding="utf-8")
+    assert [label in style for label in ('label="loss"', 'label="no detectable change"', 'label="gain"')] == [True] * 3
 
 
 def test_the_null_has_hardly_a_change(before: Stand, maps: tuple[Path, Path], tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ def test_formats_have_crowns_and_tops(map_path: Path, rows: Any, tmp_path: Path)
     assert tops.geometry.geom_type.unique().tolist() == ["Point"]
     np.testing.assert_array_equal(tops.geometry.x, rows.top_x)
     np.testing.assert_array_equal(crowns.tree_id, rows.tree_id)
+    (style,) = gpd.read_file(package, layer="layer_styles")["styleQML"]
+    assert 'attr="height_m"' in style
     table = by_id(derive_trees(map_path, tmp_path / "trees.csv", SMALL).path)
     np.testing.assert_array_equal(table.x, rows.top_x)
     with pytest.raises(OutputError, match=r"a name ending in \.gpkg"):
@@ -194,7 +196,7 @@ def test_a_map_without_canopy_gives_an_empty_file_of_all_columns(tmp_path: Path)
         summary = derive_trees(path, tmp_path / name)
         assert (summary.trees, summary.median_height_m) == (0, None)
         if name == "trees.gpkg":
-            assert gpd.list_layers(summary.path)["name"].tolist() == ["crowns", "tops"]
+            assert gpd.list_layers(summary.path)["name"].tolist() == ["crowns", "tops", "layer_styles"]
         else:
             assert "crown_area_m2" in read_rows(summary.path).columns
 
