@@ -82,9 +82,9 @@ class TrainingRecord:
     seed: int
     """Seed of the run."""
     encoder: str
-    """Name of the encoder that training starts from; empty for none."""
+    """Name of the encoder that training starts from, or that its start was trained with; empty for none."""
     encoder_licence: str
-    """Licence of the encoder that training starts from; empty for none."""
+    """Licence of that encoder; empty for none."""
     encoder_frozen: bool
     """Whether the encoder's weights stay as they are."""
     start: str = ""
@@ -162,6 +162,7 @@ def training_record(config: TrainConfig, split: Split) -> TrainingRecord:
     lidar = [scene for scene in split.train if not scene.pseudo]
     pseudo = [scene for scene in split.train if scene.pseudo]
     encoder = encoder_card(config.encoder) if config.encoder else None
+    start = read_card(config.start).training if config.start else {}
     return TrainingRecord(
         data_sha256=split.sha256,
         data_licences=split.licences,
@@ -171,11 +172,11 @@ def training_record(config: TrainConfig, split: Split) -> TrainingRecord:
         pseudo_ha=_hectares(pseudo),
         held_out_scenes=tuple(scene.name for scene in split.test),
         held_out_ha=_hectares(split.test),
-        steps=read_card(config.start).training.get("steps", 0) if config.start else 0,
+        steps=start.get("steps", 0),
         chips_per_step=config.batch * config.loop.accumulate,
         seed=config.loop.seed,
-        encoder=encoder.name if encoder else "",
-        encoder_licence=encoder.licence if encoder else "",
+        encoder=encoder.name if encoder else start.get("encoder", ""),
+        encoder_licence=encoder.licence if encoder else start.get("encoder_licence", ""),
         encoder_frozen=config.encoder_rate == 0,
         start=_start_name(config.start) if config.start else "",
         weak_scenes=len(split.weak.train) if split.weak else 0,
