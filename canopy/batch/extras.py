@@ -120,7 +120,8 @@ class PinnedExtras:
     @classmethod
     def from_json(cls, document: Mapping[str, Any], rasters: Sequence[PinnedMask]) -> "PinnedExtras":
         """Read what a plan recorded."""
-        return cls(tuple(document["masks"]), document["reasons"], document["dates"], tuple(rasters))
+        names = tuple(document.get("masks", ()))
+        return cls(names, document.get("reasons", False), document.get("dates", False), tuple(rasters))
 
 
 def pin_extras(extras: Extras, pinned: bool) -> PinnedExtras:

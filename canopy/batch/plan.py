@@ -223,10 +223,12 @@ def read_plan(store: Store) -> Plan:
         raise OutputError(f"{PLAN} in {store.url} was changed after it was written: plan again in another folder")
     zones = _read_table(store, objects["zones"])
     scenes = [PinnedScene(**row) for row in _read_table(store, objects["scenes"]).to_pylist()]
-    masks = [PinnedMask(**row) for row in _read_table(store, objects["masks"]).to_pylist()]
+    # Plans from before there were masks have no list of them.
+    rows = _read_table(store, objects["masks"]).to_pylist() if "masks" in objects else []
+    extras = PinnedExtras.from_json(document.get("extras", {}), [PinnedMask(**row) for row in rows])
     return Plan(
         document["id"], document, tuple(_zone(row) for row in zones.to_pylist()), model,
-        PinnedImagery.from_json(document["imagery"], scenes), PinnedExtras.from_json(document["extras"], masks),
+        PinnedImagery.from_json(document["imagery"], scenes), extras,
         _read_table(store, objects["tiles"]),
     )  # fmt: skip
 

@@ -88,7 +88,7 @@ class Runtime:
         planned = self.plan.model
         with TemporaryDirectory() as folder:
             path, document = self._model_file(Path(folder)), self.plan.document
-            loaded = load_model(path, self._device or document["device"], document["backend"], document["decode"])
+            loaded = load_model(path, self._device or document["device"], document["backend"], document.get("decode"))
         self._agree_on(loaded.backend)
         if loaded.sha256 != planned.sha256:
             raise ModelError(f"model {planned.name} is not the file that was planned: plan again in another folder")
@@ -129,8 +129,11 @@ class Runtime:
             zone.lattice.geobox(part).extent, zone.lattice, zone.work, SMALL_INNER_PX if small else INNER_PX
         )
         layers = Layers(model, self.plan.uncertainty, calibration.features if calibration else None)
-        outline = footprints(zone.lattice, np.array([[part.row0, part.col0, part.height, part.width]]))[0]
-        extras = self.plan.extras.open(outline.bounds, source)
+        bounds = (0.0, 0.0, 0.0, 0.0)
+        if self.plan.extras.names:
+            frame = np.array([[part.row0, part.col0, part.height, part.width]])
+            bounds = footprints(zone.lattice, frame)[0].bounds
+        extras = self.plan.extras.open(bounds, source)
         return Job(
             area, TileGrid(zone.lattice, inner_px), zone.work, source, layers, calibration, part=part, extras=extras
         )

@@ -70,10 +70,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def begin(name: str, *arguments: Any, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         command = [str(Path(sys.executable).with_name(name)), *map(str, arguments)]
-        log = (tmp_path / f"{len(processes)}-{name}.log").open("wb")
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path, env={**os.environ, **environment}
-        )
+        with (tmp_path / f"{len(processes)}-{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path, env={**os.environ, **environment}
+            )
         processes.append(process)
         return process
 
@@ -137,7 +137,7 @@ def _run_and_kill(store: Store, start: Start, environment: dict[str, str]) -> No
         return begin("dask", "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
 
     def run() -> "subprocess.Popen[bytes]":
-        return begin("canopy", "batch", "run", store.url, "--scheduler", address, "--term", 10)
+        return begin("canopy", "batch", "run", store.url, "--scheduler", address, "--term", 10, "--wait", 600)
 
     leader, workers, running = scheduler(), [worker(), worker()], run()
     wait_for_tiles(store, 2, running)
