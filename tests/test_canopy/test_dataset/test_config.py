@@ -85,3 +85,10 @@ def test_other_source_names_are_kept(tmp_path: Path, name: str) -> None:
     source = {"images": "*.tif", "site": "s", "licence": "none"}
     config = parse(DatasetConfig, {"name": "t", "root": str(tmp_path), "sources": {name: source}}, "c.yaml")
     assert list(config.sources) == [name]
+
+
+def test_the_configuration_with_weak_labels_loads() -> None:
+    config = load_config(Path(__file__).parents[3] / "configs" / "dataset-weak.yaml", DatasetConfig)
+    kinds = {source.kind for source in config.sources.values()}
+    assert kinds == {"auto", "weak", "stems"}
+    assert config.sources["chico"].nir == "weak/naip_ca_0p6m/nir/{image}.tif"

@@ -55,3 +55,15 @@ def test_stored_names_of_synthetic_scenes_stay(tmp_path: Path) -> None:
 def test_chips_are_as_large_as_the_crop_where_one_is_set() -> None:
     assert tiny_config().augmentation == Augmentation(32, zoom=1.25, colour=0, shadows=0, mix=0)
     assert tiny_config(crop_px=64).augmentation.chip_px == 64
+
+
+def test_the_recipe_of_the_bundled_model_loads() -> None:
+    config = load_config(CONFIGS / "train-weak.yaml", TrainConfig)
+    assert (config.weak_batch, config.decode, config.encoder_rate, config.fix_statistics) == (4, "median", 0, True)
+    assert "mlbs" in config.store.held_out_sites
+
+
+def test_losses_of_weak_labels_alone_are_no_loss() -> None:
+    nothing = dict.fromkeys(("histogram", "charbonnier", "gradient"), 0.0)
+    with pytest.raises(ValidationError, match="every loss term is 0"):
+        LossWeights.model_validate(nothing)
