@@ -119,6 +119,45 @@ def cover(
         )
 
 
+@derive.command()
+def biomass(
+    map_path: MapFile,
+    out: Annotated[Path, typer.Option(help="Raster: .tif, megagrams a hectare with the ends of its 90 % interval.")],
+    allometry: Annotated[
+        str | None,
+        typer.Option(help="Formula from mean and top height (m) and cover (share) of a cell: '0.8 * mean ** 1.6'."),
+    ] = None,
+    allometry_error: Annotated[
+        float | None, typer.Option(help="Standard error of the formula, as a share of the biomass: 0.3.")
+    ] = None,
+    shots: Annotated[
+        list[Path] | None, typer.Option(help="GEDI L4A granule to which a formula is fitted instead; repeatable.")
+    ] = None,
+    cell_m: Annotated[float, typer.Option("--cell-m", help="Side of a cell of the raster, metres.")] = 25.0,
+    block_m: Annotated[
+        float, typer.Option(min=10, help="Side of the blocks of shots that are left out together, metres.")
+    ] = 1000.0,
+    error_m: ErrorM = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Map aboveground biomass by your allometry, or by one fitted to GEDI L4A in the area; by none else."""
+    from canopy.products.biomass import derive_biomass
+
+    with show_progress() as report:
+        result = derive_biomass(
+            map_path, out, allometry=allometry, allometry_error=allometry_error, shots=shots or [], cell_m=cell_m,
+            block_m=block_m, error_m=error_m, overwrite=overwrite, report=report,
+        )  # fmt: skip
+    if (fitted := result.fitted) is not None:
+        say(
+            f"fitted to {fitted.shots:,} shots in {fitted.blocks} blocks; in blocks left out: RMSE {fitted.rmse:.0f}, "
+            f"bias {fitted.bias:+.0f} Mg/ha, R2 {fitted.r2:.2f}"
+        )
+    document = {"path": str(result.path), "fitted": fitted.to_json() if fitted is not None else None}
+    typer.echo(json.dumps(document) if as_json else str(result.path))
+
+
 def parse_hectares(text: str | None) -> float | None:
     """Parse an area such as 1ha or 900m2; None for none."""
     if text is None:

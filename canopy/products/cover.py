@@ -5,8 +5,10 @@ them count by their share in each.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -25,7 +27,7 @@ from tiles.windows import PixelWindow, cut_windows
 TILE_PX = 2048
 """Side of what is read at once, in cells of the map."""
 BANDS = ("cover", "cover_p05", "cover_p95")
-_MIN_KNOWN = 0.5
+MIN_KNOWN = 0.5
 """Smallest share of a cell that is known."""
 
 
@@ -111,16 +113,35 @@ def derive_cover(
         bands = BANDS if source.has_intervals else BANDS[:1]
         spec = RasterSpec("cover", f"Share of ground above {above_m:g} m", bands, ("1",) * len(bands), share_qml())
         with hold_work(out, {"product": "cover", **options}, inputs=[map_path], overwrite=overwrite) as work:
-            members = _tiles(source, grid, above_m, work, report)
+
+            def compute(window: PixelWindow) -> NDArray[np.float32]:
+                return cover_of(source, grid, window, above_m)
+
+            members = tile_members(source, grid, compute, work, report)
             about = provenance("cover", {"map": source}, options)
             publish_raster(work, spec, members, grid.geobox(source, grid.window), about, source)
     return out
 
 
-def _tiles(
-    source: ProductMap, grid: CoverGrid, above_m: float, work: Work, report: Report
+def tile_members(
+    source: ProductMap,
+    grid: CoverGrid,
+    compute: Callable[[PixelWindow], NDArray[np.float32]],
+    work: Work,
+    report: Report,
 ) -> list[tuple[Path, int, int]]:
-    """Compute the tiles of the raster, those that are done left out; return where each lies in it."""
+    """Compute the tiles of a raster on a grid, those that are done left out.
+
+    Args:
+        source: Map.
+        grid: Grid of the raster.
+        compute: Returns the (K, H, W) values of a window of the grid.
+        work: Folder of unfinished work.
+        report: Called after each tile.
+
+    Returns:
+        File, first row and first column of each tile.
+    """
     side = max(1, int(TILE_PX * -source.transform.e / grid.side))
     windows = cut_windows(grid.window.shape, side)
     members, resumed = [], 0
@@ -130,7 +151,7 @@ def _tiles(
             resumed += 1
         else:
             window = PixelWindow(grid.window.row0 + part.row0, grid.window.col0 + part.col0, part.height, part.width)
-            work.save_raster(name, cover_of(source, grid, window, above_m), grid.geobox(source, window))
+            work.save_raster(name, compute(window), grid.geobox(source, window))
         members.append((work.raster(name), part.row0, part.col0))
         report(Progress(number, len(windows), "tiles", f"tile {number}/{len(windows)}", resumed=resumed))
     return members
@@ -155,14 +176,14 @@ def _share_above(
     with np.errstate(invalid="ignore"):
         tall = heights_m > above_m
     area = np.outer(np.diff(rows), np.diff(cols))
-    known_area, tall_area = _block_sums(valid, rows, cols), _block_sums(tall, rows, cols)
+    known_area, tall_area = block_sums(valid, rows, cols), block_sums(tall, rows, cols)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(known_area >= _MIN_KNOWN * area * (1 - 1e-9), tall_area / known_area, np.nan)
+        share = np.where(known_area >= MIN_KNOWN * area * (1 - 1e-9), tall_area / known_area, np.nan)
     # Sums of parts of cells leave a rest of rounding.
     return np.clip(share, 0, 1).astype(np.float32)
 
 
-def _block_sums(values: NDArray[np.bool_], rows: NDArray[np.float64], cols: NDArray[np.float64]) -> NDArray[np.float64]:
+def block_sums(values: NDArray[Any], rows: NDArray[np.float64], cols: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return sums of cells between lines, cells on a line by their share on each side of it.
 
     Args:

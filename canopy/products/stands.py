@@ -114,9 +114,9 @@ def derive_stands(
     _require_files(inputs)
     with open_map(map_path, error_m=options.error_m) as source:
         zones = _zones(source, polygons, options)
-        intervals = _calibration(source, truth, calibration, options, report)
         settings = {"product": "stands", "format": out.suffix.lower(), **options.to_json()}
         with hold_work(out, settings, inputs=inputs, overwrite=overwrite) as work:
+            intervals = _calibration(source, truth, calibration, options, report)
             stands = _Measuring(source, options, intervals, work, report)
             names = stands.measure(zones) if zones is not None else stands.measure_grid(_grid_side(source, options))
             spec = _spec(source, zones)
