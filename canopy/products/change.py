@@ -297,7 +297,7 @@ class _Run:
             name = f"change_{part_name(window)}"
             values = self._load(f"code_{part_name(window)}")
             patches = label_tile(_codes(values[0]))
-            nodes = self.patches.nodes[window.row0, window.col0]
+            nodes = self.patches.nodes(window.row0, window.col0, patches)
             change = judge_tile(patches, nodes, totals, self.options.min_area_m2 / self.cell_m2)
             values[0] = np.where(np.isnan(values[0]), np.nan, change)
             if not self.work.has_raster(name):

@@ -62,8 +62,8 @@ class PatchTable:
     """Clear cells of each node alone."""
     is_gain: list[bool] = field(default_factory=list)
     """Whether each node is gain, else loss."""
-    nodes: dict[tuple[int, int], Integers] = field(default_factory=dict)
-    """Node of each label of each tile, by the tile's first row and column; `NO_NODE` for a patch inside."""
+    _crossing: dict[tuple[int, int], tuple[int, Labels]] = field(default_factory=dict)
+    """First node of each tile, by the tile's first row and column, and the labels of that node and those after it."""
     _above: dict[int, int] = field(default_factory=dict)
     """Node of each cell of the last line above, by its column."""
     _left: dict[int, int] = field(default_factory=dict)
@@ -85,19 +85,26 @@ class PatchTable:
             self._above, self._below, self._left, self._row0 = self._below, {}, {}, row0
         labels = patches.labels
         touching = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-        nodes = np.full(patches.cells.size, NO_NODE, np.int64)
-        for label in touching[touching > 0].tolist():
-            nodes[label] = len(self.parent)
+        touching = touching[touching > 0]
+        self._crossing[row0, col0] = len(self.parent), touching
+        nodes = self.nodes(row0, col0, patches)
+        for label in touching.tolist():
             self.parent.append(len(self.parent))
             self.cells.append(int(patches.cells[label]))
             self.clear.append(int(patches.clear[label]))
             self.is_gain.append(bool(patches.is_gain[label]))
-        self.nodes[row0, col0] = nodes
         # The line above reaches over the corners of this tile, so tiles that meet at a corner are joined as well.
         self._join(dict(_line(nodes[labels[0]], col0)), self._above)
         self._join(dict(_line(nodes[labels[:, 0]], row0)), self._left)
         self._left = dict(_line(nodes[labels[:, -1]], row0))
         self._below |= dict(_line(nodes[labels[-1]], col0))
+
+    def nodes(self, row0: int, col0: int, patches: TilePatches) -> Integers:
+        """Return the node of each label of a tile that was added, `NO_NODE` for a patch inside."""
+        first, touching = self._crossing[row0, col0]
+        nodes = np.full(patches.cells.size, NO_NODE, np.int64)
+        nodes[touching] = first + np.arange(touching.size)
+        return nodes
 
     def totals(self) -> tuple[Integers, Integers]:
         """Return for each node the cells of its whole patch, and how many of them are clear."""

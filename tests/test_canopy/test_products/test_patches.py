@@ -14,9 +14,9 @@ def by_tiles(code: np.ndarray, side: int, min_cells: float) -> tuple[np.ndarray,
     for row, col in corners:
         patches[row, col] = label_tile(code[row : row + side, col : col + side])
         table.add(row, col, patches[row, col])
-    result = np.zeros_like(code)
+    result, totals = np.zeros_like(code), table.totals()
     for row, col in corners:
-        part = judge_tile(patches[row, col], table.nodes[row, col], table.totals(), min_cells)
+        part = judge_tile(patches[row, col], table.nodes(row, col, patches[row, col]), totals, min_cells)
         result[row : row + side, col : col + side] = part
     return result, table.joined
 
