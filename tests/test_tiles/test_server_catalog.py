@@ -69,6 +69,17 @@ def test_folders_leave_out_what_is_no_map(tmp_path: Path, caplog: pytest.LogCapt
         assert any(name in line and reason in line for line in caplog.messages), name
 
 
+def test_products_that_are_no_heights_are_shown_in_grey(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((3, 8, 8)).astype("float32")
+    tags = {"CANOPY_PRODUCT": "cover"}
+    make_raster(
+        tmp_path / "cover.tif", values=values, dtype="float32", descriptions=("cover", "low", "high"), tags=tags
+    )
+    (layer,) = open_catalog(tmp_path)
+    assert (layer.kind, [band.indexes for band in layer.bands]) == ("imagery", [(1,)])
+    assert layer.to_json()["bands"][0]["unit"] is None
+
+
 def test_pictures_are_imagery(tmp_path: Path) -> None:
     values = np.zeros((3, 8, 8))
     place = {"crs": UTM, "origin": (X, Y), "resolution": 0.5}

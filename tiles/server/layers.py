@@ -23,6 +23,8 @@ from tiles.zonal import INTERVAL_LEVEL
 
 INTERVAL_WIDTH = "interval_width"
 """Name of the derived band: upper less lower bound."""
+PRODUCT_TAG = "CANOPY_PRODUCT"
+"""Tag of rasters that were derived from heights and are none: cover, biomass, change. They are shown in grey."""
 DRIVERS = ("GTiff", "VRT")
 TILE_PX = 512
 MAX_ZOOM = 24
@@ -247,7 +249,9 @@ def _require_place(src: Any, path: Path) -> pyproj.CRS:
 
 
 def _is_picture(src: Any) -> bool:
-    """Return whether a raster looks like imagery: three colours, or bytes without metres as unit."""
+    """Return whether a raster looks like imagery: three colours, bytes without metres as unit, or no heights at all."""
+    if PRODUCT_TAG in src.tags():
+        return True
     has_colours = src.count >= 3 and src.dtypes[0] in ("uint8", "uint16")
     return has_colours or (src.dtypes[0] == "uint8" and UNIT not in src.units)
 
@@ -255,7 +259,8 @@ def _is_picture(src: Any) -> bool:
 def _bands(src: Any, kind: str) -> tuple[Band, ...]:
     if kind == "imagery":
         colours = [n for n in src.indexes if src.colorinterp[n - 1] != ColorInterp.alpha][:3]
-        colours = colours if len(colours) == 3 else colours[:1]
+        # The bands of a product, such as a cover and the ends of its interval, are no colours.
+        colours = colours if len(colours) == 3 and PRODUCT_TAG not in src.tags() else colours[:1]
         titles = ("Red", "Green", "Blue") if len(colours) == 3 else ("Gray",)
         ranges = _ranges(_sample(src, colours)) if src.dtypes[0] != "uint8" else [None] * len(colours)
         return tuple(
