@@ -48,9 +48,9 @@ def scene(shared_data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def area(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The middle of the scene, a quarter of it, as a file of users."""
+    """The middle of the scene, a tenth of it, as a file of users."""
     path = tmp_path_factory.mktemp("area") / "area.geojson"
-    ring = affinity.scale(outline_of(scene), 0.5, 0.5).exterior.coords
+    ring = affinity.scale(outline_of(scene), 0.3, 0.3).exterior.coords
     path.write_text(json.dumps({"type": "Polygon", "coordinates": [[list(point) for point in ring]]}))
     return path
 
@@ -131,7 +131,7 @@ def _run_and_kill(store: Store, start: Start, environment: dict[str, str]) -> No
         return start(name, *arguments, environment=environment)
 
     def worker() -> "subprocess.Popen[bytes]":
-        return begin("dask", "worker", address, "--nthreads", 1, "--no-dashboard", "--host", "127.0.0.1")
+        return begin("dask", "worker", address, "--nthreads", 1, "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
 
     def scheduler() -> "subprocess.Popen[bytes]":
         return begin("dask", "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
