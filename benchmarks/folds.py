@@ -49,7 +49,7 @@ GROUNDS = {
     "Mountain Lake, Virginia": ("idt_mlbs", "1"),
     "farmland, France": ("ign", "2"),
     "Autzen, blocks": ("autzen", "12"),
-    "Florida, part of a hectare": ("osbs_1ha", "12"),
+    "Florida, a hectare": ("osbs_1ha", "12"),
     "TEAK, plots": ("teak", "12"),
 }
 """Ground with lidar -> source in the store, and the folds that leave it out."""
