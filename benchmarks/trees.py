@@ -4,7 +4,7 @@
     python benchmarks/trees.py --change              # change between two dates, and false alarms, against the truth
     python benchmarks/trees.py --side 10000          # time and memory on a map of that side, cells of 0.5 m
 
-The watershed of scikit-image (pip install scikit-image) is given the same cells and the same treetops as markers; what
+The watershed of scikit-image (extra `bench`) is given the same cells and the same treetops as markers; what
 it is measured on is the flood alone, without reading, smoothing, tops, outlines and files, all of which
 `canopy derive trees` is measured with. Each runs in a process of its own, one after the other.
 """

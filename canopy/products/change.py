@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import shapely
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
@@ -43,6 +44,7 @@ from canopy.products.writing import (
 from canopy.products.zones import read_zones
 from canopy.progress import Progress, Report, ignore
 from tiles.aoi import read_aoi, to_crs
+from tiles.cog import CACHE_BYTES
 from tiles.files import require_new
 from tiles.heights import Heights, open_raster
 from tiles.style import change_qml
@@ -196,6 +198,8 @@ def detect_change(
     settings = {**asdict(options), "dates": list(dates), "error_m": list(error_m)}
     inputs = [path for path in (first, second, unchanged, polygons) if path is not None]
     with ExitStack() as stack:
+        # GDAL's own cache grows with the map.
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES))
         maps = [
             stack.enter_context(open_map(path, error_m=error))
             for path, error in zip((first, second), error_m, strict=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import rasterio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ from canopy.products.writing import (
     require_suffix,
 )  # fmt: skip
 from canopy.progress import Progress, Report, ignore
+from tiles.cog import CACHE_BYTES
 from tiles.heights import open_raster
 from tiles.qgis import crowns_qml
 from tiles.windows import PixelWindow, cut_windows
@@ -139,6 +141,8 @@ def derive_trees(
     settings = {**asdict(options), "error_m": error_m, "mask": None if mask is None else mask.name}
     inputs = [path] if mask is None else [path, mask]
     with ExitStack() as stack:
+        # GDAL's own cache grows with the map.
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES))
         source = stack.enter_context(open_map(path, error_m=error_m, max_gsd_m=MAX_GSD_M))
         excluded = None
         if mask is not None:
