@@ -26,6 +26,7 @@ EARLIER = {
     "docs/evaluation.md": ("heights.tif", "chm.tif", "mask.tif"),
     "docs/gedi.md": ("heights.tif",),
     "docs/how-to.md": ("heights.tif", "chm.tif"),
+    "docs/products.md": ("heights.tif", "chm.tif"),
 }
 """Files that a page takes from the pages before it."""
 
