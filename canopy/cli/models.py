@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from canopy.cli.options import Json
+from canopy.cli.options import Json, Overwrite, parse_numbers
 from canopy.cli.terminal import say, show_progress
 
 if TYPE_CHECKING:
     from canopy.models.public.registry import Checkpoint, ModelRow
 
-models = typer.Typer(no_args_is_help=True, help="List, describe, download and convert height models.")
+models = typer.Typer(no_args_is_help=True, help="List, describe, download, convert and calibrate height models.")
 
 
 @models.command("list")
@@ -134,10 +134,43 @@ def convert(
     colour_matching: Annotated[
         Path | None, typer.Option(help="CHMv1's network for aerial imagery (.ckpt), to become part of the bundle.")
     ] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="DINOv3's file (.pth), where the checkpoint is the file of CHMv2's head.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
 ) -> None:
     """Convert a publisher's checkpoint, recognised by its keys, or another bundle into a bundle."""
     from canopy.models.public import conversion
 
-    conversion.convert(checkpoint, out, gsd_m=gsd, colour_matching=colour_matching, overwrite=overwrite)
+    conversion.convert(
+        checkpoint, out, gsd_m=gsd, colour_matching=colour_matching, backbone=backbone, overwrite=overwrite
+    )
     typer.echo(out)
+
+
+@models.command("calibrate")
+def calibrate(
+    name: Annotated[str, typer.Argument(help="Name of a model, or path of a bundle or checkpoint.")],
+    imagery: Annotated[list[str], typer.Option(help="Imagery over the lidar; repeatable: the first valid pixel wins.")],
+    truth: Annotated[Path, typer.Option(help="Canopy height model from lidar, metres (canopy chm writes one).")],
+    out: Annotated[Path, typer.Option(help="Bundle to write (.safetensors).")],
+    device: Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda or mps.")] = "auto",
+    backend: Annotated[str, typer.Option(help="Library that runs the model: see canopy predict --help.")] = "auto",
+    bands: Annotated[str | None, typer.Option(help="Numbers of the red, green and blue band, from 1: 3,2,1.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Pixel values that mean 0 and 1: 0,2047.")] = None,
+    force: Annotated[bool, typer.Option(help="Accept imagery coarser than twice the model's GSD.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a model's 90 % interval on your lidar, into a bundle that maps with --uncertainty."""
+    from canopy.prediction.interval_fitting import fit_model_intervals
+
+    with show_progress() as report:
+        fitted = fit_model_intervals(
+            name, imagery, truth, out, device=device, backend=backend, overwrite=overwrite, report=report, force=force,
+            bands=parse_numbers("--bands", bands, int), scale=parse_numbers("--scale", scale, float),
+        )  # fmt: skip
+    coverage = fitted.coverage
+    share = f"{100 * coverage.coverage:.0f} % of {fitted.n_px:,} cells"
+    say(f"by offsets fitted on other ground, {share} lie in an interval of {coverage.width_m:.1f} m on average")
+    typer.echo(json.dumps({"path": str(out), "coverage": asdict(fitted.coverage)}) if as_json else str(out))

@@ -38,7 +38,8 @@ Device = Annotated[
 Backend = Annotated[
     str,
     typer.Option(
-        help="Library that runs the model: auto, eager, compile, openvino or bf16.", autocompletion=complete_backend
+        help="Library that runs the model: auto, eager, compile, openvino, openvino-bf16, bf16 or int8.",
+        autocompletion=complete_backend,
     ),
 ]
 Decoder = Annotated[

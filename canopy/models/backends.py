@@ -11,7 +11,7 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
@@ -23,7 +23,16 @@ from torch import Tensor
 
 from canopy.errors import ModelError
 from canopy.models.bundle import Card, models_folder
+from canopy.models.cpu_backends import (
+    each_chip,
+    in_bfloat16,
+    require_bfloat16,
+    with_bfloat16_weights,
+    with_int8_layers,
+)
+from canopy.models.network import HeightNet
 from canopy.models.options import check_backend
+from canopy.models.processor import has_bfloat16
 from tiles.files import read_cached, write_cached
 
 ImageFunction = Callable[[Tensor], Tensor]
@@ -32,9 +41,11 @@ ImageFunction = Callable[[Tensor], Tensor]
 BATCH = 4
 """Chips that the prediction engine passes to a model at a time."""
 CACHED = 12
-"""Compiled functions that stay in the cache, of tens of megabytes each."""
-FAMILIES = ("dpt",)
-"""Model families whose heights were compared between backends."""
+"""Compiled functions that stay in the cache, of tens of megabytes each; of a public model, of a gigabyte."""
+CACHED_BYTES = 6 * 2**30
+"""Disk that they take at most."""
+SMALL_FAMILIES = ("dpt",)
+"""Model families small enough that torch runs four chips faster at once than one by one."""
 
 _FIRST_CALL = Lock()
 """Held by the one thread of this process that compiles a function with OpenVINO and calls it for the first time.
@@ -52,14 +63,20 @@ class Backend:
     """Runs functions as they are: in torch, eagerly, in float32.
 
     Attributes:
+        option: Name by which the backend is requested.
         name: Name of the backend, with the version of the library that compiles.
         chip_by_chip: Whether a chip's bits depend on no other chip of its batch, nor on their number.
-        memory_format: Memory format of the network's convolutions.
+        parallel: Whether two threads may gain by calling at the same time; torch fills the cores from one.
     """
 
+    option = "eager"
     name = "eager"
     chip_by_chip = False
-    memory_format: torch.memory_format = torch.contiguous_format
+    parallel = False
+
+    def prepare(self, net: HeightNet) -> HeightNet:
+        """Return a network as the backend needs it; the given one may be changed."""
+        return net
 
     def accelerate(self, function: ImageFunction, name: str) -> ImageFunction:
         """Return a function to call in place of another.
@@ -71,8 +88,51 @@ class Backend:
         return function
 
 
+class OneByOne(Backend):
+    """Torch on a CPU, eagerly, chip by chip, for the large networks of public models."""
+
+    chip_by_chip = True
+
+    def accelerate(self, function: ImageFunction, name: str) -> ImageFunction:
+        """Return a function that runs chip by chip."""
+        return each_chip(function)
+
+
+class Bfloat16OnCpu(OneByOne):
+    """Torch on a CPU that multiplies bfloat16 itself.
+
+    Raises:
+        ModelError: The processor does not.
+    """
+
+    option = name = "bf16"
+
+    def __init__(self) -> None:
+        require_bfloat16()
+
+    def prepare(self, net: HeightNet) -> HeightNet:
+        """Return the network with its products' weights in bfloat16."""
+        return with_bfloat16_weights(net)
+
+    def accelerate(self, function: ImageFunction, name: str) -> ImageFunction:
+        """Return a function that runs chip by chip in mixed precision."""
+        return each_chip(in_bfloat16(function))
+
+
+class Int8(OneByOne):
+    """Torch on a CPU with linear layers of 8 bits, as the publisher of CHMv1 runs its compressed files."""
+
+    option = name = "int8"
+
+    def prepare(self, net: HeightNet) -> HeightNet:
+        """Return the network with linear layers of 8 bits."""
+        return with_int8_layers(net)
+
+
 class Compiled(Backend):
     """torch.compile: the first batch of chips compiles kernels, which takes a minute or more."""
+
+    option = "compile"
 
     def __init__(self, card: Card) -> None:
         self.name, self._chip_px = f"compile {torch.__version__}", card.chip_px
@@ -87,11 +147,14 @@ class Compiled(Backend):
 class Bfloat16(Backend):
     """CUDA: bfloat16 where torch considers it safe, channels last, and a batch of chips as one CUDA graph."""
 
-    name = "bf16"
-    memory_format = torch.channels_last
+    option = name = "bf16"
 
     def __init__(self, card: Card) -> None:
         self._chip_px = card.chip_px
+
+    def prepare(self, net: HeightNet) -> HeightNet:
+        """Return the network with its convolutions' weights in the order of channels last."""
+        return net.to(memory_format=torch.channels_last)
 
     def accelerate(self, function: ImageFunction, name: str) -> ImageFunction:
         """Return a function that runs in mixed precision, full batches of chips as one CUDA graph."""
@@ -147,32 +210,45 @@ class Graphed:
 
 
 class OpenVINO(Backend):
-    """OpenVINO on the CPU, in float32, chip by chip, as many at once as torch has threads, `BATCH` at most.
+    """OpenVINO on the CPU, chip by chip, as many at once as torch has threads, `BATCH` at most.
 
     Compiling a model takes seconds, so the compiled network is stored next to the fetched models.
 
     Args:
         card: Card of the model.
         sha256: SHA-256 of the model.
+        precision: Type in which it multiplies: ``f32`` or ``bf16``.
 
     Raises:
-        ModelError: OpenVINO is not installed.
+        ModelError: OpenVINO is not installed, or the processor does not multiply bfloat16 itself.
     """
 
-    chip_by_chip = True
+    chip_by_chip = parallel = True
 
-    def __init__(self, card: Card, sha256: str) -> None:
+    def __init__(self, card: Card, sha256: str, precision: str = "f32") -> None:
         self._library = _import_openvino()
         if self._library is None:
             raise ModelError("the openvino backend needs OpenVINO: pip install openvino, or use eager")
-        self.name = f"openvino {metadata.version('openvino')}"
-        self._card, self._sha256 = card, sha256
+        if precision == "bf16":
+            require_bfloat16()
+        self.option = "openvino" if precision == "f32" else f"openvino-{precision}"
+        self.name = f"{self.option} {metadata.version('openvino')}"
+        self._card, self._sha256, self._precision = card, sha256, precision
 
     def accelerate(self, function: ImageFunction, name: str) -> ImageFunction:
         """Return a function that runs compiled on images of whole chips."""
         # Named by digest: a card's name is a stranger's text, and two models of one name keep a file each.
-        cache = models_folder() / "compiled" / f"{self._sha256}-{name}.bin"
-        return ChipByChip(self._library, function, self._card.chip_px, cache, f"{self._sha256} {name}")
+        identity = f"{self._sha256} {name}"
+        return ChipByChip(self._library, function, self._card.chip_px, self._stored(name), identity, self._precision)
+
+    def is_stored(self) -> bool:
+        """Return whether the heights were compiled before, by this or another version."""
+        return self._stored("heights").is_file()
+
+    def _stored(self, name: str) -> Path:
+        """Return the path of a compiled function."""
+        suffix = "" if self._precision == "f32" else f"-{self._precision}"
+        return models_folder() / "compiled" / f"{self._sha256}-{name}{suffix}.bin"
 
 
 class ChipByChip:
@@ -184,10 +260,14 @@ class ChipByChip:
         chip_px: Side of the images for which it is compiled, pixels; images of other sizes run in torch.
         cache: File that stores the compiled function from one process to the next.
         identity: Identity of the function.
+        precision: Type in which it multiplies: ``f32`` or ``bf16``.
     """
 
-    def __init__(self, library: Any, function: ImageFunction, chip_px: int, cache: Path, identity: str) -> None:
+    def __init__(
+        self, library: Any, function: ImageFunction, chip_px: int, cache: Path, identity: str, precision: str = "f32"
+    ) -> None:
         self._library, self._function, self._cache, self._identity = library, function, cache, identity
+        self._precision = precision
         self._shape = (1, 3, chip_px, chip_px)
         self._compiled: Any = None
 
@@ -232,7 +312,7 @@ class ChipByChip:
     def _load(self) -> Any:
         """Return the compiled network, from the cache where it is stored there."""
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": self._streams,
         }
@@ -257,7 +337,7 @@ class ChipByChip:
     def _trace(self) -> Any:
         """Convert the function to OpenVINO's own representation."""
         example = torch.zeros(self._shape)
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad(), _plain_operations():
             # Tracing warns that it is deprecated (OpenVINO reads less of what torch.export returns), and that sizes
             # become constants, which is intended.
             warnings.simplefilter("ignore")
@@ -266,11 +346,32 @@ class ChipByChip:
             return self._library.convert_model(traced, example_input=example, input=[list(self._shape)])
 
 
+@contextlib.contextmanager
+def _plain_operations() -> Iterator[None]:
+    """Let networks call operations that OpenVINO converts in place of one that it does not: CHMv2 calls it."""
+    original = torch.nan_to_num
+    torch.nan_to_num = _nan_to_num  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.nan_to_num = original
+
+
+def _nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+    """Return what `torch.nan_to_num` does, by comparisons."""
+    limits = torch.finfo(input.dtype)
+    high, low = limits.max if posinf is None else posinf, limits.min if neginf is None else neginf
+    finite = torch.where(input != input, torch.full_like(input, nan), input)
+    finite = torch.where(finite > limits.max, torch.full_like(input, high), finite)
+    return torch.where(finite < limits.min, torch.full_like(input, low), finite)
+
+
 def pick_backend(name: str, card: Card, sha256: str, device: torch.device) -> Backend:
     """Return the backend of a name.
 
     Args:
-        name: Name of the backend; ``auto`` is OpenVINO on a CPU where it is installed, bf16 on CUDA, else eager.
+        name: Name of the backend; ``auto`` is, for our own family, OpenVINO on a CPU where it is installed and bf16
+            on CUDA, else eager. For public models `canopy predict` tries others on the first chips of a map.
         card: Card of the model.
         sha256: SHA-256 of the model.
         device: Device on which the model runs.
@@ -281,15 +382,32 @@ def pick_backend(name: str, card: Card, sha256: str, device: torch.device) -> Ba
     check_backend(name, device.type)
     if name == "auto":
         name = _fastest(card, device)
-    if name in ("openvino", "bf16") and card.family not in FAMILIES:
-        raise ModelError(f"the {name} backend runs models of the family dpt, {card.name} is of {card.family}: use auto")
-    if name == "openvino":
-        return OpenVINO(card, sha256)
-    return {"eager": lambda card: Backend(), "compile": Compiled, "bf16": Bfloat16}[name](card)
+    if name == "bf16" and device.type == "cuda" and card.family not in SMALL_FAMILIES:
+        raise ModelError(f"on CUDA, bf16 runs models of the family dpt, {card.name} is of {card.family}: use auto")
+    if name.startswith("openvino"):
+        return OpenVINO(card, sha256, "bf16" if name.endswith("bf16") else "f32")
+    if device.type == "cpu" and name in ("bf16", "int8"):
+        return Bfloat16OnCpu() if name == "bf16" else Int8()
+    if name == "eager":
+        return OneByOne() if device.type == "cpu" and card.family not in SMALL_FAMILIES else Backend()
+    return Compiled(card) if name == "compile" else Bfloat16(card)
+
+
+def faster_backends(card: Card) -> list[str]:
+    """Return the backends that may run a public model faster than eager torch on this CPU, by time to start.
+
+    Those of 8 bits are for files whose publisher stored 8 bits: elsewhere they round weights that were not rounded.
+    """
+    names = ["bf16"] if has_bfloat16() else []
+    if card.training.get("linear_bits") == 8:
+        names.append("int8")
+    if _import_openvino() is not None:
+        names.append("openvino-bf16" if has_bfloat16() else "openvino")
+    return names
 
 
 def _fastest(card: Card, device: torch.device) -> str:
-    if card.family not in FAMILIES:
+    if card.family not in SMALL_FAMILIES:
         return "eager"
     if device.type == "cuda":
         return "bf16"
@@ -297,10 +415,13 @@ def _fastest(card: Card, device: torch.device) -> str:
 
 
 def _drop_oldest(folder: Path) -> None:
-    """Remove compiled functions beyond the newest `CACHED`, which may be those of models that are gone."""
+    """Remove compiled functions beyond the newest ones, which may be those of models that are gone."""
     newest_first = sorted(folder.glob("*.bin"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in newest_first[CACHED:]:
-        path.unlink(missing_ok=True)
+    total = 0
+    for number, path in enumerate(newest_first):
+        total += path.stat().st_size
+        if number >= CACHED or (number and total > CACHED_BYTES):
+            path.unlink(missing_ok=True)
 
 
 def _wait_for_output(request: Any) -> np.ndarray[Any, Any]:

@@ -11,9 +11,10 @@ from torch import Tensor
 from canopy.errors import ModelError, one_line
 from canopy.models.backends import Backend, pick_backend
 from canopy.models.bundle import DEFAULT_MODEL, Card, Decode, find_bundle, read_bundle
+from canopy.models.cpu_backends import copied
 from canopy.models.dpt import DPTHeights
 from canopy.models.families import build_net
-from canopy.models.intervals import interval_m
+from canopy.models.intervals import around_m, interval_m, no_interval
 from canopy.models.network import MULTIPLE_PX, HeightNet
 from canopy.models.options import check_backend, check_decode, check_device
 from canopy.models.public.conversion import is_published, read_published
@@ -83,6 +84,16 @@ class CanopyModel:
             f"{self.backend}{', provisional' if card.provisional else ''}>"
         )
 
+    def with_backend(self, option: str) -> "CanopyModel":
+        """Return this model on another backend of its device, with the same weights.
+
+        Raises:
+            ModelError: The backend cannot run it.
+        """
+        backend = pick_backend(option, self.card, self.sha256, self.device)
+        net = copied(self._net) if option == "bf16" else self._net  # whose weights would change their type
+        return CanopyModel(self.card, net, self.sha256, self.device, backend)
+
     @torch.inference_mode()
     def predict(self, image: Tensor) -> Tensor:
         """Return canopy height.
@@ -111,7 +122,11 @@ class CanopyModel:
         Raises:
             ModelError: The image is not one for `predict`, or the bundle has no calibrated interval.
         """
-        return self._interval(self._checked(image)).cpu()
+        if isinstance(self._net, DPTHeights):
+            return self._interval(self._checked(image)).cpu()
+        if self.card.intervals is None:
+            raise ModelError(no_interval(self.card.name))
+        return around_m(self.predict(image), self.card.intervals)
 
     @torch.inference_mode()
     def features(self, image: Tensor) -> Tensor:
@@ -131,7 +146,7 @@ class CanopyModel:
     def _net_interval(self, image: Tensor) -> Tensor:
         intervals = self.card.intervals
         if intervals is None or not isinstance(self._net, DPTHeights):
-            raise ModelError(f"model {self.card.name} has no calibrated interval: map without --uncertainty")
+            raise ModelError(no_interval(self.card.name))
         decode = partial(interval_m, self._net.bins, intervals, fitted=self.card.decode, decode=self._net.decode)
         return self._net.decoded(image, decode)
 
@@ -158,7 +173,8 @@ def load_model(
     Args:
         model: Name of a bundled or fetched model, path of a bundle, or path of a publisher's unconverted checkpoint.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (untested).
-        backend: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``: see `canopy.models.backends`.
+        backend: ``auto``, ``eager``, ``compile``, ``openvino``, ``openvino-bf16``, ``bf16`` or ``int8``: see
+            `canopy.models.backends`.
         decode: ``median`` or ``mean`` of the height bins, in place of the card's choice.
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from canopy.models.backends import BATCH
+from canopy.models.speeds import record_speed
 from canopy.prediction.engine import OVERLAP_PX
 from canopy.prediction.job import Job
 from tiles.aoi import to_crs
@@ -78,6 +79,8 @@ def measure_cost(job: Job, tiles_left: int) -> Cost:
     """
     metres = unit_m(job.work.crs.proj)
     cells = sum(tile.window.height * tile.window.width for tile in job.tiles)
+    chip_s = chip_seconds(job)
+    record_speed(job.model.card.name, str(getattr(job.model, "backend", "")), chip_s)
     # Tiles and the map that is assembled from them are on disk at the same time.
     disk_mb = 2 * 4 * len(job.bands) * cells / 1e6
     return Cost(
@@ -85,7 +88,7 @@ def measure_cost(job: Job, tiles_left: int) -> Cost:
         tiles=len(job.tiles),
         tiles_left=tiles_left,
         chips=math.ceil(count_chips(job) * tiles_left / max(1, len(job.tiles))),
-        chip_s=chip_seconds(job),
+        chip_s=chip_s,
         disk_mb=disk_mb,
     )
 

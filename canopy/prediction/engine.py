@@ -84,7 +84,8 @@ class ChipEngine:
     @property
     def computes_ahead(self) -> bool:
         """Whether chips are computed in the background, so that a tile is best begun before the last is finished."""
-        return self.layers.model.chip_by_chip
+        model = self.layers.model
+        return bool(getattr(model, "parallel", model.chip_by_chip))
 
     @contextmanager
     def executor(self) -> Iterator[Executor]:
@@ -154,10 +155,26 @@ class ChipEngine:
             self._computing.pop(index, None)
         return np.where(tile.valid, np.round(blender.result() / STEP_M) * STEP_M, np.nan).astype(np.float32)
 
+    def first_chips(
+        self, image: Image, window: PixelWindow, inside: NDArray[np.bool_], core: PixelWindow, count: int
+    ) -> torch.Tensor:
+        """Return images of the chips of a tile that have most pixels with a height, (n, 3, H, W), at most `count`.
+
+        The other arguments are those of `begin`.
+        """
+        valid = inside & ~np.isnan(image[(0, *core.slices_in(window))])
+        needed = [index for index in self.lattice.covering(core) if self._meets(index, valid, core)]
+        by_pixels = sorted(needed, key=lambda index: -self._count(index, valid, core))[:count]
+        chips = [torch.from_numpy(self._filled(index, image, window).copy()) for index in by_pixels]
+        return torch.stack(chips) if chips else torch.empty(0, 3, self.lattice.chip_px, self.lattice.chip_px)
+
+    def _count(self, index: ChipIndex, valid: NDArray[np.bool_], core: PixelWindow) -> int:
+        part = self.lattice.chip(*index).intersect(core)
+        return int(valid[part.slices_in(core)].sum()) if part is not None else 0
+
     def _meets(self, index: ChipIndex, valid: NDArray[np.bool_], core: PixelWindow) -> bool:
         """Return whether a chip has pixels of a tile that get a height."""
-        part = self.lattice.chip(*index).intersect(core)
-        return part is not None and bool(valid[part.slices_in(core)].any())
+        return self._count(index, valid, core) > 0
 
     def _batches(self, indices: Sequence[ChipIndex]) -> Iterable[Sequence[ChipIndex | None]]:
         """Group chips into batches; None is a blank chip that only keeps the batch's shape."""

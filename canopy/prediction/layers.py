@@ -9,6 +9,7 @@ from torch import Tensor
 from canopy.calibration.curves import FeatureGain
 from canopy.errors import CalibrationError, ModelError
 from canopy.models.features import footprint_mean
+from canopy.models.intervals import no_interval
 from canopy.models.model import HeightModel
 from canopy.models.network import PATCH_PX
 
@@ -32,7 +33,7 @@ class Layers:
             CalibrationError: The gain was fitted on features of another model.
         """
         if self.uncertainty and getattr(self.model.card, "intervals", None) is None:
-            raise ModelError(f"model {self.model.card.name} has no calibrated interval: map without --uncertainty")
+            raise ModelError(no_interval(self.model.card.name))
         if self.gain is not None and self.gain.model_sha256 != self.model.sha256:
             raise CalibrationError(
                 f"the calibration reads features of another model than {self.model.card.name}: fit it with this one"

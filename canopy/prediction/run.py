@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import rasterio
+import torch
 from numpy.typing import NDArray
 
 from canopy.calibration import apply_to_bands
@@ -17,7 +18,7 @@ from canopy.errors import CoverageError, OutputError
 from canopy.imagery.calendar import day_of
 from canopy.models.bundle import DEFAULT_MODEL
 from canopy.models.domain import DomainCheck, warn_outside
-from canopy.models.model import HeightModel, load_model
+from canopy.models.model import CanopyModel, HeightModel, load_model
 from canopy.models.public.recommended import better_model_hint
 from canopy.prediction.cost import LONG_CHIPS, count_chips, measure_cost
 from canopy.prediction.engine import OVERLAP_PX, ChipEngine, Heights, Image, PendingTile
@@ -27,6 +28,7 @@ from canopy.prediction.job import Job
 from canopy.prediction.layers import Layers
 from canopy.prediction.publish import publish_tiles, tile_path
 from canopy.prediction.request import Prediction, Request, check_gsd, partial_folder
+from canopy.prediction.trial import CHIPS, choose_backend, has_choice, recorded_backend, write_record
 from canopy.progress import Progress, Report, ignore
 from tiles.aoi import to_crs
 from tiles.blend import ChipLattice
@@ -41,6 +43,8 @@ from tiles.regrid import MARGIN_PX
 from tiles.windows import PixelWindow
 
 TILE_PX = 1024
+FIRST_TILES = 4
+"""Tiles among which chips are looked for on which backends are compared."""
 READ_CACHE_BYTES = 32 * 2**20
 """GDAL's own default is a share of the machine's memory, which a large scene would fill."""
 
@@ -78,6 +82,8 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     if isinstance(network, str | Path):
         network = load_model(network, request.device, request.backend, request.decode)
     job = _plan(request, network)
+    if network is not request.model and request.backend == "auto" and isinstance(network, CanopyModel):
+        job = _with_chosen_backend(job, network, partial_folder(request.path))
     # Said here and not in `run_job`: a batch would say it of each of thousands of tiles.
     _log_job(job)
     if request.dry_run:
@@ -86,6 +92,32 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     prediction = run_job(job, request.path, overwrite=request.overwrite, qgis=request.qgis, report=report)
     _LOG.info("imagery covers %.3g %% of the AOI", 100 * prediction.coverage)
     return prediction
+
+
+def _with_chosen_backend(job: Job, model: CanopyModel, folder: Path) -> Job:
+    """Return a job on the backend of its interrupted run, else on the one that is the fastest on its first chips."""
+    if not has_choice(model):
+        return job
+    recorded = recorded_backend(folder, model.sha256)
+    if recorded is not None:
+        chosen = model.with_backend(recorded)
+    else:
+        chosen = choose_backend(model, _first_chips(job), count_chips(job))
+    return replace(job, layers=replace(job.layers, model=chosen))
+
+
+def _first_chips(job: Job) -> torch.Tensor:
+    """Read the first chips of a map that has any: (n, 3, H, W) float32 in [0, 1]."""
+    engine = ChipEngine(job.layers, ChipLattice(job.model.card.chip_px, OVERLAP_PX))
+    chips = torch.empty(0, 3, job.model.card.chip_px, job.model.card.chip_px)
+    for tile in job.tiles[:FIRST_TILES]:
+        core = tile.window if job.regridder is None else job.regridder.cover(tile.window)
+        window = engine.read_window(core)
+        pixels = job.source.read(job.work.geobox(window)).values
+        chips = torch.cat([chips, engine.first_chips(pixels, window, _inside(job, core), core, CHIPS - len(chips))])
+        if len(chips) == CHIPS:
+            break
+    return chips
 
 
 def _priced(job: Job, path: Path) -> Prediction:
@@ -127,6 +159,7 @@ def run_job(
     """
     partial = partial_folder(path)
     with _hold_partial(partial, path, job.plan, overwrite):
+        write_record(partial, job.model)
         missing = _missing(job, partial)
         if not pending_publication(partial):
             with rasterio.Env(GDAL_CACHEMAX=READ_CACHE_BYTES):

@@ -81,18 +81,21 @@ class CHMv1(HeightNet):
 
     def whole_height_m(self, image: Tensor) -> Tensor:
         """Return heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
-        return self.bins.height_m(self(image))
+        logits = self(image).float()
+        # Bins are summed in float32 where the layers before run in a lower precision: metres are read off them here.
+        with torch.autocast(image.device.type, enabled=False):
+            return self.bins.height_m(logits)
 
     def tokens(self, image: Tensor) -> Tensor:
         """Return the last tap's patch tokens: (B, 3, H, W) image in [0, 1] to (B, width, H / 16, W / 16)."""
         padded = self.padded(image)
         rows, cols = (side // PATCH_PX for side in padded.shape[-2:])
-        return self._encode(padded)[-1][:, 1:].mT.reshape(len(image), -1, rows, cols)
+        return self._encode(padded)[-1][:, 1:].transpose(-1, -2).reshape(len(image), -1, rows, cols)
 
     def _encode(self, image: Tensor) -> list[Tensor]:
         """Return tokens after each tap, the class token first: 4 x (B, 1 + H / 16 * W / 16, width)."""
         patches = self.encoder.patch_embed.proj(self.normalise(image))
-        located = patches.flatten(2).mT + self._positions(*patches.shape[-2:])
+        located = patches.flatten(2).transpose(-1, -2) + self._positions(*patches.shape[-2:])
         # The class token has a position of its own, which is not interpolated.
         first = cast(Tensor, self.encoder.cls_token) + cast(Tensor, self.encoder.pos_embed)[:, :1]
         tokens = torch.cat([first.expand(len(image), -1, -1), located], dim=1)
@@ -114,7 +117,7 @@ class CHMv1(HeightNet):
         for level, tokens in enumerate(self._encode(image)):
             # DPT's readout "project" (Ranftl et al. 2021, section 3): the class token next to every patch token.
             both = torch.cat([tokens[:, 1:], tokens[:, :1].expand_as(tokens[:, 1:])], dim=-1)
-            mixed = F.gelu(self.readout[level](both)).mT.reshape(len(image), -1, rows, cols)
+            mixed = F.gelu(self.readout[level](both)).transpose(-1, -2).reshape(len(image), -1, rows, cols)
             levels.append(self.lateral[level](self.resize[level](self.reassemble[level](mixed))))
         return levels
 
@@ -124,8 +127,8 @@ class CHMv1(HeightNet):
         side = TRAINED_PX // PATCH_PX
         if (rows, cols) == (side, side):
             return learned
-        square = learned.mT.reshape(1, -1, side, side)
-        return F.interpolate(square, size=(rows, cols), mode="bicubic", align_corners=True).flatten(2).mT
+        square = learned.transpose(-1, -2).reshape(1, -1, side, side)
+        return F.interpolate(square, size=(rows, cols), mode="bicubic", align_corners=True).flatten(2).transpose(-1, -2)
 
 
 class Fusion(nn.Module):

@@ -56,24 +56,31 @@ _LOG = logging.getLogger(__name__)
 
 
 def read_chmv1(path: Path) -> Bundle:
-    """Read a height model as its publisher released it.
+    """Read a height model as its publisher released it; a file of CHMv2, which is recognised by its keys, too.
 
     Raises:
-        ModelError: The file is damaged, or no height model of CHMv1.
+        ModelError: The file is damaged, or no height model of either.
     """
     state = read_state(path)
     if all(key in state for key in HEIGHT_KEYS):
         sha256 = file_sha256(path)
         try:
-            return Bundle(_card(path, state, sha256), _weights(state), sha256)
+            card = _card(path, state, sha256)
+            if state.linear_bits is not None:
+                card = card.model_copy(update={"training": card.training | {"linear_bits": state.linear_bits}})
+            return Bundle(card, _weights(state), sha256)
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise ModelError(f"{path} is a CHMv1 checkpoint, but not a whole one: {error!r}") from error
     if COLOUR_KEY in state:
         raise ModelError(f"{path} is CHMv1's colour matching, no height model: give it to one by --colour-matching")
+    from canopy.models.public.chmv2_files import is_chmv2_head, read_chmv2
+
+    if is_chmv2_head(state):
+        return read_chmv2(path, None)
     first = ", ".join(list(state)[:3])
     raise ModelError(
-        f"{path} is none of the checkpoints we know (first keys: {first}): CHMv1's SSL*.pth, or a folder with "
-        "config.json of CHMv2 or Depth Any Canopy, is expected"
+        f"{path} is none of the checkpoints we know (first keys: {first}): CHMv1's SSL*.pth, CHMv2's head, or a folder "
+        "with config.json of CHMv2 or Depth Any Canopy, is expected"
     )
 
 

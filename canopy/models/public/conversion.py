@@ -16,12 +16,20 @@ def is_published(path: Path) -> bool:
     return path.is_dir() or path.suffix in (".pth", ".pt", ".ckpt")
 
 
-def read_published(path: Path) -> Bundle:
+def read_published(path: Path, backbone: Path | None = None) -> Bundle:
     """Read a publisher's checkpoint, a file or a folder.
+
+    Args:
+        path: The checkpoint.
+        backbone: File of the backbone of CHMv2, where the checkpoint is the file of its head.
 
     Raises:
         ModelError: The checkpoint is damaged, or of no family we know.
     """
+    if backbone is not None:
+        from canopy.models.public.chmv2_files import read_chmv2
+
+        return read_chmv2(path, backbone)
     if path.is_dir():
         from canopy.models.public.library_folders import read_library_folder
 
@@ -38,6 +46,7 @@ def convert(
     gsd_m: float | None = None,
     licence: str | None = None,
     colour_matching: Path | None = None,
+    backbone: Path | None = None,
     overwrite: bool = False,
 ) -> Card:
     """Write a publisher's checkpoint as a bundle, atomically.
@@ -48,6 +57,7 @@ def convert(
         gsd_m: Ground sampling distance of the images to feed the model; the family's own if None.
         licence: Licence of the weights; the family's own if None.
         colour_matching: File of CHMv1's network for aerial imagery, to become part of the bundle.
+        backbone: File of the backbone of CHMv2, where `model` is the file of its head.
         overwrite: Whether to replace an existing bundle.
 
     Returns:
@@ -61,7 +71,7 @@ def convert(
         raise OutputError(f"bundle {out}: a name ending in .safetensors expected")
     require_new(out, overwrite)
     path = find_bundle(model)
-    bundle = read_bundle(path) if path.suffix == ".safetensors" else read_published(path)
+    bundle = read_bundle(path) if path.suffix == ".safetensors" else read_published(path, backbone)
     if colour_matching is not None:
         from canopy.models.public.chmv1_files import add_colour_matching
 

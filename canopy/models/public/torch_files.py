@@ -21,6 +21,16 @@ _QUANTISER = re.compile(r"\.(scale|zero_point|_packed_params\.dtype)$")
 """Names of the other entries of such a layer."""
 
 
+class State(dict[str, Any]):
+    """Tensors of a file under the publisher's names.
+
+    Attributes:
+        linear_bits: Bits of a weight of linear layers, where the file stores them quantised; else None.
+    """
+
+    linear_bits: int | None = None
+
+
 class _Ignored(list[Any]):
     """Stands for an object that is no tensor: it accepts whatever a file gives it, and stores and does nothing."""
 
@@ -34,7 +44,7 @@ class _Ignored(list[Any]):
         pass
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> State:
     """Read the tensors of a torch file under the publisher's names, without wrapper and quantisation.
 
     Raises:
@@ -51,7 +61,9 @@ def read_state(path: Path) -> dict[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             state = loaded.get("state_dict", loaded)
             _require_bounded(state, path)
-            return {name.removeprefix("chm_module_."): value for name, value in _dequantise(state).items()}
+            plain = State((name.removeprefix("chm_module_."), value) for name, value in _dequantise(state).items())
+            plain.linear_bits = 8 if any(name.endswith(_PACKED) for name in state) else None
+            return plain
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, KeyError, ValueError) as error:
         if not zipfile.is_zipfile(path):
             size_mb = path.stat().st_size / 1e6

@@ -14,8 +14,8 @@ def test_names_of_models_backends_and_devices_are_completed() -> None:
     ]
     assert {"chmv1-huge", "chmv1-large"} <= set(complete_model("chmv1"))
     assert complete_encoder("canopy-t") == ["canopy-tiny"]
-    assert complete_backend("o") == ["openvino"]
-    assert set(complete_backend("")) == {"auto", "eager", "compile", "openvino", "bf16"}
+    assert complete_backend("o") == ["openvino", "openvino-bf16"]
+    assert set(complete_backend("")) == {"auto", "eager", "compile", "openvino", "openvino-bf16", "bf16", "int8"}
     assert complete_device("cu") == ["cuda"]
 
 

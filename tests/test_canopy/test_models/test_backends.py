@@ -21,7 +21,7 @@ from tiny_models import random_image, save_tiny_model, tiny_card
 from canopy.calibration.curves import FeatureGain
 from canopy.errors import ModelError, OutputError
 from canopy.imagery.configured import SAMPLE_SCENE
-from canopy.models.backends import ChipByChip, _drop_oldest, pick_backend
+from canopy.models.backends import ChipByChip, _drop_oldest, _nan_to_num, _plain_operations, pick_backend
 from canopy.models.model import CanopyModel, load_model
 from canopy.prediction.entry import predict
 from canopy.prediction.layers import Layers
@@ -66,16 +66,18 @@ def test_the_fastest_is_chosen_for_device_and_family(monkeypatch: pytest.MonkeyP
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     other = CARD.model_copy(update={"family": "chmv1"})
-    with pytest.raises(ModelError, match="no backend 'fast': auto, eager, compile, openvino, bf16 expected"):
+    with pytest.raises(
+        ModelError, match="no backend 'fast': auto, eager, compile, openvino, openvino-bf16, bf16, int8 exp"
+    ):
         pick_backend("fast", CARD, "0", CPU)
-    with pytest.raises(ModelError, match="bf16 backend runs on cuda, not on cpu"):
-        pick_backend("bf16", CARD, "0", CPU)
+    with pytest.raises(ModelError, match="bf16 backend runs on cpu or cuda, not on mps"):
+        pick_backend("bf16", CARD, "0", torch.device("mps"))
     with pytest.raises(ModelError, match="openvino backend runs on cpu, not on cuda"):
         pick_backend("openvino", CARD, "0", CUDA)
     with pytest.raises(ModelError, match="family dpt, tiny is of chmv1"):
-        pick_backend("openvino", other, "0", CPU)
+        pick_backend("bf16", other, "0", CUDA)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ModelError, match=r"pip install 'canopy-chm\[fast\]'"):
+    with pytest.raises(ModelError, match="needs OpenVINO: pip install openvino"):
         pick_backend("openvino", CARD, "0", CPU)
 
 
@@ -193,6 +195,10 @@ def test_the_cache_keeps_the_newest_functions(tmp_path, monkeypatch) -> None:
     (tmp_path / "other.txt").touch()
     _drop_oldest(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin", "other.txt"]
+    monkeypatch.setattr("canopy.models.backends.CACHED_BYTES", 10)
+    (tmp_path / "a.bin").write_bytes(bytes(11))
+    _drop_oldest(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "other.txt"], "the newest stays"
 
 
 def test_a_folder_that_cannot_be_written_to_costs_no_result(bundle, chips, openvino, tmp_path, monkeypatch) -> None:
@@ -214,6 +220,15 @@ def test_a_resumed_run_never_mixes_backends(bundle: Path, tmp_path: Path) -> Non
     with pytest.raises(OutputError, match="another AOI, model, backend"):
         predict(area, SAMPLE_SCENE, bundle, out=tmp_path / "o.tif", backend="openvino")
     assert predict(area, SAMPLE_SCENE, bundle, out=tmp_path / "o.tif", backend="eager").path.is_file()
+
+
+def test_what_stands_for_an_operation_that_openvino_lacks_is_equal_to_it() -> None:
+    values = torch.tensor([1.5, float("nan"), float("inf"), -float("inf"), 0.0])
+    for options in ({}, {"nan": 1.0, "posinf": 2.0, "neginf": 3.0}):
+        assert torch.equal(_nan_to_num(values, **options), torch.nan_to_num(values, **options))
+    with _plain_operations():
+        assert torch.nan_to_num is _nan_to_num
+    assert torch.nan_to_num is not _nan_to_num
 
 
 # --- the first call of a process

@@ -25,11 +25,12 @@ def test_other_devices_are_one_line(device: str) -> None:
 def test_backends_run_on_their_device_alone() -> None:
     for backend in BACKENDS:
         check_backend(backend)
-    for backend, device in (("openvino", "cpu"), ("bf16", "cuda:1"), ("compile", "mps"), ("eager", "cuda")):
+    on_cpu, others = ("openvino", "bf16", "int8"), (("bf16", "cuda:1"), ("compile", "mps"), ("eager", "cuda"))
+    for backend, device in (*((backend, "cpu") for backend in on_cpu), *others):
         check_backend(backend, device)
-    with pytest.raises(ModelError, match="no backend 'fast': auto, eager, compile, openvino, bf16 expected"):
+    with pytest.raises(ModelError, match="no backend 'fast': auto, eager, compile, openvino, openvino-bf16, bf16, int"):
         check_backend("fast")
-    with pytest.raises(ModelError, match="bf16 backend runs on cuda, not on mps: use auto, or --device cuda"):
+    with pytest.raises(ModelError, match="bf16 backend runs on cpu or cuda, not on mps: use auto, or --device cpu"):
         check_backend("bf16", "mps")
     with pytest.raises(ModelError, match="openvino backend runs on cpu, not on cuda"):
         check_backend("openvino", "cuda:0")

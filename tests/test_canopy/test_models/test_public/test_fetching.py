@@ -222,7 +222,7 @@ def test_another_size_of_the_same_family_is_refused(publisher, hub) -> None:
 
 def test_an_absent_library_is_said_before_the_download(publisher, hub, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ModelError, match=r"pip install 'canopy-chm\[meta\]'"):
+    with pytest.raises(ModelError, match="pip install transformers"):
         fetch(hub, accept=lambda _: True)
     assert publisher.requests == []
 

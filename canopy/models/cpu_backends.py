@@ -1,0 +1,98 @@
+"""Backends of torch on a CPU that run one chip at a time, so that a chip's bits depend on no other chip.
+
+A large network fills the cores with one chip; a batch would gain nothing, and need blank chips on small maps.
+"""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from canopy.errors import ModelError
+from canopy.models.network import HeightNet
+from canopy.models.processor import has_bfloat16
+
+ImageFunction = Callable[[Tensor], Tensor]
+_ENGINES = ("onednn", "x86", "fbgemm", "qnnpack")
+"""Libraries for products of 8-bit matrices, the fastest on this project's machines first."""
+
+
+def each_chip(function: ImageFunction) -> ImageFunction:
+    """Return a function that runs another one chip by chip."""
+
+    def run(image: Tensor) -> Tensor:
+        return function(image) if len(image) == 1 else torch.cat([function(chip[None]) for chip in image])
+
+    return run
+
+
+def require_bfloat16() -> None:
+    """Refuse bfloat16 on a processor that does not multiply it itself.
+
+    Raises:
+        ModelError: The processor's flags name no such instructions.
+    """
+    if not has_bfloat16():
+        raise ModelError(
+            "this CPU lists no bfloat16 instructions (avx512_bf16, amx_bf16), without which bf16 is many times slower "
+            "than float: use auto, or int8"
+        )
+
+
+def with_bfloat16_weights(net: HeightNet) -> HeightNet:
+    """Return a network whose matrices and kernels are stored in bfloat16; all other weights stay in float32.
+
+    Autocast would convert them at each call, which takes as long as the products.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            module.to(torch.bfloat16)
+    return net
+
+
+def in_bfloat16(function: ImageFunction) -> ImageFunction:
+    """Return a function whose products are of bfloat16, added in float32."""
+
+    def run(image: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(image).float()
+
+    return run
+
+
+def with_int8_layers(net: HeightNet) -> HeightNet:
+    """Return a copy of a network whose linear layers multiply 8-bit integers, scaled by each chip's own range.
+
+    Raises:
+        ModelError: This build of torch has no such layers.
+    """
+    try:
+        with _quantised_engine(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that it will move this function to another library
+            quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        raise ModelError(
+            f"this build of torch has no 8-bit linear layers ({type(error).__name__}): use auto"
+        ) from error
+    assert isinstance(quantised, HeightNet)
+    return quantised
+
+
+def copied(net: HeightNet) -> HeightNet:
+    """Return a network of its own with the same weights."""
+    return copy.deepcopy(net)
+
+
+@contextlib.contextmanager
+def _quantised_engine() -> Iterator[None]:
+    """Choose the library in which layers are packed; packed layers keep it."""
+    before = torch.backends.quantized.engine
+    supported = torch.backends.quantized.supported_engines
+    torch.backends.quantized.engine = next((name for name in _ENGINES if name in supported), before)
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before

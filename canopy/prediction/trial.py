@@ -1,0 +1,131 @@
+"""The backend of a public model on a CPU, chosen by the map's own first chips: the fastest that keeps its heights.
+
+The choice is a part of the plan, and stands next to the unfinished work: no map has tiles of two backends.
+"""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from canopy.errors import CanopyError
+from canopy.models.backends import SMALL_FAMILIES, faster_backends
+from canopy.models.model import CanopyModel, HeightModel
+from canopy.models.speeds import record_speed
+
+TOLERANCE_M = 0.1
+"""Difference from float32 that 99 of 100 heights of the first chips keep."""
+CHIPS = 2
+"""Chips on which backends are compared."""
+COMPILED_FROM_S = 240.0
+"""Time of a map with the best backend so far from which on one that compiles for half a minute is tried."""
+
+RECORD = "backend.json"
+"""File in the folder of unfinished work that names the backend."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a backend did on the first chips."""
+
+    option: str
+    """Name by which the backend is requested."""
+    chip_s: float
+    """Time of a chip, seconds."""
+    mean_m: float = 0.0
+    """Mean difference from float32, metres."""
+    most_m: float = 0.0
+    """Difference that 99 of 100 heights keep, metres."""
+    highest_m: float = 0.0
+    """Largest difference, metres."""
+
+    @property
+    def keeps_heights(self) -> bool:
+        """Whether the heights are those of float32, within the tolerance."""
+        return self.most_m <= TOLERANCE_M
+
+
+def has_choice(model: CanopyModel) -> bool:
+    """Return whether there are backends to choose from: for public models on a CPU."""
+    return model.device.type == "cpu" and model.card.family not in SMALL_FAMILIES
+
+
+def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel:
+    """Return a model on the fastest backend that keeps its heights, and say which.
+
+    Args:
+        model: Public model on eager torch.
+        chips: (n, 3, H, W) float32 in [0, 1], the first chips of the map.
+        count: About how many chips the map has.
+    """
+    if len(chips) == 0:
+        return model
+    expected, float_s = _timed(model, chips)
+    best, fastest = Trial(model.backend_option, float_s), model
+    for option in faster_backends(model.card):
+        if option.startswith("openvino") and count * best.chip_s < COMPILED_FROM_S:
+            continue
+        try:
+            candidate = model.with_backend(option)
+            candidate.predict(chips[:1])  # compiles, and starts threads
+            heights, chip_s = _timed(candidate, chips)
+        except (CanopyError, RuntimeError) as error:
+            _LOG.info("backend %s is left out: %s", option, str(error).splitlines()[0])
+            continue
+        trial = _compare(option, chip_s, heights, expected)
+        if trial.keeps_heights and trial.chip_s < best.chip_s:
+            best, fastest = trial, candidate
+        elif not trial.keeps_heights:
+            _LOG.info("backend %s is left out: %s", option, _difference(trial))
+    record_speed(model.card.name, fastest.backend, best.chip_s)
+    if fastest is model:
+        _LOG.info("backend: %s, %.2g s a chip", model.backend, float_s)
+    else:
+        _LOG.info(
+            "backend: %s, %.2g s a chip where float takes %.2g s; %s (--backend eager for float)",
+            fastest.backend, best.chip_s, float_s, _difference(best),
+        )  # fmt: skip
+    return fastest
+
+
+def recorded_backend(folder: Path, sha256: str) -> str | None:
+    """Return the backend that an interrupted run of this model chose, None where none did."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return str(record["backend"]) if record["model_sha256"] == sha256 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_record(folder: Path, model: HeightModel) -> None:
+    """Write which backend a map is computed on, where there was a choice."""
+    if isinstance(model, CanopyModel) and has_choice(model):
+        record = {"model_sha256": model.sha256, "backend": model.backend_option}
+        (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+
+
+def _timed(model: CanopyModel, chips: Tensor) -> tuple[Tensor, float]:
+    began = time.perf_counter()
+    heights = model.predict(chips)
+    return heights, (time.perf_counter() - began) / len(chips)
+
+
+def _compare(option: str, chip_s: float, heights: Tensor, expected: Tensor) -> Trial:
+    difference = (heights - expected).abs().flatten()
+    if not bool(torch.isfinite(difference).all()):
+        return Trial(option, chip_s, torch.inf, torch.inf, torch.inf)
+    most = difference.kthvalue(max(1, round(0.99 * len(difference)))).values
+    return Trial(option, chip_s, float(difference.mean()), float(most), float(difference.max()))
+
+
+def _difference(trial: Trial) -> str:
+    return (
+        f"on the first chips 99 % of the heights within {trial.most_m:.2g} m of float, mean {trial.mean_m:.2g} m, "
+        f"most {trial.highest_m:.2g} m"
+    )
