@@ -44,7 +44,7 @@ FOLDS = {
     "1": ("mlbs", "claremont", "palm_springs", "chico", "harv"),
     "2": ("france", "riverside", "santa_monica", "long_beach", "sjer"),
 }
-"""Sites and cities that each fold leaves out, besides the blocks that the store holds out."""
+"""Sites and cities that each fold leaves out, in addition to the blocks that the store leaves out."""
 GROUNDS = {
     "Mountain Lake, Virginia": ("idt_mlbs", "1"),
     "farmland, France": ("ign", "2"),
@@ -88,9 +88,9 @@ class Work:
             named = Path(str(scenes[0].points)).read_text(encoding="utf-8")
             return [scene for scene in scenes if scene.image.stem in named]
         # chico_2016_12: the same number in another year is the same place
-        places = {scene.name.rsplit("_", 1)[1]: scene for scene in reversed(scenes)}
-        order = np.random.default_rng(0).permutation(sorted(places))
-        return [places[str(place)] for place in order[: self.crops]]
+        by_number = {scene.name.rsplit("_", 1)[1]: scene for scene in reversed(scenes)}
+        order = np.random.default_rng(0).permutation(sorted(by_number))
+        return [by_number[str(number)] for number in order[: self.crops]]
 
 
 def trained(work: Work, fold: str, seed: int) -> Path:
