@@ -178,9 +178,7 @@ def test_a_killed_run_goes_on(forest: tuple[Path, Path, Path], tmp_path: Path) -
     assert len(read_rows(out)) == len(read_rows(whole)) > 50
 
 
-def test_what_is_of_no_use_is_one_line_and_nothing_is_written(
-    forest: tuple[Path, Path, Path], tmp_path: Path, canopy: Any
-) -> None:
+def test_what_is_of_no_use_is_one_line_and_nothing_is_written(forest: tuple[Path, Path, Path], tmp_path: Path) -> None:
     map_path, _, polygons = forest
     folder = tmp_path / "out"
     folder.mkdir()
@@ -188,19 +186,19 @@ def test_what_is_of_no_use_is_one_line_and_nothing_is_written(
     points = write_polygons(tmp_path / "points.gpkg", [shapely.Point(X, Y)])
     far = write_polygons(tmp_path / "far.gpkg", [shapely.box(X - 900, Y, X - 800, Y + 100)])
     (tmp_path / "bad.json").write_text("{}")
-    for arguments, words in (
-        (("--polygons", empty), "is empty or has no area (1 of 2"),
-        (("--polygons", points), "is no polygon"),
-        (("--polygons", far), "no ground in common"),
-        (("--polygons", polygons, "--id", "nr"), "has no field 'nr': one of name expected"),
-        (("--polygons", tmp_path / "none.gpkg"), "no such file"),
-        (("--polygons", polygons, "--calibration", tmp_path / "bad.json"), "no calibration of stands"),
-        (("--polygons", polygons, "--calibrate", map_path, "--block-m", 200), "too few are known"),
-        ((), "one of the two expected"),
+    for options, inputs, words in (
+        ({}, {"polygons": empty}, r"is empty or has no area \(1 of 2"),
+        ({}, {"polygons": points}, "is no polygon"),
+        ({}, {"polygons": far}, "no ground in common"),
+        ({"id_field": "nr"}, {"polygons": polygons}, "has no field 'nr': one of name expected"),
+        ({}, {"polygons": tmp_path / "none.gpkg"}, "no such file"),
+        ({}, {"polygons": polygons, "calibration": tmp_path / "bad.json"}, "no calibration of stands"),
+        ({"block_m": 200}, {"polygons": polygons, "truth": map_path}, "too few are known"),
+        ({}, {}, "one of the two expected"),
     ):
-        code, _, error = canopy("derive", "stands", "--map", map_path, "--out", folder / "a.gpkg", *arguments)
-        assert code == 1, arguments
-        assert words in error.splitlines()[-1], error
+        with pytest.raises(CanopyError, match=words) as error:
+            derive_stands(map_path, folder / "a.gpkg", StandOptions(**options), **inputs)
+        assert "\n" not in str(error.value)
         assert list(folder.iterdir()) == []
 
 
