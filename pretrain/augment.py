@@ -87,17 +87,17 @@ def crop(tiles: Tensor, gsd_m: Tensor, draws: Draws, px: int, nominal_gsd_m: flo
     Where a turned crop reaches beyond its tile, the tile is mirrored. A crop covers at most its tile's side.
 
     Args:
-        tiles: (B, 3, H, W) uint8 RGB.
+        tiles: (B, bands, H, W) uint8, first RGB.
         gsd_m: (B,) GSD of the tiles, metres.
         draws: Parameters, (C, B, ...), on any device.
         px: Side of the crops, pixels.
         nominal_gsd_m: GSD that `draws.gsd` multiplies, metres.
 
     Returns:
-        (C, B, 3, px, px) float32 in [0, 1], on the tiles' device.
+        (C, B, bands, px, px) float32 in [0, 1], on the tiles' device; colours change in RGB alone.
     """
     if not len(draws.gsd):
-        return torch.zeros(0, len(tiles), 3, px, px, device=tiles.device)
+        return torch.zeros(0, *tiles.shape[:2], px, px, device=tiles.device)
     device, side_px = tiles.device, torch.tensor(tiles.shape[:-3:-1], dtype=torch.float32, device=tiles.device)
     image = tiles.float() / 255
     crops = []
@@ -112,7 +112,7 @@ def crop(tiles: Tensor, gsd_m: Tensor, draws: Draws, px: int, nominal_gsd_m: flo
         offset_px = (2 * centre_px - side_px)[..., None]
         theta = torch.cat([draws.turn[c].to(device) * reach_px[:, None, None], offset_px], dim=-1)
         theta = theta / side_px[None, :, None]
-        grid = F.affine_grid(theta, [len(tiles), 3, px, px], align_corners=False)
+        grid = F.affine_grid(theta, [*tiles.shape[:2], px, px], align_corners=False)
         crops.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False))
     return recolour(torch.stack(crops), draws)
 
@@ -121,13 +121,14 @@ def recolour(image: Tensor, draws: Draws) -> Tensor:
     """Change colour, light, haze and sharpness of crops.
 
     Args:
-        image: (C, B, 3, H, W) float32 RGB in [0, 1].
+        image: (C, B, bands, H, W) float32 in [0, 1], first RGB; other bands are blurred, and keep their values.
         draws: Parameters, (C, B, ...), on any device.
 
     Returns:
-        (C, B, 3, H, W) float32 RGB in [0, 1].
+        (C, B, bands, H, W) float32 in [0, 1].
     """
     device = image.device
+    image, others = image[:, :, :3], image[:, :, 3:]
 
     def per_sample(values: Tensor) -> Tensor:
         return values.to(device)[..., None, None, None]
@@ -139,6 +140,7 @@ def recolour(image: Tensor, draws: Draws) -> Tensor:
     image = image.clamp(1e-4, 1).pow(per_sample(draws.gamma))
     veil = per_sample(draws.haze)
     image = image * (1 - veil) + HAZE.to(device).view(3, 1, 1) * veil
+    image = torch.cat([image, others], dim=2)
     return blur(image.flatten(0, 1), draws.blur_px.flatten().to(device)).view_as(image)
 
 
@@ -146,22 +148,22 @@ def blur(image: Tensor, sigma_px: Tensor) -> Tensor:
     """Blur every image with a Gaussian of its own; a sigma of 0 leaves an image as it is.
 
     Args:
-        image: (B, 3, H, W) float32.
+        image: (B, bands, H, W) float32.
         sigma_px: (B,) sigma, up to about 2 px: the kernel reaches 4 pixels.
     """
     chosen = sigma_px.nonzero()[:, 0]
     if not len(chosen):
         return image
+    bands, height, width = image.shape[1:]
     offsets_px = torch.arange(-BLUR_REACH_PX, BLUR_REACH_PX + 1, device=image.device)
     kernel = torch.exp(-0.5 * (offsets_px / sigma_px[chosen, None]) ** 2)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)
-    height, width = image.shape[-2:]
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(bands, dim=0)
     # Every channel of every image is a group of one convolution, rows first and then columns.
     part = F.pad(image[chosen], (BLUR_REACH_PX,) * 4, mode="reflect")
     part = part.reshape(1, -1, height + 2 * BLUR_REACH_PX, width + 2 * BLUR_REACH_PX)
     part = F.conv2d(part, kernel[:, None, :, None], groups=len(kernel))
     part = F.conv2d(part, kernel[:, None, None, :], groups=len(kernel))
-    return image.index_copy(0, chosen, part.view(len(chosen), 3, height, width))
+    return image.index_copy(0, chosen, part.view(len(chosen), bands, height, width))
 
 
 def _colour_matrix(hue: Tensor, saturation: Tensor, tint: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class TileBatch:
     """A rank's share of a batch, and all that chance decides about it."""
 
     tiles: Tensor
-    """(B, 3, H, W) uint8 RGB."""
+    """(B, bands, H, W) uint8, first RGB."""
     gsd_m: Tensor
     """(B,) GSD of each tile, metres."""
     global_draws: Draws

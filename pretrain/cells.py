@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from canopy.dataset.scene import Scene
 from canopy.errors import TrainingError
-from pretrain.encoder import Encoder
+from pretrain.encoder import CELL_PX, Encoder, fit_grid
 from pretrain.statistics import patch_statistics
 
 Array = NDArray[np.float64]
@@ -21,7 +21,6 @@ Image = NDArray[np.uint8]
 Features = Callable[[Image], Array]
 """From an image (3, H, W) to the features (rows, cols, D) of its cells of `CELL_PX`."""
 
-CELL_PX = 32
 CHIP_PX = 128
 BLOCK_M = 128.0
 COVER_M = 2.0
@@ -156,10 +155,11 @@ def encode(encoder: Encoder, image: Image, enlarge: int = 1) -> Array:
             chip = torch.from_numpy(image[:, top : top + side, left : left + side].copy())[None].float() / 255
             if enlarge > 1:
                 chip = F.interpolate(chip, scale_factor=enlarge, mode="bilinear", align_corners=False)
-            rows, cols = (length // encoder.patch_px for length in chip.shape[2:])
-            patches = encoder(chip)[1].view(rows, cols, -1).movedim(-1, 0)
+            rows, cols = (length // encoder.square_px for length in chip.shape[2:])
+            resized = fit_grid(chip, encoder.square_px, encoder.patch_px)
+            patches = encoder(resized)[1].view(rows, cols, -1).movedim(-1, 0)
             # patches of a cell to their mean
-            means = F.avg_pool2d(patches[None], enlarge * CELL_PX // encoder.patch_px)[0].movedim(0, -1).numpy()
+            means = F.avg_pool2d(patches[None], enlarge * CELL_PX // encoder.square_px)[0].movedim(0, -1).numpy()
             row, col = top // CELL_PX, left // CELL_PX
             cells[row : row + means.shape[0], col : col + means.shape[1]] = means
     return cells

@@ -56,16 +56,24 @@ def probe(
     scene: Annotated[
         Path | None, typer.Option(help="Image of the picture (default: the middle of the largest scene).")
     ] = None,
+    match: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Two images; the picture joins their patches that are each other's nearest."),
+    ] = None,
     enlarge: Annotated[int, typer.Option(help="Factor by which encoders see images enlarged: 1, 2 or 4.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the untrained encoder, the folds and the bootstrap.")] = 0,
     record: Annotated[bool, typer.Option(help="Store the result in the bundle's card.")] = False,
     as_json: Json = False,
 ) -> None:
     """Regress canopy height and cover on frozen features, against an untrained encoder and colour."""
-    from pretrain.probe import format_table, picture_scene, record_probe
+    from pretrain.probe import format_table, picture_matches, picture_scene, record_probe
     from pretrain.probe import probe as run
 
-    if picture:
+    if match and (scene or not picture):
+        raise ConfigError("--match A B draws the two images of --picture FILE: give both, and no --scene")
+    if match and picture:
+        typer.echo(f"{picture_matches(encoder, picture, match)} patches joined\n{picture}")
+    elif picture:
         picture_scene(encoder, picture, scene, pairs)
     elif scene:
         raise ConfigError("--scene names the image of --picture FILE: give both")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from canopy.config import Config
 from canopy.models.bundle import EncoderArgs, ModelName, NetworkName
@@ -13,6 +13,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+LAYER_SCALE = 1e-5
+"""LayerScale of DINOv2 (Touvron et al. 2021, CaiT, arXiv 2103.17239)."""
 
 
 class TileSourceConfig(Config):
@@ -35,6 +37,8 @@ class TilesConfig(Config):
     chips; nothing held out is read."""
     tile_px: int = Field(default=256, gt=0)
     """Side of the tiles that images are cut into; smaller images are mirrored up to it."""
+    bands: int = Field(default=3, ge=3, le=32)
+    """Bands of the sources' files to read, the first three red, green and blue; a chip store has these three."""
     empty: Share = 0.2
     """Tiles with more unknown pixels than this are left out."""
     shares: dict[str, Share] = Field(default_factory=dict)
@@ -51,6 +55,8 @@ class TilesConfig(Config):
     def _one_origin(self) -> "TilesConfig":
         if bool(self.sources) == (self.store is not None):
             raise ValueError("tiles.sources or tiles.store must be given, and not both")
+        if self.store and self.bands != 3:
+            raise ValueError(f"tiles.bands {self.bands}: chip stores have three; more are read from tiles.sources")
         if self.shares and (self.store is None or self.index is not None):
             raise ValueError("tiles.shares need tiles.store and stand in place of tiles.index: leave one of them out")
         return self
@@ -101,6 +107,8 @@ class MaskConfig(Config):
     """Share of the crops that are masked."""
     ratio: tuple[Share, Share] = (0.1, 0.5)
     """Range of the share of patches masked in a masked crop."""
+    hide: bool = True
+    """Whether masked patches are hidden from the student; otherwise they are those that iBOT compares."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "MaskConfig":
@@ -109,15 +117,36 @@ class MaskConfig(Config):
         return self
 
 
-class HeadConfig(Config):
-    """Projection heads."""
+class HeadShape(Config):
+    """Shape of a projection head."""
 
     layers: int = Field(default=3, gt=0)
     hidden: int = Field(default=2048, gt=0)
     bottleneck: int = Field(default=256, gt=0)
     prototypes: int = Field(default=65536, gt=1)
+    gain: bool = False
+    """Whether each prototype has a gain that is trained, as the weight normalisation of DINOv2's code has; otherwise
+    logits are cosines."""
+
+
+class HeadConfig(HeadShape):
+    """Projection heads."""
+
     untied: bool = True
     """A head of its own for patches; otherwise class tokens and patches share one."""
+    patches: HeadShape | None = None
+    """Shape of the patches' own head; that of the class tokens' if None."""
+
+    @model_validator(mode="after")
+    def _own_shape_of_an_own_head(self) -> "HeadConfig":
+        if self.patches and not self.untied:
+            raise ValueError("heads.patches is the shape of a head of its own: heads.untied must be true")
+        return self
+
+    @property
+    def patch_shape(self) -> HeadShape:
+        """Shape of the head that patches go through."""
+        return self.patches or self
 
 
 class TermsConfig(Config):
@@ -131,17 +160,37 @@ class TermsConfig(Config):
     """Colours and edges of the patches, predicted from their tokens."""
     features: float = Field(default=0.0, ge=0)
     """Features of the patches in a trained network, predicted from their tokens."""
+    relations: float = Field(default=0.0, ge=0)
+    """Relations between the tokens of an image in a trained vision transformer (TinyMIM)."""
+
+
+class KoLeoConfig(Config):
+    """KoLeo."""
+
+    group: int = Field(default=0, ge=0)
+    """Ranks over whose images features are spread together: 0 for all, so that ranks do not matter; 1 for each rank by
+    itself, as in DINOv2's code; or a number between, as in DINOv3."""
 
 
 class FeaturesConfig(Config):
-    """The convolutional network whose features are predicted from patches."""
+    """The trained network whose features are predicted from patches."""
 
     network: str = "tf_efficientnet_lite0"
-    """timm name."""
+    """timm name of a convolutional network or a vision transformer, or an encoder's bundle, or a bundled one's name."""
     weights: Path | None = None
-    """State dict of the whole classifier (torch file); timm downloads its own if None."""
+    """State dict (torch file, of a vision transformer also safetensors); timm downloads its own if None."""
     shrink: Literal[1, 2, 4] = 1
-    """Factor by which the network sees an image smaller than the encoder does, which may see it enlarged."""
+    """Factor by which a convolutional network sees images smaller than the encoder, which may see them enlarged."""
+
+
+class RelationsConfig(Config):
+    """Relations between tokens."""
+
+    layer: int = -1
+    """Block of the trained vision transformer whose relations are learnt; negative from the end. For small students a
+    block below the last serves better (Ren et al. 2023, TinyMIM, section 3.4)."""
+    heads: int | None = Field(default=None, gt=0)
+    """Number of parts of queries, keys and values that have relations of their own; the trained network's if None."""
 
 
 class TargetConfig(Config):
@@ -166,7 +215,7 @@ class ScheduleConfig(Config):
     """After the warm-up: half a cosine to the end, or constant."""
     lr: Positive = 4e-3
     """Peak rate for 1024 images a step; scaled by the square root of the images over 1024."""
-    lr_end: float = Field(default=1e-6, ge=0)
+    lr_end: NotNegative = 1e-6
     """Rate at the end, not scaled."""
     warmup: Share = 0.1
     """Share of the steps over which the rate rises."""
@@ -179,8 +228,16 @@ class ScheduleConfig(Config):
     """Factor on the rate of the patch embedding."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the rate from a block to the one before."""
-    freeze_last: Share = 0.01
+    freeze_last: Below1 = 0.01
     """Share of the steps during which prototypes stay as they were drawn."""
+
+    @model_validator(mode="after")
+    def _rates_fall(self) -> "ScheduleConfig":
+        if self.lr_end > self.lr:
+            raise ValueError(f"lr_end {self.lr_end:g} is above the peak, lr {self.lr:g}: a rate that falls is expected")
+        if self.momentum[1] < self.momentum[0]:
+            raise ValueError(f"momentum {list(self.momentum)} is reversed: the teacher slows down, it never speeds up")
+        return self
 
 
 class HighResolution(Config):
@@ -212,6 +269,13 @@ class ScaleConfig(Config):
     """Under torchrun: whole copies of the weights, or shares of them."""
 
 
+class PretrainSteps(StepConfig):
+    """How the loop steps, with the reference's bound on the gradient."""
+
+    clip_norm: Positive = 3.0
+    """Largest norm of the gradient; a longer gradient is scaled down to it."""
+
+
 class PretrainConfig(Config):
     """`canopy pretrain`: an encoder from unlabelled imagery."""
 
@@ -219,34 +283,59 @@ class PretrainConfig(Config):
     licence: str = "Apache-2.0"
     notes: str = ""
     tiles: TilesConfig
-    loop: StepConfig
+    loop: PretrainSteps
     batch: int = Field(gt=1)
     """Tiles a step over all ranks, for each of `loop.accumulate` parts."""
     gsd_m: Positive = 0.5
     """Nominal GSD, which the crops' `gsd` multiplies, and the GSD of the encoder's card."""
     encoder: NetworkName = "vit_tiny_patch16_224"
-    encoder_args: EncoderArgs = Field(default_factory=dict)
-    """Arguments over timm's own: reg_tokens, init_values (LayerScale), mlp_layer: swiglu, ..."""
-    start: Path | None = None
-    """Encoder of the same network to start from: a bundle, a bundled one's name, or ``timm:NAME``."""
+    encoder_args: EncoderArgs = Field(default_factory=dict, validate_default=True)
+    """Arguments over timm's own: reg_tokens, mlp_layer: swiglu, ...; init_values (LayerScale) is 1e-5 unless given, and
+    0 leaves LayerScale out."""
+    start: Path | None = Field(default=None, validation_alias=AliasChoices("start", "init"))
+    """Encoder of the same network to start from: a bundle, a bundled one's name, ``timm:NAME``, or a file of weights as
+    published, under timm's names; patches and positions are resampled. Configurations may name it `init`."""
     drop_path: Below1 = 0.1
     """Rate of stochastic depth in the last block; it rises linearly from 0 in the first."""
+    drop_path_uniform: bool = False
+    """Whether all blocks have the same rate, as in DINOv2."""
+    drop_path_subset: bool = False
+    """Whether a block computes its branches for the images that keep them alone, as DINOv2's code does: saves their
+    share of the operations, and makes a step depend on the number of ranks."""
     global_crops: CropConfig = CropConfig(count=2, px=224)
     local_crops: CropConfig = CropConfig(count=8, px=96, gsd=(0.5, 1.0))
     colour: ColourConfig = ColourConfig()
     masks: MaskConfig = MaskConfig()
     heads: HeadConfig = HeadConfig()
     terms: TermsConfig = TermsConfig()
+    koleo: KoLeoConfig = KoLeoConfig()
     target: TargetConfig = TargetConfig()
     features: FeaturesConfig = FeaturesConfig()
+    relations: RelationsConfig = RelationsConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     high_resolution: HighResolution | None = None
     gram: GramConfig = GramConfig()
     scale: ScaleConfig = ScaleConfig()
     monitor_every: int = Field(default=10, gt=0)
     """Steps between two checks for collapse."""
-    mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
-    std: tuple[Positive, Positive, Positive] = (0.20, 0.19, 0.17)
+    mean: tuple[float, ...] = (0.45, 0.47, 0.40)
+    """Mean of each band, in [0, 1]."""
+    std: tuple[Positive, ...] = (0.20, 0.19, 0.17)
+    """Standard deviation of each band."""
+
+    @field_validator("encoder_args")
+    @classmethod
+    def _layer_scale(cls, args: dict[str, float | int | bool | str]) -> dict[str, float | int | bool | str]:
+        return {"init_values": LAYER_SCALE, **args}
+
+    @model_validator(mode="after")
+    def _normalised_bands(self) -> "PretrainConfig":
+        if not len(self.mean) == len(self.std) == self.tiles.bands:
+            raise ValueError(
+                f"mean and std have {len(self.mean)} and {len(self.std)} values: one for each of tiles.bands, "
+                f"{self.tiles.bands}, expected"
+            )
+        return self
 
     @model_validator(mode="after")
     def _two_global_crops(self) -> "PretrainConfig":
@@ -270,11 +359,22 @@ class PretrainConfig(Config):
         return self
 
 
+class DistillMasks(MaskConfig):
+    """Masks of distillation: none; iBOT compares all patches of both global crops."""
+
+    share: Share = 1.0
+    ratio: tuple[Share, Share] = (1.0, 1.0)
+    hide: bool = False
+
+
 class DistillConfig(PretrainConfig):
-    """`canopy distill`: a small encoder from a large one, by the same losses."""
+    """`canopy distill`: a small encoder from a large one, as in Oquab et al. 2024 (DINOv2), section 5."""
 
     teacher: Path
-    """Folder of the large encoder's run: its `config.yaml` and last checkpoint."""
+    """Folder of the large encoder's run (its `config.yaml` and last checkpoint), or an encoder without heads, whose
+    features and relations alone are learnt: a bundle, a bundled one's name, or ``timm:NAME``."""
+    drop_path: Below1 = 0.0
+    masks: DistillMasks = DistillMasks()
 
 
 class CurateConfig(Config):

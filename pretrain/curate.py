@@ -51,7 +51,7 @@ def curate(config: CurateConfig, out: Path) -> Path:
     chosen = balanced_sample(tree, config.choose, generator)
     top = flatten(tree)[-1]
     members = [generator.permutation(np.flatnonzero(top == c))[:PICTURED] for c in np.unique(top)]
-    save_rows(out / "clusters.png", [[tiles[int(i)] for i in some] for some in members])
+    save_rows(out / "clusters.png", [[tiles[int(i)][:3] for i in some] for some in members])
     return _write_index(out / "index.parquet", chosen, flatten(tree), tiles.sha256)
 
 
@@ -64,7 +64,7 @@ def embed(tiles: Tiles, encoder: Encoder, path: Path, batch: int) -> Vectors:
             images = np.stack([tiles[i] for i in range(first, min(first + batch, len(tiles)))])
             # whole patches only
             rows, cols = (length // encoder.patch_px * encoder.patch_px for length in images.shape[2:])
-            cls = encoder(torch.from_numpy(images[:, :, :rows, :cols]).float() / 255)[0]
+            cls = encoder(torch.from_numpy(images[:, :3, :rows, :cols]).float() / 255)[0]
             tokens[first : first + len(images)] = F.normalize(cls, dim=-1).numpy()
         tokens.flush()
     mapped: Vectors = np.load(path, mmap_mode="r")

@@ -32,7 +32,7 @@ class Tiles(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
-        """Return a tile, (3, H, W) uint8 RGB."""
+        """Return a tile, (bands, H, W) uint8, first RGB."""
         ...
 
     def gsd_m(self, number: int) -> float:
@@ -45,7 +45,7 @@ class ArrayTiles:
     """Tiles in memory."""
 
     images: NDArray[np.uint8]
-    """(N, 3, H, W) RGB."""
+    """(N, bands, H, W), first RGB."""
     gsds_m: NDArray[np.float64]
     """(N,) GSD of each tile, metres."""
     sha256: str

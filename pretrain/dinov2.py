@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from canopy.training.loop import blend, frozen_copy
 from pretrain.augment import crop
 from pretrain.batch import TileBatch
-from pretrain.config import HeadConfig, PretrainConfig
-from pretrain.encoder import Encoder, start_from
+from pretrain.config import HeadConfig, HeadShape, PretrainConfig
+from pretrain.depth import set_drop_path
+from pretrain.encoder import Encoder, fit_grid, start_from
 from pretrain.heads import Head
-from pretrain.losses import Centre, dino_loss, gram_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from pretrain.losses import Centre, dino_loss, gram_loss, ibot_loss, koleo_group, koleo_loss, sinkhorn_knopp
 from pretrain.monitors import CollapseSigns, collapse_signs
 from pretrain.scale import scale_encoder, spread
 from pretrain.schedules import Schedules
@@ -38,7 +39,7 @@ class Tokens(NamedTuple):
     patches: Tensor
     """(C B, P, D) patches of the global crops."""
     predictions: dict[str, Tensor]
-    """(C B, P, values) predicted from the patches' tokens, by target."""
+    """(C B, P, values) predicted from the patches' tokens, by target; (C B, 1 + P, 3 D) queries, keys and values."""
 
 
 class Distiller(nn.Module):
@@ -49,37 +50,45 @@ class Distiller(nn.Module):
         heads: Shape of the heads.
         ibot: Whether patches need logits at all.
         targets: Number of values predicted for each patch, by target.
+        relations: Whether queries, keys and values of the last block are part of the output.
     """
 
-    def __init__(self, encoder: Encoder, heads: HeadConfig, *, ibot: bool, targets: Mapping[str, int]) -> None:
+    def __init__(
+        self, encoder: Encoder, heads: HeadConfig, *, ibot: bool, targets: Mapping[str, int], relations: bool = False
+    ) -> None:
         super().__init__()
-        shape = (encoder.width, heads.hidden, heads.bottleneck, heads.prototypes, heads.layers)
-        self.encoder, self.cls_head = encoder, Head(*shape)
-        self.own_patch_head = Head(*shape) if heads.untied and ibot else None
+        self.encoder, self.cls_head = encoder, _head(encoder.width, heads)
+        self.own_patch_head = _head(encoder.width, heads.patch_shape) if heads.untied and ibot else None
         # the name is stored in checkpoints
+        self.relations = relations
+        if relations:
+            encoder.watch_relations(-1)
         self.tellers = nn.ModuleDict({name: nn.Linear(encoder.width, count) for name, count in targets.items()})
 
     def forward(self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, *, blind: bool) -> Tokens:
         """Return tokens and logits of crops.
 
         Args:
-            global_crops: (C, B, 3, H, W) float32 RGB in [0, 1].
-            local_crops: (L, B, 3, h, w) float32 RGB in [0, 1], or None for none.
+            global_crops: (C, B, bands, H, W) float32 in [0, 1], first RGB.
+            local_crops: (L, B, bands, h, w) float32 in [0, 1], or None for none.
             masks: (C, B, rows, cols) bool.
             blind: Whether masked patches are hidden from the encoder.
         """
         crops, batch = global_crops.shape[:2]
         by_image = masks.flatten(0, 1)
         cls, patches = self.encoder(global_crops.flatten(0, 1), by_image if blind else None)
+        relations = {"relations": self.encoder.take_relations()} if self.relations else {}
         all_cls = cls.view(crops, batch, -1)
         if local_crops is not None and len(local_crops):
             local_cls = self.encoder(local_crops.flatten(0, 1))[0]
+            if self.relations:
+                self.encoder.take_relations()  # those of local crops are not used
             all_cls = torch.cat([all_cls, local_cls.view(len(local_crops), batch, -1)])
         patch_head = self.own_patch_head or self.cls_head
         # logits of masked patches alone: at 65,536 prototypes the others would not fit
         masked = patches[by_image.flatten(1)]
         predictions = {name: layer(patches) for name, layer in self.tellers.items()}
-        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches, predictions)
+        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches, predictions | relations)
 
 
 class SelfDistillation:
@@ -99,14 +108,19 @@ class SelfDistillation:
         self.student = build_distiller(config).to(device)
         if config.start is not None:
             start_from(self.student.encoder, config.start)
-        scale_encoder(self.student.encoder, config.scale, device, config.batch)
+        set_drop_path(
+            self.student.encoder.vit, config.drop_path, config.batch,
+            uniform=config.drop_path_uniform, subset=config.drop_path_subset,
+        )  # fmt: skip
+        scale_encoder(self.student.encoder, config.scale, device)
+        self._koleo_group = koleo_group(config.koleo.group)
         self.average = frozen_copy(self.student)
         self.teacher = self.average if teacher is None else frozen_copy(teacher).to(device)
         self.anchor = frozen_copy(self.student.encoder) if config.terms.gram else None
         self.centres = nn.ModuleList(
-            Centre(config.heads.prototypes, config.target.centre_momentum) for _ in range(2)
+            Centre(head.prototypes, config.target.centre_momentum) for head in (config.heads, config.heads.patch_shape)
         ).to(device)
-        self.targets = PatchTargets(config, self.student.encoder.patch_px).to(device)
+        self.targets = PatchTargets(config, self.student.encoder).to(device)
         # without a teacher of its own, average and teacher are one network, to be spread once
         frozen = dict.fromkeys(net for net in (self.average, self.teacher, self.anchor) if net is not None)
         self.net = spread([self.student, *frozen], config.scale.sharding, idle=not config.terms.dino)
@@ -146,8 +160,12 @@ class SelfDistillation:
         teacher = None
         if self.config.terms.dino or self.config.terms.ibot:
             with torch.no_grad():
-                teacher = self.teacher(global_crops, None, masks, blind=False)
-        student = self.net(global_crops, local_crops, masks, blind=True)
+                sides = (self.student.encoder.patch_px, self.teacher.encoder.patch_px)
+                resized = fit_grid(global_crops.flatten(0, 1), *sides)
+                teacher = self.teacher(
+                    resized.view(*global_crops.shape[:2], *resized.shape[1:]), None, masks, blind=False
+                )
+        student = self.net(global_crops, local_crops, masks, blind=self.config.masks.hide)
         # losses in float32: exp and log of bf16 lose the small probabilities
         with torch.autocast(global_crops.device.type, enabled=False):
             terms = self._loss_terms(student, teacher, global_crops, masks, step)
@@ -208,7 +226,7 @@ class SelfDistillation:
             )
         if weights.koleo:
             # crop by crop, for two crops of one tile may lie close together; a sum over crops, as in DINOv2's code
-            terms["koleo"] = torch.stack([koleo_loss(cls) for cls in student.cls]).sum()
+            terms["koleo"] = torch.stack([koleo_loss(cls, self._koleo_group) for cls in student.cls]).sum()
         if self.anchor is not None and step >= self._gram_start():
             terms["gram"] = gram_loss(student.patches, self.anchor(global_crops.flatten(0, 1))[1])
         return terms
@@ -234,13 +252,20 @@ class SelfDistillation:
         return since >= 0 and since % self.config.gram.refresh_steps == 0
 
 
+def _head(width: int, shape: HeadShape) -> Head:
+    """Create a projection head of a shape."""
+    return Head(width, shape.hidden, shape.bottleneck, shape.prototypes, shape.layers, gain=shape.gain)
+
+
 def build_distiller(config: PretrainConfig) -> Distiller:
     """Create the untrained student; its weights come from the global generator, seeded here."""
     torch.manual_seed(config.loop.seed)
     px = config.high_resolution.global_px if config.high_resolution else config.global_crops.px
     encoder = Encoder(config.encoder, dict(config.encoder_args), px, config.mean, config.std, config.drop_path)
     targets = {name: sum(levels) for name, levels in target_levels(config, encoder.patch_px).items()}
-    return Distiller(encoder, config.heads, ibot=config.terms.ibot > 0, targets=targets)
+    return Distiller(
+        encoder, config.heads, ibot=config.terms.ibot > 0, targets=targets, relations=config.terms.relations > 0
+    )
 
 
 def patch_weights(masks: Tensor) -> Tensor:

@@ -7,22 +7,25 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
 from canopy.errors import ConfigError, ModelError, TrainingError, one_line
-from canopy.models.bundle import Card, save_bundle
+from canopy.models.bundle import Card, read_card, save_bundle
 from canopy.models.dpt import ENCODER
-from canopy.models.encoders import read_encoder, with_positions
+from canopy.models.encoders import TIMM, fit_weights, pretrained_weights, published_weights, read_encoder
+from canopy.models.network import PATCH_PX
 from canopy.models.weights import count_weights, load_weights, require_size
 
 MLP_LAYERS = {"swiglu": SwiGLUPacked}
+CELL_PX = 32
 CLASSIFIER = "head."
 """Prefix of timm's classifier in a height model's encoder: smp keeps it, nothing reads it."""
 
 
 class Encoder(nn.Module):
-    """A timm vision transformer that takes RGB in [0, 1] of any size and may be blind to some patches.
+    """A timm vision transformer that takes bands in [0, 1] of any size and may be blind to some patches.
 
     Args:
         name: timm name of a model with a class token.
@@ -49,26 +52,35 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.vit = _create(name, args, image_px, drop_path)
+        self.vit = _create(name, args, image_px, drop_path, len(mean))
         self.width = int(self.vit.num_features)
         self.mask_token = nn.Parameter(torch.zeros(self.width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         for key, values in (("mean", mean), ("std", std)):
-            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(key, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         # The mask reaches the patches by a hook: timm's forward_features has no argument for it.
         self._mask: Tensor | None = None
         self.vit.patch_embed.register_forward_hook(self._hide)
+        self._qkv: Tensor | None = None
 
     @property
     def patch_px(self) -> int:
         """Side of a patch, pixels."""
         return int(self.vit.patch_embed.patch_size[0])
 
+    @property
+    def square_px(self) -> int:
+        """Side of the squares of imagery that patches stand for where squares must fill cells of 32 px.
+
+        The patch's own side, or 16 px: with patches of 14 px, the encoder sees imagery an eighth smaller.
+        """
+        return self.patch_px if CELL_PX % self.patch_px == 0 else PATCH_PX
+
     def forward(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the features after the last norm.
 
         Args:
-            image: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of the patch.
+            image: (B, bands, H, W) float32 in [0, 1], first RGB; H and W multiples of the patch.
             mask: (B, rows, cols) bool, True where a patch is replaced by the mask token.
 
         Returns:
@@ -79,6 +91,38 @@ class Encoder(nn.Module):
         self._mask = None  # the next call may come without one
         return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
 
+    def watch_relations(self, block: int) -> None:
+        """Keep the queries, keys and values that a block computes, for `take_relations`.
+
+        Args:
+            block: Number of the block; negative from the end.
+
+        Raises:
+            ConfigError: No such block, or one that does not compute them in one layer.
+        """
+        blocks = self.vit.blocks
+        if not -len(blocks) <= block < len(blocks):
+            raise ConfigError(f"relations.layer {block}: a block of {len(blocks)} expected, negative from the end")
+        layer = getattr(getattr(blocks[block], "attn", None), "qkv", None)
+        if layer is None:
+            raise ConfigError("terms.relations: a network whose attention has one layer for q, k and v is expected")
+        layer.register_forward_hook(self._keep_qkv)
+
+    def take_relations(self) -> Tensor:
+        """Return queries, keys and values of the class token and the patches in the last call, and forget them.
+
+        Returns:
+            (B, 1 + patches, 3 D) float32 or bf16.
+        """
+        qkv, self._qkv = self._qkv, None
+        if qkv is None:
+            raise ConfigError("terms.relations: the network's attention does not call its layer for q, k and v")
+        return torch.cat([qkv[:, :1], qkv[:, self.vit.num_prefix_tokens :]], dim=1)
+
+    def _keep_qkv(self, module: nn.Module, args: tuple[Tensor, ...], qkv: Tensor) -> None:
+        """Keep what a block's layer for q, k and v returns; rotary positions come later, and are not part of it."""
+        self._qkv = qkv
+
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...], patches: Tensor) -> Tensor:
         """Replace masked patches by the mask token, right after the embedding of any timm model."""
         if self._mask is None:
@@ -87,14 +131,15 @@ class Encoder(nn.Module):
         return torch.where(mask, self.mask_token.to(patches.dtype), patches)
 
 
-def _create(name: str, args: dict[str, Any], image_px: int, drop_path: float) -> Any:
+def _create(name: str, args: dict[str, Any], image_px: int, drop_path: float, bands: int) -> Any:
     """Create a timm model with random weights."""
     try:
         timm_args = {**args, "mlp_layer": MLP_LAYERS[str(args["mlp_layer"])]} if "mlp_layer" in args else args
         # dynamic_img_size: crops of several sizes go through one network.
         vit = timm.create_model(
-            name, num_classes=0, img_size=image_px, dynamic_img_size=True, drop_path_rate=drop_path, **timm_args
-        )
+            name, num_classes=0, img_size=image_px, dynamic_img_size=True, drop_path_rate=drop_path, in_chans=bands,
+            **timm_args,
+        )  # fmt: skip
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(f"timm makes no encoder {name!r} of {args}: {one_line(error, 200)}") from error
     if getattr(vit, "cls_token", None) is None:
@@ -108,16 +153,17 @@ def from_card(card: Card, drop_path: float = 0.0) -> Encoder:
     return Encoder(arch.encoder, dict(arch.encoder_args), arch.enlarge * card.chip_px, card.mean, card.std, drop_path)
 
 
-def load_encoder(path: Path) -> tuple[Card, Encoder]:
+def load_encoder(path: Path, *, rgb: bool = True) -> tuple[Card, Encoder]:
     """Read the encoder of an encoder bundle or of a height model; in eval mode.
 
     Args:
         path: Path of a bundle, the name of a bundled one, or ``timm:NAME`` for one of timm's pretrained encoders.
+        rgb: Whether an encoder of more bands is read as one of RGB.
 
     Raises:
         ModelError: Not a bundle, weights that do not fit its card, or weights that timm cannot download.
     """
-    card, weights = read_encoder(path)
+    card, weights = read_encoder(path, rgb=rgb)
     if card.family == "dpt":
         start = len(ENCODER)
         weights = {name[start:]: array for name, array in weights.items() if name.startswith(ENCODER)}
@@ -136,22 +182,68 @@ def load_encoder(path: Path) -> tuple[Card, Encoder]:
 
 
 def start_from(encoder: Encoder, path: Path) -> None:
-    """Load the weights of another encoder of the same network, its position embeddings resampled to this size.
+    """Load the weights of another encoder of the same network, its patches and positions resampled to this one's.
 
     Args:
         encoder: The encoder that takes the weights.
-        path: The other encoder, named as for `load_encoder`.
+        path: The other encoder, named as for `load_encoder`, or a file of weights as published, under timm's names.
 
     Raises:
-        ModelError: `load_encoder` cannot read it.
-        TrainingError: It is another network.
+        ModelError: The weights cannot be read.
+        TrainingError: They are of another network.
     """
-    _, other = load_encoder(path)
-    weights = with_positions(encoder.vit, other.vit.state_dict())
+    if str(path).startswith(TIMM):
+        weights = pretrained_weights(str(path).removeprefix(TIMM))
+    elif is_published(path):
+        weights = published_weights(path)
+    else:
+        weights = load_encoder(path, rgb=False)[1].vit.state_dict()
+    load_fitted(encoder, weights, f"start {path}")
+
+
+def is_published(path: Path) -> bool:
+    """Return whether a path is a file of weights without a card, as publishers of networks give them."""
+    if not path.is_file():
+        return False
     try:
-        encoder.vit.load_state_dict(weights)
+        read_card(path)
+    except ModelError:
+        return True
+    return False
+
+
+def load_fitted(encoder: Encoder, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load weights of the same network, for whichever patch and size of image they are.
+
+    Args:
+        encoder: The encoder that takes the weights.
+        weights: State dict under timm's names.
+        origin: Where the weights come from, for the error.
+
+    Raises:
+        TrainingError: They are of another network.
+    """
+    try:
+        encoder.vit.load_state_dict(fit_weights(encoder.vit, weights))
     except RuntimeError as error:
-        raise TrainingError(f"start {path} is another network than the configuration's encoder") from error
+        raise TrainingError(
+            f"{origin} is another network than the configuration's encoder (init_values 0 is one without LayerScale): "
+            f"{one_line(error, 200)}"
+        ) from error
+
+
+def fit_grid(image: Tensor, patch_px: int, other_px: int) -> Tensor:
+    """Resize an image so that patches of another size form the same grid.
+
+    Args:
+        image: (n, C, H, W) float32; H and W multiples of `patch_px`.
+        patch_px: Side of the patches that the image is for.
+        other_px: Side of the patches that it shall be for.
+    """
+    if patch_px == other_px:
+        return image
+    size = [length // patch_px * other_px for length in image.shape[-2:]]
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=other_px < patch_px)
 
 
 def save_encoder(path: Path, card: Card, weights: Mapping[str, Tensor]) -> None:

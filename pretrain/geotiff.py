@@ -23,7 +23,7 @@ class Cut:
     """A tile cut from a file."""
 
     image: NDArray[np.uint8]
-    """(3, tile_px, tile_px) RGB."""
+    """(bands, tile_px, tile_px), first RGB."""
     gsd_m: float
     """GSD in true ground metres."""
 
@@ -50,7 +50,7 @@ def cut_files(source: TileSourceConfig, config: TilesConfig) -> Iterator[Cut | B
     """
     for path in _files(source):
         try:
-            image, valid, gsd_m = _read(path, source.gsd_m)
+            image, valid, gsd_m = _read(path, source.gsd_m, config.bands)
         except (TrainingError, RasterioError, CRSError, ProjError) as error:
             yield BadFile(path, one_line(error))
             continue
@@ -69,12 +69,13 @@ def _files(source: TileSourceConfig) -> list[Path]:
     return files
 
 
-def _read(path: Path, gsd_m: float | None) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:
-    """Read the image (3, H, W) of a file, the mask (H, W) of its valid pixels, and its GSD."""
+def _read(path: Path, gsd_m: float | None, bands: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:
+    """Read the image (bands, H, W) of a file, the mask (H, W) of its valid pixels, and its GSD."""
     with rasterio.open(path) as opened:
-        if opened.count < 3 or opened.dtypes[0] != "uint8":
-            raise TrainingError(f"{opened.count} bands of {opened.dtypes[0]}; RGB uint8 expected")
-        return opened.read((1, 2, 3)), opened.dataset_mask() > 0, gsd_m or _gsd_m(opened)
+        if opened.count < bands or opened.dtypes[0] != "uint8":
+            kind = "RGB" if bands == 3 else f"{bands} bands of"
+            raise TrainingError(f"{opened.count} bands of {opened.dtypes[0]}; {kind} uint8 expected")
+        return opened.read(range(1, bands + 1)), opened.dataset_mask() > 0, gsd_m or _gsd_m(opened)
 
 
 def _gsd_m(opened: rasterio.DatasetReader) -> float:

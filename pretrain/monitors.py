@@ -7,8 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from canopy.errors import TrainingError
+
 LEAST_INFORMATION = 0.02
 LEAST_SPREAD = 0.02
+HIGH_ENTROPY = 0.95
+"""Entropy of an assignment, over that of the uniform one, from which it says nothing of the image."""
+
+
+class CollapseError(TrainingError):
+    """A run ended with a teacher that no longer distinguishes images."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,18 @@ class CollapseSigns:
             if not getattr(self, name) >= least
         ]
         return f"collapse: {', '.join(faults)}" if faults else None
+
+    def remedy(self) -> str:
+        """Return what to change where something has collapsed."""
+        if not all(math.isfinite(value) for value in (self.information, self.feature_std)):
+            return "lower schedule.lr"
+        if self.information < LEAST_INFORMATION and self.entropy > HIGH_ENTROPY:
+            # each image gets the uniform assignment
+            return "lower target.temperature, or train on longer, at a higher schedule.lr or without LayerScale"
+        if self.information < LEAST_INFORMATION:
+            # each image gets the same few prototypes
+            return "use target.kind sinkhorn or centre, fewer heads.prototypes, or a lower schedule.lr"
+        return "raise terms.koleo, or lower schedule.lr"
 
 
 @torch.no_grad()

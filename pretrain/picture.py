@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from pretrain.encoder import Encoder
+from pretrain.encoder import Encoder, fit_grid
 from tiles.files import replacing
 from tiles.fill import extend
 
@@ -20,31 +20,33 @@ ENLARGED = 2
 
 
 @torch.inference_mode()
-def patch_map(encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return patch features on a lattice four times finer than the patches, by shifting the image.
+def patch_map(encoder: Encoder, image: NDArray[np.uint8], steps: int = STEPS) -> NDArray[np.float32]:
+    """Return patch features on a lattice as fine as the patches or finer, by shifting the image.
 
     Only the inner half of each chip is used, so that no seams show between chips.
 
     Args:
         encoder: Encoder in eval mode.
         image: (3, H, W) uint8 RGB; mirrored beyond its border.
+        steps: Cells of the lattice along the side of a patch.
 
     Returns:
-        (rows, cols, D) float32, a cell for a quarter of a patch.
+        (rows, cols, D) float32.
     """
-    shift, margin, inner = encoder.patch_px // STEPS, CHIP_PX // 4, CHIP_PX // 2
+    shift, margin, inner = encoder.square_px // steps, CHIP_PX // 4, CHIP_PX // 2
     chips = [-(-length // inner) for length in image.shape[1:]]
-    beyond = [n * inner - length + margin + encoder.patch_px for n, length in zip(chips, image.shape[1:], strict=True)]
+    beyond = [n * inner - length + margin + encoder.square_px for n, length in zip(chips, image.shape[1:], strict=True)]
     padded = extend(image, (margin, margin), (beyond[0], beyond[1]))
     # In patches: side of a chip, first patch of its inner half, patches of that half.
-    side, first, used = CHIP_PX // encoder.patch_px, margin // encoder.patch_px, inner // encoder.patch_px
-    features = np.zeros((chips[0] * used * STEPS, chips[1] * used * STEPS, encoder.width), np.float32)
-    for down, across, i, j in np.ndindex(STEPS, STEPS, *chips):
+    side, first, used = CHIP_PX // encoder.square_px, margin // encoder.square_px, inner // encoder.square_px
+    features = np.zeros((chips[0] * used * steps, chips[1] * used * steps, encoder.width), np.float32)
+    for down, across, i, j in np.ndindex(steps, steps, *chips):
         top, left = i * inner + down * shift, j * inner + across * shift
         chip = torch.from_numpy(padded[:, top : top + CHIP_PX, left : left + CHIP_PX].copy())
-        patches = encoder(chip[None].float() / 255)[1].view(side, side, -1)
-        # Patches of one shift are STEPS cells apart.
-        rows, cols = (slice(start // shift, start // shift + used * STEPS, STEPS) for start in (top, left))
+        resized = fit_grid(chip[None].float() / 255, encoder.square_px, encoder.patch_px)
+        patches = encoder(resized)[1].view(side, side, -1)
+        # Patches of one shift are steps cells apart.
+        rows, cols = (slice(start // shift, start // shift + used * steps, steps) for start in (top, left))
         features[rows, cols] = patches[first : first + used, first : first + used].numpy()
     return features[: image.shape[1] // shift, : image.shape[2] // shift]
 
@@ -65,10 +67,10 @@ def save_principal_colours(path: Path, encoder: Encoder, image: NDArray[np.uint8
     """Write an image, enlarged, and to its right its patch features as colours."""
     pixels = F.interpolate(torch.from_numpy(image)[None].float(), scale_factor=ENLARGED, mode="bicubic")
     large = pixels.round().clamp(0, 255).byte()[0].numpy()
-    step = encoder.patch_px // STEPS
+    step = encoder.square_px // STEPS
     colours = principal_colours(patch_map(encoder, large)).repeat(step, axis=1).repeat(step, axis=2)
     # A feature stands for the middle of its patch.
-    offset = (encoder.patch_px - step) // 2
+    offset = (encoder.square_px - step) // 2
     shown = large[:, offset:, offset:]
     rows, cols = (min(a, b) for a, b in zip(shown.shape[1:], colours.shape[1:], strict=True))
     save_picture(path, np.concatenate([shown[:, :rows, :cols], colours[:, :rows, :cols]], axis=2))

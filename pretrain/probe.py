@@ -18,8 +18,10 @@ from canopy.errors import ConfigError, TrainingError
 from canopy.models.bundle import Card, find_bundle, read_bundle, save_bundle
 from pretrain.cells import Array, Features, Ground, colour_statistics, edge_statistics, encode, measure
 from pretrain.encoder import Encoder, from_card, load_encoder
+from pretrain.matching import save_matches
 from pretrain.picture import save_principal_colours
 from pretrain.regression import block_folds, site_folds
+from pretrain.retrieval import Retrieval, retrieve, under_another_light
 from pretrain.scores import GroundResult, compare_features
 
 UNTRAINED = 5
@@ -38,11 +40,14 @@ class ProbeResult:
     """All cells, each predicted without its block and what lies within the buffer around it."""
     sites: dict[str, GroundResult]
     """Cells of each site, predicted without the site; empty with a single site."""
+    retrieval: tuple[Retrieval, ...] = ()
+    """What each kind of features retrieves."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON has it."""
         sites = {name: result.to_json() for name, result in self.sites.items()}
-        return {"name": self.name, **self.ground.to_json(), "sites": sites}
+        retrieval = {result.features: result.to_json() for result in self.retrieval}
+        return {"name": self.name, **self.ground.to_json(), "sites": sites, "retrieval": retrieval}
 
 
 def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0, untrained: int = UNTRAINED) -> ProbeResult:
@@ -83,10 +88,16 @@ def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0, untrai
     split = block_folds(first.block, first.position, seed)
     everywhere = np.ones(len(first.block), bool)
     sites = site_folds(first.site, first.block)
+    # of several untrained encoders the first stands for all: each needs a second pass over the imagery
+    retrieval = [
+        retrieve(name, cells[name][0], measure(scenes, grounds, under_another_light(features[0])), split)
+        for name, features in kinds.items()
+    ]
     return ProbeResult(
         name=card.name,
         ground=compare_features(cells, split, everywhere, seed),
         sites={name: compare_features(cells, [fold], fold.test, seed) for name, fold in sites.items()},
+        retrieval=tuple(retrieval),
     )
 
 
@@ -180,6 +191,26 @@ def picture_scene(encoder: Path, picture: Path, image: Path | None, pairs: Path 
     save_principal_colours(picture, trained, pixels)
 
 
+def picture_matches(encoder: Path, picture: Path, images: tuple[Path, Path]) -> int:
+    """Write a PNG of the middles of two images, whose patches are joined where each is the other's nearest.
+
+    Args:
+        encoder: Encoder, named as for `probe`.
+        picture: Path of the PNG.
+        images: Any two images that `canopy predict` reads, each shown at its own GSD.
+
+    Returns:
+        Number of patches that are joined.
+
+    Raises:
+        ModelError: Not a bundle.
+        ImageryError: No imagery.
+    """
+    _, trained = load_encoder(encoder)
+    matches = save_matches(picture, trained, (_read_middle(images[0]), _read_middle(images[1])))
+    return len(matches.similarity)
+
+
 def _read_middle(path: Path) -> NDArray[np.uint8]:
     """Read the middle of an image, (3, H, W), at its own GSD."""
     import rasterio
@@ -212,12 +243,15 @@ def record_probe(encoder: Path, result: ProbeResult) -> None:
 
 
 def format_table(result: ProbeResult) -> str:
-    """Return a result as Markdown tables: all ground, and each site left out."""
+    """Return a result as Markdown tables: all ground, what is retrieved, and each site left out."""
     lines = ["| features | target | probe | R2 | 95 % interval |", "|---|---|---|---|---|"]
     for c in result.ground.comparisons:
         for name, score in {**c.scores, **{f"encoder - {name}": gain for name, gain in c.gains.items()}}.items():
             interval = "" if score.interval is None else "{:.3f} to {:.3f}".format(*score.interval)
             lines.append(f"| {name} | {c.target} | {c.method} | {_number(score.r2)} | {interval} |")
+    if result.retrieval:
+        lines += ["", "| features | a cell finds itself | neighbours of its height class |", "|---|---|---|"]
+        lines += [f"| {r.features} | {r.instance:.3f} | {r.height_class:.3f} |" for r in result.retrieval]
     if not result.sites:
         return "\n".join(lines)
     features = list(result.ground.comparisons[0].scores)

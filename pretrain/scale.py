@@ -4,61 +4,23 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from timm.layers.drop import DropPath
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from canopy.training.ranks import ranks
-from pretrain.batch import rank_rows
 from pretrain.config import ScaleConfig
 from pretrain.encoder import Encoder
 
 
-class BatchDropPath(nn.Module):
-    """Stochastic depth whose draws do not depend on the number of ranks (Huang et al. 2016, arXiv 1603.09382).
-
-    Every rank draws for the whole batch and takes its rows: all generators are seeded by the step. timm's own would
-    drop the same branches for the first image of every rank.
-
-    Args:
-        rate: Share of the images for which a branch is dropped.
-        batch: Tiles of a batch over all ranks.
-
-    Raises:
-        TrainingError: The ranks do not divide the batch.
-    """
-
-    def __init__(self, rate: float, batch: int) -> None:
-        super().__init__()
-        self.rate, self.batch, self.rows = rate, batch, rank_rows(batch)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Drop or amplify the branch of each image; tokens are (C B, N, D), crop by crop."""
-        if not self.training:
-            return tokens
-        crops, kept_share = len(tokens) // len(self.rows), 1 - self.rate
-        factor = tokens.new_empty(crops, self.batch).bernoulli_(kept_share).div_(kept_share)
-        own = factor[:, self.rows.start : self.rows.stop].reshape(-1, *[1] * (tokens.ndim - 1))
-        return tokens * own
-
-
-def scale_encoder(encoder: Encoder, scale: ScaleConfig, device: torch.device, batch: int) -> None:
+def scale_encoder(encoder: Encoder, scale: ScaleConfig, device: torch.device) -> None:
     """Recompute activations in the backward pass and compile the blocks, where the settings say so.
 
     Args:
         encoder: Encoder to change in place.
         scale: Settings.
         device: Device of the encoder.
-        batch: Tiles of a batch over all ranks, for stochastic depth.
-
-    Raises:
-        TrainingError: The ranks do not divide the batch.
     """
-    for module in list(encoder.vit.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, DropPath):
-                setattr(module, name, BatchDropPath(child.drop_prob, batch))
     encoder.vit.set_grad_checkpointing(scale.checkpointing)
     for block in encoder.vit.blocks:
         if device.type == "cpu" and hasattr(block, "attn"):

@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from canopy.errors import ConfigError, one_line
 from canopy.models.dpt import load_stages
-from pretrain.config import FeaturesConfig, PretrainConfig
+from canopy.models.network import PATCH_PX
+from pretrain.config import FeaturesConfig, PretrainConfig, RelationsConfig
+from pretrain.encoder import Encoder, fit_grid
+from pretrain.relations import relation_loss
 from pretrain.statistics import STATISTICS, Standardiser, patch_statistics
+from pretrain.teachers import VitFeatures, is_vit, vit_width
 
 
 class PatchTargets(nn.Module):
@@ -24,38 +28,80 @@ class PatchTargets(nn.Module):
 
     Args:
         config: The recipe.
-        patch_px: Side of the encoder's patches.
+        encoder: The student's encoder.
 
     Raises:
-        ConfigError: timm knows no such network, or has no weights for it.
-        ModelError: The file of weights is of another network.
+        ConfigError: timm knows no such network, or has no weights for it, or its heads do not fit the student.
+        ModelError: The weights cannot be read or downloaded.
+        TrainingError: The file of weights is of another network.
     """
 
-    def __init__(self, config: PretrainConfig, patch_px: int) -> None:
+    def __init__(self, config: PretrainConfig, encoder: Encoder) -> None:
         super().__init__()
+        patch_px = encoder.patch_px
         self._levels = target_levels(config, patch_px)
         self.standardisers = nn.ModuleDict({name: Standardiser(sum(levels)) for name, levels in self._levels.items()})
         # Only the standardisers enter checkpoints: the network is the same for a whole run.
-        self._truth: dict[str, Callable[[Tensor], Tensor]] = {
-            "statistics": partial(patch_statistics, patch_px=patch_px)
-        }
-        if "features" in self._levels:
-            self.features = self._truth["features"] = NetworkFeatures(config.features, patch_px)
+        self._truth: dict[str, Callable[[Tensor], Tensor]] = {"statistics": partial(_statistics, patch_px=patch_px)}
+        self._relation_heads = 0
+        if "features" in self._levels or config.terms.relations:
+            self.features: NetworkFeatures | VitFeatures
+            if is_vit(config.features.network):
+                self.features = VitFeatures(config.features, patch_px, config.global_crops.px // patch_px)
+            else:
+                self.features = NetworkFeatures(config.features, patch_px)
+            self._truth["features"] = self.features
+        if config.terms.relations:
+            self._relation_heads = _watch(self.features, encoder, config.relations)
         self.requires_grad_(False).eval()
 
     def losses(self, predictions: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
         """Return the distance of predictions from each target.
 
         Args:
-            predictions: (n, patches, count) of each target.
-            image: (n, 3, H, W) float32 RGB in [0, 1], as the student sees it.
+            predictions: (n, patches, count) of each target, and the student's queries, keys and values.
+            image: (n, bands, H, W) float32 in [0, 1], first RGB, as the student sees it.
         """
         losses = {}
-        for name, levels in self._levels.items():
-            # The standardiser takes the batch in first, so that the very first batch has mean 0 and variance 1.
-            truth = self.standardisers[name](self._truth[name](image))
-            losses[name] = levels_loss(predictions[name].float(), truth, levels)
+        image = image[:, :3]  # targets are of RGB
+        # The network is called once, for its features and its relations.
+        names = [*self._levels, *(["features"] if self._relation_heads and "features" not in self._levels else [])]
+        for name in names:
+            truth = self._truth[name](image)
+            if name in self._levels:
+                # The standardiser takes the batch in first, so that the very first batch has mean 0 and variance 1.
+                truth = self.standardisers[name](truth)
+                losses[name] = levels_loss(predictions[name].float(), truth, self._levels[name])
+        if self._relation_heads:
+            assert isinstance(self.features, VitFeatures)
+            expected = self.features.encoder.take_relations()
+            losses["relations"] = relation_loss(predictions["relations"], expected, self._relation_heads)
         return losses
+
+
+def _statistics(image: Tensor, patch_px: int) -> Tensor:
+    """Return the statistics of patches of any size; gradients at three scales need a multiple of four pixels."""
+    side_px = patch_px if patch_px % 4 == 0 else PATCH_PX
+    return patch_statistics(fit_grid(image, patch_px, side_px), side_px)
+
+
+def _watch(network: nn.Module, student: Encoder, config: RelationsConfig) -> int:
+    """Let a network keep the relations of a block, and return the number of their heads.
+
+    Raises:
+        ConfigError: A convolutional network, no such block, or heads that do not divide both widths.
+    """
+    if not isinstance(network, VitFeatures):
+        raise ConfigError("terms.relations: features.network must be a vision transformer; terms.features takes others")
+    network.encoder.watch_relations(config.layer)
+    heads = config.heads or int(network.encoder.vit.blocks[config.layer].attn.num_heads)
+    widths = student.width, network.encoder.width
+    if any(width % heads for width in widths):
+        raise ConfigError(
+            f"relations.heads of {heads}: a number expected that divides the widths of student and teacher, "
+            f"{widths[0]} and {widths[1]}"
+        )
+    return heads
 
 
 def target_levels(config: PretrainConfig, patch_px: int) -> dict[str, list[int]]:
@@ -72,7 +118,8 @@ def target_levels(config: PretrainConfig, patch_px: int) -> dict[str, list[int]]
     if config.terms.statistics > 0:
         levels["statistics"] = [STATISTICS]
     if config.terms.features > 0:
-        levels["features"] = _channels(config.features, patch_px)
+        network = config.features.network
+        levels["features"] = [vit_width(network)] if is_vit(network) else _channels(config.features, patch_px)
     return levels
 
 

@@ -1,28 +1,31 @@
 """Self-supervised training: from unlabelled tiles to a bundle of an encoder."""
 
+import json
 import logging
 import math
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from canopy.config import load_config
 from canopy.errors import ConfigError, TrainingError
-from canopy.models.bundle import Architecture, Card
+from canopy.models.bundle import RGB, Architecture, Card
 from canopy.models.encoders import encoder_card
-from canopy.models.network import MULTIPLE_PX
 from canopy.progress import Report, ignore
 from canopy.training.loop import fit_learner
 from canopy.training.ranks import rank, together, whole
 from canopy.training.runs import claim_run, hold_run, report_entry
 from canopy.version import __version__
 from pretrain.batch import crops_at, draw_batch
-from pretrain.config import CropConfig, PretrainConfig
+from pretrain.config import CropConfig, DistillConfig, PretrainConfig
 from pretrain.data import Tiles, read_tiles
 from pretrain.dinov2 import Distiller, SelfDistillation
-from pretrain.encoder import save_encoder
+from pretrain.encoder import is_published, save_encoder
+from pretrain.monitors import CollapseError, CollapseSigns
 
 TILES_CHECKED = 1000
 ROUNDING = 1e-3
@@ -53,6 +56,7 @@ def pretrain(
     Raises:
         ConfigError: Crops that patches do not fill, or an encoder that timm does not know.
         TrainingError: Data or run are unusable.
+        CollapseError: The run ended collapsed; its bundle and checkpoints are written all the same.
     """
     # Order: lock, networks, data, first step; only then is the folder claimed, for all of them are good.
     with together() as device, hold_run(run, config, resume=resume) if rank() == 0 else nullcontext():
@@ -71,26 +75,56 @@ def pretrain(
             report=partial(report_entry, steps=config.loop.steps, report=report),
             on_start=partial(claim_run, run, config),
         )
+        if rank() == 0:
+            require_health(config, run)
     return run / "last.safetensors"
 
 
+def require_health(config: PretrainConfig, run: Path) -> None:
+    """Refuse to call a run done whose teacher no longer distinguished images when that was last measured.
+
+    The log is read rather than the learner: a run that is resumed after its last step says the same as before.
+
+    Args:
+        config: The recipe.
+        run: Folder of the run.
+
+    Raises:
+        CollapseError: The run ended collapsed.
+    """
+    path = run / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    # a line torn by a kill has no closing brace
+    entries = [json.loads(line) for line in lines if '"information"' in line and line.endswith("}")]
+    # Class tokens are judged by their prototypes, which nothing trains without DINO.
+    if not config.terms.dino or not entries:
+        return
+    last = entries[-1]
+    if last["step"] < max(1, config.schedule.warmup * config.loop.steps):
+        return  # an untrained teacher distinguishes no images
+    signs = CollapseSigns(**{field.name: last[field.name] for field in fields(CollapseSigns)})
+    if warning := signs.warning():
+        raise CollapseError(
+            f"{run} ended in a {warning}, measured at step {last['step']}; its encoder is written, but of little use: "
+            f"{signs.remedy()}, and name another --out"
+        )
+
+
 def check_crops(config: PretrainConfig, patch_px: int) -> None:
-    """Refuse crops that are not whole patches, and global crops of a size that no decoder takes.
+    """Refuse crops that are not whole patches, and masks that hide no patch.
 
     Args:
         config: The recipe.
         patch_px: Side of the encoder's patches.
 
     Raises:
-        ConfigError: A crop's side is not a multiple of what it should be.
+        ConfigError: A crop's side is not a multiple of the patch, or no patch is masked.
     """
     for step in (0, config.loop.steps):
         global_crops, local_crops = crops_at(step, config)
         for crops in (global_crops, local_crops):
             if crops.px % patch_px:
                 raise ConfigError(f"crops of {crops.px} px: a multiple of the encoder's patch, {patch_px} px, expected")
-        if global_crops.px % MULTIPLE_PX:
-            raise ConfigError(f"global crops of {global_crops.px} px: a multiple of {MULTIPLE_PX} px expected")
         most = round(config.masks.ratio[1] * (global_crops.px // patch_px) ** 2)
         if config.terms.ibot and not most:
             raise ConfigError(
@@ -145,6 +179,17 @@ def _clipped(crops: CropConfig, nominal_gsd_m: float, tile_m: float) -> float:
     return math.log(high / limit) / math.log(high / low)
 
 
+def _origin(path: Path) -> dict[str, str]:
+    """Return name and licence of the weights that a recipe starts or learns from."""
+    if path.is_dir():  # a run
+        recipe = load_config(path / "config.yaml", PretrainConfig)
+        return {"name": recipe.name, "licence": recipe.licence}
+    if is_published(path):
+        return {"name": path.name, "licence": "unknown"}
+    card = encoder_card(path)
+    return {"name": card.name, "licence": card.licence}
+
+
 class _Export:
     """Writes the averaged encoder with a card that names its data and its recipe."""
 
@@ -168,8 +213,9 @@ class _Export:
         if weights := config.features.weights:
             recipe["features"]["weights"] = weights.name  # the folder means nothing on another machine
         if config.start:
-            start = encoder_card(config.start)
-            recipe["start"] = {"name": start.name, "licence": start.licence}
+            recipe["start"] = _origin(config.start)
+        if isinstance(config, DistillConfig):
+            recipe["teacher"] = _origin(config.teacher)
         training = {
             "recipe": recipe,
             "data_sha256": self._tiles.sha256,
@@ -183,6 +229,7 @@ class _Export:
             family="encoder",
             architecture=Architecture(encoder=config.encoder, encoder_args=config.encoder_args),
             gsd_m=config.gsd_m,
+            bands=(*RGB, *(f"band_{number}" for number in range(4, config.tiles.bands + 1))),
             chip_px=crops_at(config.loop.steps, config)[0].px,
             mean=config.mean,
             std=config.std,

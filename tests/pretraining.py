@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 TINY: dict[str, Any] = {
     "name": "tiny", "batch": 4, "tiles": {"sources": [{"path": "nowhere"}], "tile_px": 32},
     "loop": {"steps": 20, "amp": False, "clip_norm": 3.0, "checkpoint_every": 5, "evaluate_every": 100},
-    "encoder_args": {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "reg_tokens": 1},
+    "encoder_args": {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "reg_tokens": 1, "init_values": 0},
     "drop_path": 0.0,
     "global_crops": {"count": 2, "px": 32}, "local_crops": {"count": 2, "px": 16},
     "heads": {"hidden": 32, "bottleneck": 16, "prototypes": 32},

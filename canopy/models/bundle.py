@@ -40,7 +40,10 @@ NetworkName = Annotated[str, AfterValidator(limits.check_network)]
 EncoderArgs = Annotated[dict[str, float | int | bool | str], AfterValidator(limits.check_encoder_args)]
 """Arguments of a network of timm."""
 Channels = Annotated[int, Field(gt=0, le=limits.CHANNELS)]
-ChipSide = Annotated[int, Field(gt=0, le=limits.CHIP_PX, multiple_of=32)]
+RGB = ("red", "green", "blue")
+MULTIPLE_PX = 32
+"""Multiple of the sides of a height model's chips."""
+ChipSide = Annotated[int, Field(gt=0, le=limits.CHIP_PX, multiple_of=MULTIPLE_PX)]
 """Side of a chip, pixels."""
 Gsd = Annotated[float, Field(gt=0, le=limits.GSD_M)]
 """Ground sampling distance, metres."""
@@ -139,15 +142,15 @@ class Card(_Frozen):
     decode: Decode = "mean"
     """How the map's height is read off the bins' distribution; cards written before the median have none, and mean
     the mean."""
-    bands: tuple[str, ...] = ("red", "green", "blue")
+    bands: tuple[str, ...] = RGB
     """Bands of the image, in order."""
     gsd_m: Gsd
     """Ground sampling distance of the images that the model expects, metres."""
-    chip_px: ChipSide
-    """Side of a chip, pixels."""
-    mean: tuple[float, float, float]
+    chip_px: Annotated[int, Field(gt=0, le=limits.CHIP_PX)]
+    """Side of a chip, pixels; a multiple of 32, but for an encoder alone, whose patches decide."""
+    mean: tuple[float, ...]
     """Mean of each band in [0, 1], subtracted before the encoder."""
-    std: tuple[Positive, Positive, Positive]
+    std: tuple[Positive, ...]
     """Standard deviation of each band, by which the image is divided before the encoder."""
     units: Literal["m"] = "m"
     """Unit of the heights."""
@@ -172,6 +175,13 @@ class Card(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.family != "encoder" and (self.chip_px % MULTIPLE_PX or len(self.bands) != len(RGB)):
+            raise ValueError(
+                f"a height model of chips of {self.chip_px} px and {len(self.bands)} bands: "
+                f"a multiple of {MULTIPLE_PX} and {len(RGB)} expected"
+            )
+        if not len(self.bands) == len(self.mean) == len(self.std) >= len(RGB):
+            raise ValueError("mean and std: a value for each of the bands, at least three, expected")
         side_px = self.architecture.enlarge * self.chip_px
         if side_px > limits.ENLARGED_PX:
             raise ValueError(f"an encoder that is given {side_px} px: {limits.ENLARGED_PX} px at most expected")

@@ -44,6 +44,19 @@ def ramp(side: int = 64) -> Tensor:
     return torch.stack([x, y, torch.full_like(x, 50)])[None].to(torch.uint8)
 
 
+def test_other_bands_are_cropped_but_keep_their_values() -> None:
+    tiles = torch.randint(0, 255, (2, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    strong = ColourConfig(brightness=0.5, hue=0.2, grey=1.0, haze=0.9, haze_share=1.0, blur_share=0.0)
+    numbers = torch.rand(1, 2, NUMBERS, generator=torch.Generator().manual_seed(1))
+    plain, coloured = (
+        crop(tiles, torch.full((2,), 0.5), draw(CropConfig(count=1, px=16), colour, numbers), 16, 0.5)
+        for colour in (ColourConfig(**dict.fromkeys(ColourConfig.model_fields, 0)), strong)
+    )
+    assert coloured.shape == (1, 2, 4, 16, 16)
+    torch.testing.assert_close(coloured[:, :, 3], plain[:, :, 3])
+    assert (coloured[:, :, :3] - plain[:, :, :3]).abs().max() > 0.1
+
+
 def test_an_upright_crop_is_the_tile_itself() -> None:
     draws = with_geometry(random_draws(1, 1), 0, 1, (0.25, 0.5), 1.0)
     cut = crop(ramp(), torch.tensor([0.5]), draws, 16, 0.5)[0, 0]

@@ -67,11 +67,21 @@ def test_help_texts_are_noun_phrases(application: typer.Typer, command: str) -> 
         ({}, "nothing to do"),
         ({"scene": Path("a.tif")}, "give both"),
         ({"picture": Path("p.png")}, "--scene IMAGE or --pairs"),
+        ({"match": (Path("a.tif"), Path("b.tif"))}, "--picture FILE: give both"),
     ],
 )
 def test_probing_nothing_says_what_to_give(options: dict[str, Path], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         commands.probe(Path("canopy-tiny"), **options)
+
+
+def test_probe_joins_the_patches_of_two_images(application: typer.Typer, tmp_path: Path) -> None:
+    image = make_raster(tmp_path / "a.tif", shape=(40, 40), pattern="noise")
+    arguments = ["probe", "canopy-ssl-tiny", "--match", str(image), str(image), "--picture", str(tmp_path / "m.png")]
+    result = CliRunner().invoke(application, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == ["25 patches joined", str(tmp_path / "m.png")]
+    assert (tmp_path / "m.png").is_file()
 
 
 def test_probe_prints_a_table_or_json_and_records(

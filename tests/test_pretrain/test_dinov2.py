@@ -93,6 +93,17 @@ def test_tied_heads_share_prototypes() -> None:
     assert parameters(untied) - parameters(tied) == sum(p.numel() for p in tied.cls_head.parameters())
 
 
+def test_the_two_heads_may_differ_in_shape_and_the_gain_waits_with_its_prototypes() -> None:
+    heads = {"patches": {"hidden": 24, "bottleneck": 8, "prototypes": 48, "gain": True}}
+    for kind in ("sinkhorn", "centre"):
+        learner = SelfDistillation(tiny_config(heads=heads, target={"kind": kind}, schedule={"freeze_last": 0.5}), CPU)
+        patch_head = learner.student.own_patch_head
+        assert patch_head is not None and patch_head.prototypes_gain is not None
+        assert (learner.student.cls_head.prototypes.shape, patch_head.prototypes.shape) == ((32, 16), (48, 8))
+        assert np.isfinite(step_once(learner))
+        assert torch.equal(patch_head.prototypes_gain, torch.ones(48, 1)), "it does not move while prototypes stay"
+
+
 def test_the_gram_teacher_is_copied_at_the_start_and_renewed() -> None:
     learner = SelfDistillation(tiny_config(terms={"gram": 1.0}, gram={"start": 0.1, "refresh_steps": 2}), CPU)
     equal = []

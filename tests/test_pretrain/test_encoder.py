@@ -7,6 +7,8 @@ import pytest
 import timm
 import torch
 from pretraining import CPU, tiny_config
+from safetensors.torch import save_file
+from timm.layers.patch_embed import resample_patch_embed
 
 from canopy.errors import ConfigError, ModelError, TrainingError
 from canopy.models.bundle import Architecture, Card
@@ -137,3 +139,23 @@ def test_pretraining_starts_from_an_encoder_of_its_kind(tmp_path: Path) -> None:
     assert all(torch.equal(average[name], value) for name, value in loaded.items())
     with pytest.raises(TrainingError, match="another network"):
         SelfDistillation(tiny_config(start=path, encoder_args={"embed_dim": 48}), CPU)
+
+
+def test_published_weights_start_an_encoder_of_other_patches_positions_and_registers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"embed_dim": 32, "num_heads": 2, "depth": 2, "init_values": 1e-5}
+    published = timm.create_model("vit_small_patch14_dinov2", img_size=70, num_classes=0, **shape)
+    path = tmp_path / "published.safetensors"
+    save_file({**published.state_dict(), "mask_token": torch.zeros(1, 32)}, path)
+    args = {**shape, "patch_size": 8, "reg_tokens": 2}
+    config = tiny_config(init=path, encoder="vit_small_patch14_dinov2", encoder_args=args)
+    assert config.start == path
+    vit = SelfDistillation(config, CPU).student.encoder.vit
+    assert torch.equal(vit.blocks[1].attn.qkv.weight, published.blocks[1].attn.qkv.weight)
+    assert (vit.patch_embed.proj.weight.shape, vit.pos_embed.shape) == ((32, 3, 8, 8), (1, 3 + 16, 32))
+    assert torch.equal(vit.pos_embed[:, :1], published.pos_embed[:, :1]), "of the class token"
+    assert not vit.pos_embed[:, 1:3].any(), "registers are new"
+    kernel = resample_patch_embed(published.patch_embed.proj.weight, [8, 8])
+    torch.testing.assert_close(vit.patch_embed.proj.weight, kernel)
+    with pytest.raises(TrainingError, match="is another network"):
+        SelfDistillation(tiny_config(init=path), CPU)

@@ -21,6 +21,18 @@ def test_head_gives_cosine_similarities_and_ignores_the_prototypes_lengths() -> 
     torch.testing.assert_close(head(tokens), logits)
 
 
+def test_a_gain_starts_at_one_and_scales_the_logits_of_its_prototype() -> None:
+    torch.manual_seed(0)
+    plain, gained = Head(6, 8, 4, 5), Head(6, 8, 4, 5, gain=True)
+    gained.load_state_dict(plain.state_dict(), strict=False)
+    tokens = torch.randn(2, 6)
+    assert torch.equal(gained(tokens), plain(tokens))
+    assert gained.prototypes_gain is not None
+    with torch.no_grad():
+        gained.prototypes_gain[3] = 2.0
+    torch.testing.assert_close(gained(tokens), plain(tokens) * torch.tensor([1.0, 1, 1, 2, 1]))
+
+
 def test_a_head_has_its_number_of_layers_and_starts_small() -> None:
     torch.manual_seed(0)
     head = Head(6, hidden=64, bottleneck=4, prototypes=5)

@@ -1,5 +1,6 @@
 """Signs of collapse distinguish a sound teacher from a collapsed one."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -55,3 +56,17 @@ def test_each_sign_warns_below_its_limit_and_where_it_is_no_number(name: str, va
     sound = CollapseSigns(0.5, 0.02, 0.5, 0.02, 0.5)
     assert sound.warning() is None
     assert name in str(replace(sound, **{name: value}).warning())
+
+
+@pytest.mark.parametrize(("changes", "remedy"), [
+    ({"information": math.nan}, "lower schedule.lr"),
+    ({"information": 0.0, "entropy": 1.0}, "lower target.temperature"),
+    ({"information": 0.0, "entropy": 0.1}, "use target.kind sinkhorn"),
+    ({"feature_std": 0.0}, "raise terms.koleo"),
+])  # fmt: skip
+def test_the_remedy_fits_what_has_collapsed(changes: dict[str, float], remedy: str) -> None:
+    healthy = {"entropy": 0.5, "information": 0.5, "prototypes_used": 1.0, "feature_std": 1.0, "feature_rank": 0.5}
+    assert CollapseSigns(**healthy).warning() is None
+    signs = CollapseSigns(**{**healthy, **changes})
+    assert signs.warning() is not None
+    assert signs.remedy().startswith(remedy)

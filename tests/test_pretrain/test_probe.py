@@ -25,6 +25,7 @@ from pretrain.probe import (
     probe,
     record_probe,
 )
+from pretrain.retrieval import Retrieval
 from pretrain.scores import Comparison, GroundResult, Score
 
 RNG = np.random.default_rng(0)
@@ -85,6 +86,14 @@ def test_at_least_five_untrained_encoders_are_the_default() -> None:
     assert inspect.signature(probe).parameters["untrained"].default >= 5
 
 
+def test_features_retrieve_cells_of_their_height(result: ProbeResult) -> None:
+    retrieved = {r.features: r for r in result.retrieval}
+    assert all(r.cells == 6 * 128 for r in result.retrieval)
+    assert all(0 < r.height_class <= 1 and 0 <= r.instance < 1 for r in result.retrieval), "flat squares are alike"
+    # here height is a tenth of the brightness, which the histograms of colour contain
+    assert retrieved["statistics"].height_class > 0.5
+
+
 def test_each_site_is_predicted_without_it(result: ProbeResult) -> None:
     assert {name: ground.cells for name, ground in result.sites.items()} == {"scene_0": 4 * 128, "scene_4": 2 * 128}
     colour = result.sites["scene_4"].comparison("height_m", "linear").scores["colour"]
@@ -93,7 +102,9 @@ def test_each_site_is_predicted_without_it(result: ProbeResult) -> None:
 
 def test_the_result_keeps_its_keys_in_json(result: ProbeResult) -> None:
     tree = json.loads(json.dumps(result.to_json()))
-    assert tree.keys() == {"name", "cells", "blocks", "height_m", "cover", "sites"}
+    assert tree.keys() == {"name", "cells", "blocks", "height_m", "cover", "sites", "retrieval"}
+    assert list(tree["retrieval"]) == ["encoder", "random", "statistics", "colour"]
+    assert tree["retrieval"]["encoder"].keys() == {"instance", "height_class", "cells"}
     assert tree["cover"].keys() == {"linear", "knn"}
     assert tree["height_m"]["knn"].keys() == {"encoder", "random", "statistics", "colour", "gain"}
     assert tree["height_m"]["knn"]["gain"].keys() == {"random", "statistics", "colour"}
@@ -116,6 +127,13 @@ def test_the_tables_have_a_row_for_every_score_gain_and_site() -> None:
         "| b | 3 | cover | knn | 0.500 | 0.250 |",
     ]
     assert format_table(ProbeResult("a", ground, {})).splitlines() == lines[:5]
+    retrieved = format_table(ProbeResult("a", ground, {}, (Retrieval("encoder", 0.5, 0.25, 3),))).splitlines()
+    assert retrieved[5:] == [
+        "",
+        "| features | a cell finds itself | neighbours of its height class |",
+        "|---|---|---|",
+        "| encoder | 0.500 | 0.250 |",
+    ]
 
 
 def test_scenes_are_located_in_metres_of_their_crs(tmp_path: Path) -> None:

@@ -46,6 +46,21 @@ def contents(run: Path) -> dict[str, Any]:
     }
 
 
+def test_a_run_that_ends_collapsed_fails_and_says_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = {"kind": "none", "temperature": [1.0, 1.0]}  # targets that say nothing of the image
+    config = tiny_config(loop=LOOP, target=flat, monitor_every=2)
+    message = r"ended in a collapse: information 0\.0.*measured at step 4.*lower target\.temperature"
+    with pytest.raises(TrainingError, match=message):
+        pretrain(config, tmp_path / "run")
+    assert (tmp_path / "run" / "last.safetensors").is_file()
+    with pytest.raises(TrainingError, match=message):
+        pretrain(config, tmp_path / "run", resume=True)
+    # without DINO nothing trains the prototypes by which class tokens are judged
+    pretrain(tiny_config(loop=LOOP, target=flat, monitor_every=2, terms={"dino": 0}), tmp_path / "ibot")
+
+
 def stop_at(step: int) -> Any:
     def report(entry: dict[str, Any], **how: Any) -> None:
         if entry["step"] == step:

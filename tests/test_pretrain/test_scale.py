@@ -13,12 +13,10 @@ import torch
 import yaml
 from pretraining import CPU, tiny_config
 from rasters import make_raster
-from timm.layers.drop import DropPath
 
-from pretrain import batch as batches
 from pretrain.config import PretrainConfig, ScaleConfig
 from pretrain.dinov2 import build_distiller
-from pretrain.scale import BatchDropPath, scale_encoder, spread
+from pretrain.scale import scale_encoder, spread
 from pretrain.training import pretrain
 
 
@@ -31,56 +29,13 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     gradients = []
     for checkpointing in (False, True):
         student = build_distiller(tiny_config())
-        scale_encoder(student.encoder, ScaleConfig(checkpointing=checkpointing), CPU, batch=2)
+        scale_encoder(student.encoder, ScaleConfig(checkpointing=checkpointing), CPU)
         assert not any(block.attn.fused_attn for block in student.encoder.vit.blocks)
         image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         student.encoder(image)[0].square().sum().backward()
         gradients.append({name: p.grad for name, p in student.encoder.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient)
-
-
-def depth_outputs(image: torch.Tensor, batch: int) -> torch.Tensor:
-    """Class tokens (C, b, D) of crops (C, b, ...) by a network that drops branches, seeded as a step is."""
-    encoder = build_distiller(tiny_config(drop_path=0.5, batch=batch)).encoder.train()
-    scale_encoder(encoder, ScaleConfig(), CPU, batch)
-    torch.manual_seed(7)
-    first, second = encoder(image.flatten(0, 1))[0], encoder(image.flatten(0, 1))[0]
-    assert not torch.equal(first, second), "every call draws again"
-    return first.view(*image.shape[:2], -1)
-
-
-def test_stochastic_depth_does_not_depend_on_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    whole = depth_outputs(image, batch=4)
-    monkeypatch.setattr(batches, "ranks", lambda: 2)
-    for number, rows in enumerate((slice(2), slice(2, 4))):
-        monkeypatch.setattr(batches, "rank", lambda number=number: number)
-        torch.testing.assert_close(depth_outputs(image[:, rows], batch=4), whole[:, rows])
-
-
-def test_stochastic_depth_drops_its_share_and_keeps_the_mean() -> None:
-    drop = BatchDropPath(0.25, batch=4000).train()
-    torch.manual_seed(0)
-    factor = drop(torch.ones(4000, 2, 3))
-    assert factor.flatten(1).std(dim=1).max() == 0, "a branch is dropped whole"
-    assert sorted(factor.unique().tolist()) == pytest.approx([0, 4 / 3])
-    assert float((factor[:, 0, 0] == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(drop.eval()(torch.ones(4, 2)), torch.ones(4, 2))
-
-
-def test_one_rank_draws_what_timm_draws() -> None:
-    tokens = torch.rand(12, 5, 3)
-    torch.manual_seed(3)
-    expected = DropPath(0.4).train()(tokens)
-    torch.manual_seed(3)
-    assert torch.equal(BatchDropPath(0.4, batch=4).train()(tokens), expected)
-
-
-def test_the_encoders_that_drop_nothing_are_not_changed() -> None:
-    student = build_distiller(tiny_config(drop_path=0.0))
-    scale_encoder(student.encoder, ScaleConfig(), CPU, batch=4)
-    assert not any(isinstance(module, BatchDropPath) for module in student.encoder.modules())
 
 
 def launch(config: PretrainConfig, run: Path, ranks: int) -> None:

@@ -16,9 +16,11 @@ from canopy.errors import ConfigError, ModelError, TrainingError
 from canopy.models.bundle import read_card
 from canopy.models.model import load_model
 from pretrain import training
+from pretrain.cells import encode
 from pretrain.config import PretrainConfig
 from pretrain.dinov2 import SelfDistillation
 from pretrain.encoder import load_encoder
+from pretrain.picture import patch_map
 from pretrain.training import check_crops, check_tiles, pretrain
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,6 +53,7 @@ def test_five_steps_and_five_more_equal_ten_to_the_bit(imagery: Path, tmp_path: 
     settings = config(
         imagery, tiles=tiles, drop_path=0.3, target={"kind": "centre"}, terms={"gram": 1.0, "statistics": 5.0},
         gram={"start": 0.3}, high_resolution={"start": 0.7, "global_px": 64, "local_px": 24},
+        monitor_every=100,  # ten steps on one scene of noise end collapsed
     )  # fmt: skip
     pretrain(settings, tmp_path / "whole")
 
@@ -116,13 +119,70 @@ def test_imagery_that_is_missing_leaves_no_run_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"global_crops": {"px": 40}}, "global crops of 40 px: a multiple of 32 px"),
+    ({"global_crops": {"px": 44}}, "crops of 44 px: a multiple of the encoder's patch, 8 px"),
     ({"high_resolution": {"start": 0.5, "global_px": 64, "local_px": 20}}, "crops of 20 px"),
 ])  # fmt: skip
 def test_crops_of_every_phase_are_whole_patches(changes: dict[str, Any], message: str) -> None:
     check_crops(tiny_config(), 8)
     with pytest.raises(ConfigError, match=message):
         check_crops(tiny_config(**changes), 8)
+
+
+def test_patches_of_14_px_take_any_multiple_of_14() -> None:
+    grown = {"start": 0.5, "global_px": 518, "local_px": 98}
+    check_crops(tiny_config(global_crops={"px": 98}, local_crops={"px": 42}, high_resolution=grown), 14)
+
+
+def test_patches_of_14_px_train_and_are_probed(imagery: Path, tmp_path: Path) -> None:
+    settings = config(
+        imagery, encoder_args={"patch_size": 14}, global_crops={"px": 42}, local_crops={"px": 14},
+        loop={"steps": 1}, tiles={"sources": [{"path": str(imagery)}], "tile_px": 48}, terms={"statistics": 1.0},
+    )  # fmt: skip
+    card, encoder = load_encoder(pretrain(settings, tmp_path / "run"))
+    assert (card.chip_px, encoder.patch_px, encoder.square_px) == (42, 14, 16)
+    assert encoder.vit.pos_embed.shape[1] == 1 + 1 + 9
+    image = np.random.default_rng(0).integers(0, 255, (3, 64, 96), np.uint8)
+    cells = encode(encoder, image)
+    assert cells.shape == (2, 3, 32)
+    # a cell is the mean of four patches of the image resized by 14/16
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(image)[None].float() / 255, size=(56, 84), mode="bilinear", antialias=True
+    )
+    expected = encoder(small)[1].view(4, 6, 32)[:2, :2].mean(dim=(0, 1))
+    np.testing.assert_allclose(cells[0, 0], expected.numpy(), atol=1e-5)
+    assert patch_map(encoder, image).shape == (64 // 4, 96 // 4, 32)
+
+
+def test_a_fourth_band_trains_and_is_left_out_for_rgb(tmp_path: Path) -> None:
+    make_raster(tmp_path / "imagery" / "a.tif", shape=(96, 128), bands=4, pattern="noise")
+    tiles = {"sources": [{"path": str(tmp_path / "imagery")}], "bands": 4}
+    with pytest.raises(ValueError, match=r"one for each of tiles\.bands, 4"):
+        tiny_config(tiles=tiles)
+    means = {"mean": [0.4, 0.4, 0.4, 0.6], "std": [0.2, 0.2, 0.2, 0.3]}
+    settings = tiny_config(tiles=tiles, loop={"steps": 1}, terms={"statistics": 1.0}, **means)
+    path = pretrain(settings, tmp_path / "run")
+    card, encoder = load_encoder(path)
+    whole_card, whole = load_encoder(path, rgb=False)
+    assert (whole_card.bands, card.bands) == (("red", "green", "blue", "band_4"), ("red", "green", "blue"))
+    assert whole_card.mean == (0.4, 0.4, 0.4, 0.6)
+    assert whole.vit.patch_embed.proj.weight.shape == (32, 4, 8, 8)
+    rgb = torch.rand(1, 3, 32, 32)
+    at_mean = torch.cat([rgb, torch.full((1, 1, 32, 32), 0.6)], dim=1)
+    torch.testing.assert_close(encoder(rgb)[1], whole(at_mean)[1], atol=1e-5, rtol=1e-4)
+    continued = SelfDistillation(settings.model_copy(update={"start": path}), torch.device("cpu"))
+    torch.testing.assert_close(
+        continued.student.encoder.vit.patch_embed.proj.weight, whole.vit.patch_embed.proj.weight, atol=1e-3, rtol=1e-3
+    )
+    first = SelfDistillation(tiny_config(start=path), torch.device("cpu"))
+    assert first.student.encoder.vit.patch_embed.proj.weight.shape[1] == 3
+
+
+def test_weights_of_three_bands_start_an_encoder_of_four(imagery: Path, tmp_path: Path) -> None:
+    path = pretrain(config(imagery, loop={"steps": 1}), tmp_path / "run")
+    four = {"tiles": {"bands": 4}, "mean": [0.4] * 4, "std": [0.2] * 4}
+    kernel = SelfDistillation(tiny_config(start=path, **four), torch.device("cpu")).student.encoder.vit.patch_embed.proj
+    assert not kernel.weight[:, 3].any(), "the fourth band begins without a say"
+    assert kernel.weight[:, :3].abs().max() > 0
 
 
 def test_masks_that_hide_no_patch_are_refused() -> None:
