@@ -46,7 +46,8 @@ def _table(rows: "Sequence[ModelRow]") -> list[str]:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip() for cells in table]
     for number, (test, source) in enumerate(notes, 1):
         lines.append(f"[{number}] {f'tested by the publisher on {test}: ' if test else ''}{source}")
-    return [*lines, "s/km2: seconds of a square kilometre on this machine; ~ is estimated from the model's arithmetic"]
+    legend = "s/km2: seconds of a square kilometre on this machine, by the last long map or canopy predict --dry-run"
+    return [*lines, f"{legend}; ~ is estimated from the model's arithmetic"]
 
 
 @models.command("show")

@@ -62,7 +62,7 @@ def predict_array(
             one variable with three bands.
         model: Name of a bundled model, path of a bundle, or a model.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``; for a model given by name or path.
-        backend: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``; for a model given by name or path.
+        backend: ``auto`` or another of `canopy.models.options.BACKENDS`; for a model given by name or path.
         bands: 1-based numbers of the red, green and blue band, where the image has others too or another order.
         uncertainty: Whether the 5th and 95th percentile of height follow.
         calibration: File of `canopy calibrate`, or a calibration, applied to the heights.

@@ -94,7 +94,7 @@ def predict(
         crs: ``auto`` for the area's UTM zone, or any CRS.
         resolution: Cell size in units of the output's CRS; the model's GSD if None.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        backend: Backend of a model given by name or path: ``auto``, ``eager``, ``compile``, ``openvino`` or ``bf16``.
+        backend: Backend of a model given by name or path: ``auto`` or another of `canopy.models.options.BACKENDS`.
         decode: ``median`` or ``mean`` of the height bins of a model given by name or path; the card's choice if None.
         uncertainty: Whether to write the 5th and 95th percentile of height too.
         calibration: File of `canopy calibrate`, or a calibration, applied to the heights.
