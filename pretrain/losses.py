@@ -4,10 +4,9 @@ Every loss of a rank is scaled so that the mean over ranks is the loss of the wh
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup, ReduceOp
+from torch.distributed import ReduceOp
 from torch.distributed.nn import functional as autograd_collectives
 
 from canopy.errors import TrainingError
@@ -99,8 +98,8 @@ def ibot_loss(student: Tensor, teacher: Tensor, weight: Tensor, crops: int, temp
     return -((teacher.float() * logs).sum(dim=-1) * weight).sum() / crops
 
 
-def koleo_group(size: int) -> ProcessGroup | None:
-    """Return the ranks over whose images this rank's features are spread; None for all.
+def koleo_group(size: int) -> int:
+    """Return the number of ranks over whose images features are spread together.
 
     Args:
         size: Number of ranks in a group; 0 for all.
@@ -108,29 +107,28 @@ def koleo_group(size: int) -> ProcessGroup | None:
     Raises:
         TrainingError: Groups of that size do not divide the ranks.
     """
-    if size in (0, ranks()) or ranks() == 1:
-        return None
-    if ranks() % size:
+    if ranks() % (size or 1) and ranks() > 1:
         raise TrainingError(f"koleo.group of {size} over {ranks()} ranks: a number that divides the ranks expected")
-    own, _ = dist.new_subgroups(size)
-    return own
+    return min(size or ranks(), ranks())
 
 
-def koleo_loss(features: Tensor, group: ProcessGroup | None = None) -> Tensor:
+def koleo_loss(features: Tensor, group: int = 1) -> Tensor:
     """Return a loss that spreads features over the sphere (Sablayrolles et al. 2019, equation 5).
 
     Args:
         features: (B, D) features of one crop of every image; they are normalised here.
-        group: Ranks whose images are spread together; None for all.
+        group: Number of ranks whose images are spread together, as `koleo_group` gives it.
 
     Returns:
         Mean over the images of minus the logarithm of the distance to the nearest other image, over the group's ranks.
     """
     own = F.normalize(features.float(), dim=-1, eps=TINY)
-    everyone = gather(own, group)
+    # All ranks gather, then each takes the rows of its group: gloo has no gradient of a gather in a group.
+    start = rank() // group * group * len(own) if group > 1 else 0
+    everyone = gather(own)[start : start + group * len(own)] if group > 1 else own
     similarity = own @ everyone.T
     # An image's similarity to itself is set below all others.
-    first = (rank() if group is None else dist.get_rank(group)) * len(own)
+    first = rank() % group * len(own)
     similarity[:, first : first + len(own)].fill_diagonal_(-1)
     nearest = everyone[similarity.argmax(dim=1)]
     return -torch.log((own - nearest).norm(dim=-1) + TINY).mean()
@@ -150,12 +148,11 @@ def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student @ student.mT, teacher @ teacher.mT)
 
 
-def gather(rows: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """Gather the rows of all ranks or of a group, (n, D) to (ranks n, D), with gradients to all of them."""
+def gather(rows: Tensor) -> Tensor:
+    """Gather the rows of all ranks, (n, D) to (ranks n, D), with gradients to all of them."""
     if ranks() == 1:
         return rows
-    members = dist.group.WORLD if group is None else group
-    return torch.cat(autograd_collectives.all_gather(rows, members))  # type: ignore[no-untyped-call]
+    return torch.cat(autograd_collectives.all_gather(rows))  # type: ignore[no-untyped-call]
 
 
 def _max(logits: Tensor) -> Tensor:

@@ -14,8 +14,11 @@ import yaml
 from pretraining import CPU, tiny_config
 from rasters import make_raster
 
+from canopy.errors import TrainingError
+from pretrain import losses
 from pretrain.config import PretrainConfig, ScaleConfig
 from pretrain.dinov2 import build_distiller
+from pretrain.losses import koleo_group
 from pretrain.scale import scale_encoder, spread
 from pretrain.training import pretrain
 
@@ -41,14 +44,19 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 def launch(config: PretrainConfig, run: Path, ranks: int) -> None:
     """Run the stage on ranks of their own, as torchrun would."""
     run.with_suffix(".yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    launch_script(
+        "import sys; from pathlib import Path; from canopy.config import load_config;"
+        "from pretrain.config import PretrainConfig; from pretrain.training import pretrain;"
+        f"run = Path({str(run)!r}); pretrain(load_config(run.with_suffix('.yaml'), PretrainConfig), run)",
+        ranks,
+    )
+
+
+def launch_script(script: str, ranks: int) -> None:
+    """Run a script on ranks of their own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    script = (
-        "import sys; from pathlib import Path; from canopy.config import load_config;"
-        "from pretrain.config import PretrainConfig; from pretrain.training import pretrain;"
-        f"run = Path({str(run)!r}); pretrain(load_config(run.with_suffix('.yaml'), PretrainConfig), run)"
-    )
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
         subprocess.Popen(
@@ -102,3 +110,37 @@ def test_two_ranks_equal_one_and_their_checkpoint_loads_on_one(
     resumed = checkpoint(tmp_path / "two", 4)
     for name, weight in one["average"].items():
         torch.testing.assert_close(resumed["average"][name], weight, atol=2e-4, rtol=2e-3)
+
+
+KOLEO = """
+import torch
+from canopy.training.ranks import rank, together
+from pretrain.losses import koleo_group, koleo_loss
+with together():
+    everyone = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    own = everyone[4 * rank() : 4 * rank() + 4].clone().requires_grad_()
+    def alone(rows):  # each image's nearest other image
+        unit = torch.nn.functional.normalize(rows, dim=1)
+        distance = torch.cdist(unit, unit) + 9 * torch.eye(len(rows))
+        return -distance.min(dim=1).values.log()
+    apart = koleo_loss(own, koleo_group(1))
+    apart.backward()
+    torch.testing.assert_close(apart, alone(own).mean(), atol=1e-5, rtol=1e-5)
+    assert own.grad.abs().max() > 0
+    whole = alone(everyone)[4 * rank() : 4 * rank() + 4].mean()
+    assert (koleo_group(0), koleo_group(1), koleo_group(2)) == (2, 1, 2)
+    torch.testing.assert_close(koleo_loss(own, koleo_group(0)), whole, atol=1e-5, rtol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_koleo_is_over_all_ranks_or_over_a_group() -> None:
+    launch_script(KOLEO, 2)
+
+
+def test_groups_that_do_not_divide_the_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert koleo_group(3) == 1, "one rank is a group of its own"
+    monkeypatch.setattr(losses, "ranks", lambda: 4)
+    assert (koleo_group(0), koleo_group(2)) == (4, 2)
+    with pytest.raises(TrainingError, match=r"koleo\.group of 3 over 4 ranks"):
+        koleo_group(3)
