@@ -84,6 +84,7 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     job = _plan(request, network)
     if network is not request.model and request.backend == "auto" and isinstance(network, CanopyModel):
         job = _with_chosen_backend(job, network, partial_folder(request.path))
+    del network  # a public model takes gigabytes, and the job has the one that maps
     # Said here and not in `run_job`: a batch would say it of each of thousands of tiles.
     _log_job(job)
     if request.dry_run:
