@@ -141,5 +141,6 @@ class Reader:
     def _expanded(self, words: list[str]) -> Iterator[str]:
         """Expand patterns as a shell does."""
         for word in words:
-            matches = self.folder.glob(word) if "*" in word else ()
+            # A pattern has no blank; a word with one was quoted.
+            matches = self.folder.glob(word) if "*" in word and " " not in word else ()
             yield from sorted(str(path.relative_to(self.folder)) for path in matches) or [word]

@@ -175,6 +175,13 @@ def _in_crs(geometries: Polygons, crs: CRS, target: CRS) -> Polygons:
     return np.array([to_crs(Geometry(each, crs), target).geom for each in geometries], dtype=object)
 
 
+def _area_layer(path: Path) -> str:
+    """Return the layer that `read_vector` chooses; a GeoPackage may have tables of tops and styles as well."""
+    layers = pyogrio.list_layers(path)
+    areas = [name for name, kind in layers if kind is not None and "Polygon" in kind]
+    return str((areas or [name for name, _ in layers])[0])
+
+
 def _read_ids(path: Path, layer: str | None, field: str, count: int) -> list[str]:
     """Read the values of a field as text; `read_vector` has accepted the file."""
     try:
@@ -184,6 +191,7 @@ def _read_ids(path: Path, layer: str | None, field: str, count: int) -> list[str
             names = pq.read_schema(path).names
             values = pq.read_table(path, columns=[field])[field].to_pylist() if field in names else None
         else:
+            layer = layer or _area_layer(path)
             names = pyogrio.read_info(path, layer=layer)["fields"].tolist()
             options: dict[str, Any] = {"layer": layer, "columns": [field], "read_geometry": False}
             values = pyogrio.raw.read(path, **options)[3][0].tolist() if field in names else None

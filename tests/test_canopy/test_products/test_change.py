@@ -6,6 +6,8 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
+import pyogrio
 import pytest
 import rasterio
 import shapely
@@ -154,6 +156,8 @@ def test_cells_change_where_intervals_are_apart() -> None:
 def test_stands_have_their_areas(before: Stand, maps: tuple[Path, Path], result: Any, tmp_path: Path) -> None:
     boxes = [shapely.box(500_000, 4_099_920, 500_040, 4_100_000), shapely.box(500_010.2, 4_099_950, 500_030, 4_099_999)]
     gpd.GeoDataFrame({"name": ["west", "part"]}, geometry=boxes, crs=before.crs).to_file(tmp_path / "p.gpkg")
+    # A table of styles next to the layer, as QGIS and stands of `canopy derive` have it.
+    pyogrio.write_dataframe(pd.DataFrame({"styleName": ["a"]}), tmp_path / "p.gpkg", layer="layer_styles")
     table = tmp_path / "stands.parquet"
     detect_change(*maps, tmp_path / "change.tif", OPTIONS, polygons=tmp_path / "p.gpkg", stands=table, field="name")
     rows = read_rows(table)
