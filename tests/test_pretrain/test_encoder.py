@@ -45,8 +45,12 @@ def test_timm_variants_give_class_token_and_patches_at_any_size(args: dict[str, 
 
 def test_rotary_positions_work_through_timm() -> None:
     encoder = Encoder("vit_small_patch16_dinov3", {"depth": 1}, 64, *GREY)
+    encoder.watch_relations(-1)
     cls, patches = encoder(torch.rand(2, 3, 32, 48), torch.zeros(2, 2, 3, dtype=torch.bool))
     assert (cls.shape, patches.shape) == ((2, 384), (2, 6, 384))
+    assert encoder.take_relations().shape == (2, 1 + 6, 3 * 384)
+    with pytest.raises(ConfigError, match="does not call its layer"):
+        encoder.take_relations()
 
 
 @pytest.mark.parametrize(("name", "args", "message"), [
