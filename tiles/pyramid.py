@@ -167,14 +167,14 @@ def _halve(values: Image) -> Image:
     quads = [values[:, row::2, col::2] for row in (0, 1) for col in (0, 1)]
     unknown = [np.isnan(quad) for quad in quads]
     total = sum(np.where(nan, 0, quad) for nan, quad in zip(unknown, quads, strict=True))
-    known = 4 - np.sum(unknown, axis=0, dtype=values.dtype)
+    valid_count = 4 - np.sum(unknown, axis=0, dtype=values.dtype)
     with np.errstate(invalid="ignore"):
-        return np.asarray(total / known)  # 0 / 0 is NaN: none of the four is known
+        return np.asarray(total / valid_count)  # 0 / 0 is NaN: none of the four is known
 
 
 def _spool_overviews(mosaic: Any, levels: Sequence[_Level], pool: ThreadPoolExecutor, spool: IO[bytes]) -> None:
     """Write the blocks of all overviews in the order in which they are known; levels get offsets in the spool."""
-    known = [set(level.blocks) for level in levels]
+    stored = [set(level.blocks) for level in levels]
 
     def block_of(depth: int, block: Position) -> Iterator[tuple[tuple[int, Position], Image]]:
         """Yield the overview blocks below a block and then the block itself."""
@@ -182,7 +182,7 @@ def _spool_overviews(mosaic: Any, levels: Sequence[_Level], pool: ThreadPoolExec
         half = BLOCK_PX // 2
         for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
             child = 2 * block[0] + down, 2 * block[1] + right
-            if child not in known[depth - 1]:
+            if child not in stored[depth - 1]:
                 continue
             if depth > 1:
                 part: Image | None = None
@@ -274,9 +274,9 @@ def _header(source: str, draft: Path, form: _Format) -> tuple[bytes, dict[int, _
     (count,) = struct.unpack_from(form.count, data, start)
     begin, step = start + struct.calcsize(form.count), struct.calcsize(form.entry) + form.inline_bytes
     tags = {}
-    for at in range(begin, begin + count * step, step):
-        tag, kind, number = struct.unpack_from(form.entry, data, at)
-        size, values_at = number * _TYPE_BYTES[kind], at + struct.calcsize(form.entry)
+    for entry_at in range(begin, begin + count * step, step):
+        tag, kind, number = struct.unpack_from(form.entry, data, entry_at)
+        size, values_at = number * _TYPE_BYTES[kind], entry_at + struct.calcsize(form.entry)
         if size > form.inline_bytes:
             (values_at,) = struct.unpack_from(form.pointer, data, values_at)
         tags[tag] = _Tag(kind, number, data[values_at : values_at + size])
