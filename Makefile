@@ -23,12 +23,13 @@ MAKEFLAGS += --no-print-directory
 # Bytecode is kept whatever the environment says: tests start many processes, and each would compile every module.
 export PYTHONDONTWRITEBYTECODE =
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-docs test-notebooks docs test-chaos test-gui gui-packages web hard coverage lint bench clean
+.PHONY: help install demo test test-slow test-docs test-notebooks docs test-chaos test-gui gui-packages web hard coverage lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo            install what a map needs, map the sample region and draw it (build/demo/)"
 	@echo "make test            run the tests"
+	@echo "make test-slow       run the tests that take more than some seconds each"
 	@echo "make test-docs       run every command and Python block of README.md and docs/"
 	@echo "make test-notebooks  run the notebooks"
 	@echo "make docs            build the documentation site (build/site/)"
@@ -70,6 +71,10 @@ demo: $(DEMO)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(QUICK)"
+
+# Long by nature: real models, kills, memory of large maps. The targets of docs, chaos and gui have theirs.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "slow and not gpu and not network and not docs" --ignore tests/gui
 
 test-docs: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m docs tests/test_docs

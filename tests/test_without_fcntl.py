@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from rasters import make_raster
 
 from tiles.validation import validate
@@ -19,6 +20,7 @@ canopy.predict(box(500010, 4999960, 500050, 4999990, "EPSG:32631"), scene, model
 """
 
 
+@pytest.mark.slow
 def test_a_map_is_made_without_fcntl(tmp_path: Path, tiny_model: Path) -> None:
     scene, out = make_raster(tmp_path / "scene.tif"), tmp_path / "map.tif"
     command = [sys.executable, "-W", "ignore", "-c", CODE, scene, tiny_model, out]

@@ -45,7 +45,7 @@ def stands(
     ] = None,
     block_m: Annotated[float, typer.Option(min=10, help="Side of the blocks of --calibrate, metres.")] = 200.0,
     error_m: ErrorM = None,
-    preset: Annotated[str | None, typer.Option(help="fao: judge each stand by FAO's definition of a forest.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Definition by which each stand is judged a forest: fao.")] = None,
     gap_below: GapBelow = 2.0,
     gap_m2: GapArea = 10.0,
     overwrite: Overwrite = False,

@@ -116,6 +116,7 @@ def test_the_gram_teacher_is_copied_at_the_start_and_renewed() -> None:
     assert equal == [False, True, False, True, False]
 
 
+@pytest.mark.slow
 def test_provoked_collapse_is_detected_and_the_recipe_does_not_collapse() -> None:
     common: dict[str, Any] = {
         "batch": 8,

@@ -584,6 +584,7 @@ print((peak_after(Path({folder!r}) / "large", 6) - small) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_map(tmp_path):
     tests = str(Path(__file__).parent)
     done = run_python(MEMORY.format(tests=tests, folder=str(tmp_path)))

@@ -87,7 +87,7 @@ def test_missing_map_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(CanopyError, match=r"needs uvicorn, which is not installed: pip install 'canopy-chm\[serve\]'"):
+    with pytest.raises(CanopyError, match=r"needs uvicorn, which is not installed: pip install titiler\.core uvicorn"):
         cli.serve(make_map(tmp_path / "a.tif"))
 
 

@@ -173,7 +173,14 @@ def test_info_prints_cards_maps_and_imagery(canopy, mapped, scene, tmp_path) -> 
 SMALL_TILES = "import canopy.prediction.run as run; run.TILE_PX = 40"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_command_goes_on_to_the_same_bytes(
     tmp_path: Path, aoi: Path, scene: Path, tiny_model: Path, number: signal.Signals
 ) -> None:

@@ -190,6 +190,7 @@ def test_heights_of_another_scene_are_not_moved(shared_data: Path) -> None:
             assert one == other or not estimate_shift(image, heights, 1.0).accepted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift_m", [(0, 0), (3, 2)])
 def test_a_park_moved_by_a_known_shift_is_moved_back(shared_data: Path, shift_m: tuple[int, int]) -> None:
     image, heights = read_pair(shared_data / "pairs" / "autzen_west")

@@ -62,6 +62,7 @@ def test_noise_is_left_out_whether_classified_or_not(forest: Forest, cloud: Path
     assert np.nanmean(np.abs(stray - plain) > 0.1) < 0.02
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32 - 1), pieces=st.integers(2, 5), by_place=st.booleans())
 @settings(max_examples=4)  # four canopy height models each
 def test_cutting_the_cloud_into_files_changes_no_bit(

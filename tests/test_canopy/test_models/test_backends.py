@@ -93,6 +93,7 @@ def test_the_command_names_the_extra_in_one_line(canopy, monkeypatch: pytest.Mon
 # --- OpenVINO
 
 
+@pytest.mark.slow
 def test_openvino_is_within_a_millimetre_of_eager_for_the_bundled_model() -> None:
     """The model that ships, on chips of the size that it is fed."""
     with rasterio.open(SAMPLE_SCENE) as scene:
@@ -141,6 +142,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_chips_in_parallel_have_the_bits_of_chips_one_by_one(bundle, chips, openvino, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
@@ -162,6 +164,7 @@ def test_a_failure_in_a_request_reaches_the_caller_and_leaves_the_model_usable(c
     assert torch.equal(openvino.predict(chips), expected)
 
 
+@pytest.mark.slow
 def test_the_cache_changes_nothing_and_a_damaged_one_is_replaced(bundle, chips, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
     expected = load_model(bundle).predict(chips)
@@ -175,6 +178,7 @@ def test_the_cache_changes_nothing_and_a_damaged_one_is_replaced(bundle, chips, 
     assert cached.read_bytes() != damaged
 
 
+@pytest.mark.slow
 def test_what_was_compiled_by_other_code_is_not_used(bundle, chips, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
     compiled: list[int] = []

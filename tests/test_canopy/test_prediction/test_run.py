@@ -221,6 +221,7 @@ def test_black_collar_and_holes_stay_unknown(tmp_path: Path) -> None:
     np.testing.assert_array_equal(known, np.float32(np.round(40 * 128 / 255 * 128) / 128))
 
 
+@pytest.mark.slow
 def test_bundled_model_is_the_same_to_the_bit_through_one_tile_or_four(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def read(path: Path) -> np.ndarray:
         return opened.read(1)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_backend_that_it_began_with(
     bundle: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,9 +162,15 @@ def test_what_is_no_tile_is_an_error_never_ground(xyz, route: TileRoute, reply: 
 
 
 def test_what_fails_once_is_fetched_again(xyz, server: WebServer, expected: np.ndarray) -> None:
-    server.fail(Fault(status=429), Fault(drop=True), path="/tiles/")
-    server.fail(Fault(status=200, body=b"<html>busy</html>"), path="/tiles/")
+    # A fault for each of three tiles: several tiles are on their way at once, and each is asked for twice at most.
+    faults = (Fault(status=429), Fault(drop=True), Fault(status=200, body=b"<html>busy</html>"))
+    xyz().read(grid())
+    paths = sorted({call.path for call in server.asked("/tiles/")})
+    for path, fault in zip(paths, faults, strict=False):
+        server.fail(fault, path=path)
     np.testing.assert_array_equal(xyz().read(grid()).values, expected)
+    # Once whole, once with the fault, once again.
+    assert [server.count(path) for path in paths[: len(faults)]] == [3] * len(faults)
 
 
 def test_a_source_goes_on_after_an_error(xyz, route: TileRoute, expected: np.ndarray) -> None:
