@@ -70,7 +70,7 @@ demo: $(DEMO)
 	$(BIN)/python samples/picture.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(QUICK)"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(QUICK)" --ignore tests/chaos
 
 # Long by nature: real models, kills, memory of large maps. The targets of docs, chaos and gui have theirs.
 test-slow: $(STAMP)
