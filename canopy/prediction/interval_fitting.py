@@ -25,6 +25,7 @@ from canopy.models.public.conversion import is_published, read_published
 from canopy.prediction.entry import predict
 from canopy.progress import Report, ignore
 from tiles.files import file_sha256, require_new
+from tiles.ground import true_gsd_m
 from tiles.heights import open_heights
 from tiles.windows import PixelWindow
 
@@ -96,8 +97,8 @@ def fit_model_intervals(
     """
     if out.suffix != ".safetensors":
         raise OutputError(f"bundle {out}: a name ending in .safetensors expected")
-    require_new(out, overwrite)
     path = find_bundle(model)
+    require_new(out, overwrite, [path, truth, *imagery])
     network = load_model(path, device, backend)
     network.card = network.card.model_copy(update={"intervals": NO_OFFSETS})
     with tempfile.TemporaryDirectory(prefix="canopy-intervals-") as folder:
@@ -148,7 +149,8 @@ def _read_cells(raw: Path, truth: Path) -> _Cells:
         layers = [RegriddedHeights(band, reference.dataset) for band in bands if band is not None]
         window = overlap(reference.dataset, [mapped.dataset])
         assert window is not None, "the map covers the lidar's own outline"
-        cell_m = abs(reference.dataset.transform.a)
+        grid = reference.dataset
+        cell_m = true_gsd_m(grid.transform, grid.shape, CRS(grid.crs.to_wkt()).proj)
         rows = max(1, min(ROWS, window.height))
         # Strips at even distances: a survey of a county does not fit into memory, nor need it.
         step = rows * max(1, round(window.height * window.width / MOST_CELLS))

@@ -68,6 +68,7 @@ def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel
     """
     if len(chips) == 0:
         return model
+    model.predict(chips[:1])  # starts threads, as below: the first call is no measure of any backend
     expected, float_s = _timed(model, chips)
     best, fastest = Trial(model.backend_option, float_s), model
     for option in faster_backends(model.card):

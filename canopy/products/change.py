@@ -27,7 +27,7 @@ from canopy.dataset.registration import SEARCH_M
 from canopy.errors import ProductError
 from canopy.evaluation.map_pairs import parse_dates
 from canopy.products.alignment import Pair, align
-from canopy.products.change_stands import change_of_stands
+from canopy.products.change_stands import draft_change_of_stands
 from canopy.products.patches import PatchTable, judge_tile, label_tile
 from canopy.products.reading import ProductMap, open_map, require_overlap
 from canopy.products.work import Work, hold_work, part_name
@@ -37,15 +37,15 @@ from canopy.products.writing import (
     PARQUET,
     RASTER,
     RasterSpec,
+    draft_raster,
     provenance,
-    publish_raster,
+    publish_drafts,
     require_suffix,
 )
 from canopy.products.zones import read_zones
 from canopy.progress import Progress, Report, ignore
 from tiles.aoi import read_aoi, to_crs
 from tiles.cog import CACHE_BYTES
-from tiles.files import require_new
 from tiles.heights import Heights, open_raster
 from tiles.style import change_qml
 from tiles.windows import PixelWindow, cut_windows
@@ -208,10 +208,9 @@ def detect_change(
         pair = align(*maps, search_m=options.search_m)
         ground = None if unchanged is None else _read_ground(unchanged, pair.target)
         zones = None if polygons is None else read_zones(polygons, pair.target, field=field)
-        if stands is not None:
-            require_new(stands, overwrite, inputs)
-        plan = {"product": "change", **settings, "tile_px": tile_px, "offset": asdict(pair.offset)}
-        with hold_work(out, plan, inputs=inputs, overwrite=overwrite) as work:
+        plan = {"product": "change", **settings, "tile_px": tile_px, "offset": asdict(pair.offset), "field": field}
+        more = () if stands is None else (stands,)
+        with hold_work(out, plan, inputs=inputs, more=more, overwrite=overwrite) as work:
             run = _Run(work, pair, options, years, ground, tile_px, report)
             run.first_pass()
             run.second_pass()
@@ -219,12 +218,12 @@ def detect_change(
                 "change", {"first": maps[0], "second": maps[1]}, {**settings, "offset": asdict(pair.offset)}
             )
             members = [(work.raster(f"change_{part_name(window)}"), window.row0, window.col0) for window in run.windows]
-            publish_raster(work, SPEC, members, pair.target.geobox(pair.window), about, maps[1])
-        if zones is not None and stands is not None:
-            change_of_stands(
-                out, zones, stands, source=maps[1], settings={**plan, "field": field}, about=about,
-                inputs=tuple(inputs), overwrite=overwrite, report=report,
-            )  # fmt: skip
+            drafts = [draft_raster(work, SPEC, members, pair.target.geobox(pair.window), about, maps[1])]
+            if zones is not None and stands is not None:
+                crs = pair.target.crs
+                table = draft_change_of_stands(work, drafts[0].path, zones, stands, crs=crs, about=about, report=report)
+                drafts.insert(0, table)
+            publish_drafts(work, drafts, maps[1])
     return run.summary(out)
 
 

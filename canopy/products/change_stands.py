@@ -12,9 +12,8 @@ from odc.geo.crs import CRS
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from canopy.products.reading import ProductMap
-from canopy.products.work import Work, hold_work
-from canopy.products.writing import GEOMETRY, TableSpec, publish_table
+from canopy.products.work import Work
+from canopy.products.writing import GEOMETRY, Draft, TableSpec, draft_table
 from canopy.products.zones import Zones
 from canopy.progress import Progress, Report, ignore
 from tiles.heights import open_raster
@@ -35,38 +34,26 @@ _SCHEMA = pa.schema(
 )
 
 
-def change_of_stands(
-    change: Path,
-    zones: Zones,
-    out: Path,
-    *,
-    source: ProductMap,
-    settings: Mapping[str, Any],
-    about: Mapping[str, Any],
-    inputs: tuple[Path, ...] = (),
-    overwrite: bool = False,
-    report: Report = ignore,
-) -> Path:
-    """Write the change of stands as a table; the same call continues an interrupted one.
+def draft_change_of_stands(
+    work: Work, change: Path, zones: Zones, out: Path, *, crs: CRS, about: Mapping[str, Any], report: Report = ignore
+) -> Draft:
+    """Write the change of stands as the draft of a table; the stands that an interrupted run has measured are kept.
 
     Args:
+        work: Folder of unfinished work of the change.
         change: Raster of the change.
         zones: Stands in its CRS.
-        out: Table to write.
-        source: Map in whose STAC item the table is listed.
-        settings: All that the table depends on, besides the raster.
+        out: Name of the table.
+        crs: CRS of the raster.
         about: Origin, see `provenance`.
-        inputs: Files that must not be replaced.
-        overwrite: Whether an existing table is replaced.
         report: Called after each batch of stands.
 
     Raises:
-        OutputError: The table exists or cannot be written.
+        OutputError: The table cannot be written.
     """
-    with hold_work(out, settings, inputs=[change, *inputs], overwrite=overwrite) as work:
-        names = list(_save_batches(work, change, zones, report))
-        spec = TableSpec("change", "Change of stands", _SCHEMA, "MultiPolygon", source.crs)
-        return publish_table(work, spec, (work.load_table(name) for name in names), about, source)
+    names = list(_save_batches(work, change, zones, report))
+    spec = TableSpec("change", "Change of stands", _SCHEMA, "MultiPolygon", crs)
+    return draft_table(work, out, spec, (work.load_table(name) for name in names), about)
 
 
 def _save_batches(work: Work, change: Path, zones: Zones, report: Report) -> Iterator[str]:

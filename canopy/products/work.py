@@ -6,7 +6,7 @@ The folder belongs to one process at a time and to one plan: the same maps, opti
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,12 @@ def file_stamp(path: Path) -> tuple[str, int, int]:
 
 @contextmanager
 def hold_work(
-    out: Path, settings: Mapping[str, Any], *, inputs: Iterable[Path], overwrite: bool = False
+    out: Path,
+    settings: Mapping[str, Any],
+    *,
+    inputs: Iterable[Path],
+    more: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> Iterator[Work]:
     """Hold the folder of unfinished work of a product; it is removed once the block ends without an error.
 
@@ -99,26 +104,28 @@ def hold_work(
         out: Name of the product.
         settings: Name of the product and all that its content depends on, besides the inputs; plain JSON values.
         inputs: Files that are read, which the product must not replace.
+        more: Names of further files that are published with the product.
         overwrite: Whether an existing product, or unfinished work of another plan, is replaced.
 
     Raises:
         OutputError: `out` exists, is an input or cannot be written, or the folder contains work of another plan.
         OutputBusyError: Another process works on it.
     """
-    inputs = list(inputs)
-    _require_name(out, inputs)
+    inputs, names = list(inputs), (out, *more)
+    for name in names:
+        _require_name(name, inputs)
     folder = out.with_name(f"{out.name}.partial")
     if not pending_publication(folder):
-        require_new(out, overwrite, inputs)
+        _require_new(names, overwrite, inputs)
     stamps = [file_stamp(path) for path in inputs]
     plan = hashlib.sha256(json.dumps([__version__, dict(settings), stamps], sort_keys=True).encode()).hexdigest()
     make_folder(folder)
     with hold(folder / _LOCK, f"another run works on {out}: wait for it or name another output"):
-        if pending_publication(folder):
-            # The run that wrote all of it was killed between the names of its files.
-            finish_publication(folder)
+        # A run that wrote everything may have been killed between the names of its files. The same command then goes
+        # on: its parts are still there, and give the same files again.
+        if finish_publication(folder) and not _is_of_plan(folder, plan):
             shutil.rmtree(folder, ignore_errors=True)
-            require_new(out, overwrite, inputs)
+            _require_new(names, overwrite, inputs)
             make_folder(folder)
         _claim(folder, plan, overwrite)
         try:
@@ -141,10 +148,22 @@ def _require_name(out: Path, inputs: Iterable[Path]) -> None:
         raise OutputError(f"{min(read)} is read, and would be removed: name another output")
 
 
+def _require_new(names: Iterable[Path], overwrite: bool, inputs: Sequence[Path]) -> None:
+    """Refuse to replace a file without permission, and an input with or without it."""
+    for name in names:
+        require_new(name, overwrite, inputs)
+
+
+def _is_of_plan(folder: Path, plan: str) -> bool:
+    """Return whether a folder's work is of a plan."""
+    record = folder / _PLAN
+    return record.is_file() and record.read_text(encoding="utf-8") == plan
+
+
 def _claim(folder: Path, plan: str, overwrite: bool) -> None:
     """Take over a folder's work where it is of this plan, else drop it if that was permitted."""
     record = folder / _PLAN
-    is_other = record.is_file() and record.read_text(encoding="utf-8") != plan
+    is_other = record.is_file() and not _is_of_plan(folder, plan)
     leftovers = [path for path in folder.iterdir() if path.name not in _BOOKKEEPING]
     if is_other and leftovers and not overwrite:
         raise OutputError(f"{folder} contains work of other maps or options: pass --overwrite to drop it")

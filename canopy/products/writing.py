@@ -1,7 +1,8 @@
 """The one way in which products become files: tables and vectors by the ending of the name, rasters as COGs.
 
-Each file is drafted in the folder of unfinished work, then named, then listed as an asset of the map's STAC item where
-the map has one next to it. What is said of the origin stands in the file itself.
+Each file is drafted in the folder of unfinished work, listed as an asset of the map's STAC item where the map has one
+next to it, and then named: a run that is killed on the way goes on, and none leaves a product that no item lists. What
+is said of the origin stands in the file itself.
 """
 
 import json
@@ -120,6 +121,22 @@ def _origin(source: ProductMap) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A file of a product that is written and has no name yet."""
+
+    path: Path
+    """The file, in the folder of unfinished work."""
+    out: Path
+    """Its name."""
+    name: str
+    """Name of the product in the map's STAC item."""
+    title: str
+    """Name for people."""
+    style: Path | None = None
+    """Draft of the QGIS style that lies next to the file; None for none."""
+
+
 def publish_table(
     work: Work,
     spec: TableSpec,
@@ -128,7 +145,7 @@ def publish_table(
     source: ProductMap,
     more: Sequence[tuple[TableSpec, Iterable[pa.Table]]] = (),
 ) -> Path:
-    """Write the rows of a product, give the file its name, and list it in the map's STAC item.
+    """Write the rows of a product, list it in the map's STAC item, and give the file its name.
 
     Args:
         work: Folder of unfinished work of the product.
@@ -141,10 +158,23 @@ def publish_table(
     Raises:
         OutputError: The file cannot be written; its name has its old content.
     """
-    suffix = work.out.suffix.lower()
+    publish_drafts(work, [draft_table(work, work.out, spec, tables, about, more)], source)
+    return work.out
+
+
+def draft_table(
+    work: Work,
+    out: Path,
+    spec: TableSpec,
+    tables: Iterable[pa.Table],
+    about: Mapping[str, Any],
+    more: Sequence[tuple[TableSpec, Iterable[pa.Table]]] = (),
+) -> Draft:
+    """Write the rows of a table that is going to be called `out`; arguments and errors as of `publish_table`."""
+    suffix = out.suffix.lower()
     # Drivers look at the ending of the name.
     draft = work.folder / f"product{suffix}"
-    with reported(work.out, RuntimeError, pa.ArrowException), removed_on_error(draft):
+    with reported(out, RuntimeError, pa.ArrowException), removed_on_error(draft):
         draft.unlink(missing_ok=True)
         if suffix in GEOPACKAGE:
             for layer, rows in ((spec, tables), *more):
@@ -153,9 +183,7 @@ def publish_table(
             _write_parquet(draft, spec, _batches(tables), about)
         else:
             _write_csv(draft, spec, _batches(tables))
-    publish([(draft, work.out)], work.folder)
-    record_asset(source.path, work.out, spec.layer, spec.title)
-    return work.out
+    return Draft(draft, out, spec.layer, spec.title)
 
 
 def publish_raster(
@@ -166,7 +194,7 @@ def publish_raster(
     about: Mapping[str, Any],
     source: ProductMap,
 ) -> Path:
-    """Assemble the rasters of parts into a COG, read it back, name it, and list it in the map's STAC item.
+    """Assemble the rasters of parts into a COG, read it back, list it in the map's STAC item, and name it.
 
     Args:
         work: Folder of unfinished work of the product.
@@ -180,6 +208,19 @@ def publish_raster(
         OutputError: The file cannot be written; its name has its old content.
         RasterError: What was written cannot be read back.
     """
+    publish_drafts(work, [draft_raster(work, spec, members, geobox, about, source)], source)
+    return work.out
+
+
+def draft_raster(
+    work: Work,
+    spec: RasterSpec,
+    members: Sequence[Member],
+    geobox: GeoBox,
+    about: Mapping[str, Any],
+    source: ProductMap,
+) -> Draft:
+    """Assemble the rasters of parts into a COG and read it back; arguments and errors as of `publish_raster`."""
     draft, style = work.folder / "product.tif", work.folder / "product.qml"
     acquisition = source.heights.dataset.tags().get("CANOPY_ACQUISITION_DATETIME")
     tags = {
@@ -191,28 +232,43 @@ def publish_raster(
     assemble(members, draft, geobox, spec.bands, tags, units=spec.units)
     for _ in read_every_block(draft):
         pass
-    drafts = [(draft, work.out)]
-    if spec.style is not None:
-        with reported(style):
-            style.write_text(spec.style, encoding="utf-8")
-        drafts.insert(0, (style, style_path(work.out)))
-    publish(drafts, work.folder)
-    record_asset(source.path, work.out, spec.name, spec.title)
-    return work.out
+    if spec.style is None:
+        return Draft(draft, work.out, spec.name, spec.title)
+    with reported(style):
+        style.write_text(spec.style, encoding="utf-8")
+    return Draft(draft, work.out, spec.name, spec.title, style)
 
 
-def record_asset(map_path: Path, out: Path, name: str, title: str) -> None:
+def publish_drafts(work: Work, drafts: Sequence[Draft], source: ProductMap) -> None:
+    """List files in the map's STAC item and give them their names, all of them or, if killed, in the next run.
+
+    Args:
+        work: Folder of unfinished work of the product.
+        drafts: Files of the product, the one that it is called after last.
+        source: Map in whose item they are listed.
+
+    Raises:
+        OutputError: The item cannot be written, or a name not be given.
+    """
+    names = []
+    for draft in drafts:
+        record_asset(source.path, draft)
+        names += [] if draft.style is None else [(draft.style, style_path(draft.out))]
+        names.append((draft.path, draft.out))
+    publish(names, work.folder)
+
+
+def record_asset(map_path: Path, draft: Draft) -> None:
     """List a product in the STAC item of its map; without an item next to the map there is nothing to do.
 
     Args:
         map_path: Map.
-        out: Product.
-        name: Name of the product; the key of its asset has the product's file name behind it.
-        title: Name for people.
+        draft: The product. The key of its asset is its name with the name of the file behind it.
 
     Raises:
         OutputError: The item cannot be written.
     """
+    out = draft.out
     path = item_path(map_path)
     try:
         item = json.loads(path.read_text(encoding="utf-8"))
@@ -222,13 +278,13 @@ def record_asset(map_path: Path, out: Path, name: str, title: str) -> None:
         return
     if not isinstance(assets, dict) or item.get("type") != "Feature":
         return
-    assets[f"{name}:{out.name}"] = {
+    assets[f"{draft.name}:{out.name}"] = {
         "href": href if href.startswith(".") else f"./{href}",
         "type": _MEDIA_TYPES[out.suffix.lower()],
-        "title": title,
+        "title": draft.title,
         "roles": ["data", "derived"],
-        "file:size": out.stat().st_size,
-        "file:checksum": "1220" + file_sha256(out),  # multihash: sha2-256, 32 bytes
+        "file:size": draft.path.stat().st_size,
+        "file:checksum": "1220" + file_sha256(draft.path),  # multihash: sha2-256, 32 bytes
     }
     write_json(path, item)
 

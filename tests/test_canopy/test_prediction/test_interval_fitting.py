@@ -124,3 +124,14 @@ def test_lidar_elsewhere_or_of_little_ground_is_refused(
     out.touch()
     with pytest.raises(OutputError, match="exists"):
         fit_model_intervals(tiny_model, [scene], truth, out)
+    with pytest.raises(OutputError, match="is read, and would be replaced"):
+        fit_model_intervals(tiny_model, [scene], truth, tiny_model, overwrite=True)
+
+
+def test_squares_of_the_chessboard_are_of_metres_in_any_crs(scene: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """A pixel of lidar in degrees is a metre on the ground too: all of it would lie on one square of 64 degrees."""
+    heights = np.random.default_rng(4).gamma(2.0, 8.0, (1, 68, 95)).clip(0, 60)
+    grid = {"crs": "EPSG:4326", "resolution": 1e-5, "values": heights, "dtype": "float32"}
+    degrees = make_raster(tmp_path / "degrees.tif", origin=(-111.0 + 1e-5, 44.25393), **grid)
+    fitted = fit_model_intervals(tiny_model, [scene], degrees, tmp_path / "ours.safetensors", backend="eager")
+    assert 0.8 < fitted.coverage.coverage < 0.98

@@ -17,6 +17,7 @@ from canopy.errors import CanopyError, OutputError, ProductError
 from canopy.example.stand import Stand, fell, make_stand
 from canopy.products import change as module
 from canopy.products.change import ChangeOptions, code_cells, detect_change
+from tiles.files import rename
 
 DAYS = ("2018-07-01", "2022-07-01")
 HALF_M = 1.645
@@ -172,6 +173,40 @@ def test_stands_have_their_areas(before: Stand, maps: tuple[Path, Path], result:
     with pytest.raises(OutputError, match="exists"):
         detect_change(*maps, tmp_path / "new.tif", OPTIONS, polygons=tmp_path / "p.gpkg", stands=table)
     assert not (tmp_path / "new.tif").exists()
+
+
+def test_a_run_killed_at_its_stands_goes_on(
+    maps: tuple[Path, Path], result: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raster and table are one publication: the same command finishes both, and neither is there alone."""
+    out, table = tmp_path / "change.tif", tmp_path / "stands.csv"
+    with rasterio.open(maps[0]) as src:
+        zone = shapely.box(*src.bounds).buffer(-5)
+        gpd.GeoDataFrame(geometry=[zone], crs=src.crs).to_file(tmp_path / "p.gpkg")
+
+    def run() -> None:
+        detect_change(*maps, out, OPTIONS, polygons=tmp_path / "p.gpkg", stands=table)
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def name_the_table_alone(draft: Path, path: Path) -> None:
+        if path == out:
+            raise KeyboardInterrupt
+        rename(draft, path)
+
+    with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
+        killing.setattr("canopy.products.change_stands.draft_table", die)
+        run()
+    assert not out.exists() and not table.exists()
+    with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
+        killing.setattr("tiles.publish.rename", name_the_table_alone)
+        run()
+    assert table.exists() and not out.exists()
+    run()
+    np.testing.assert_array_equal(read(out), result[1])
+    assert len(table.read_text().splitlines()) == 2
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_killed_run_goes_on(

@@ -1,6 +1,7 @@
 """Products become files of every format, whole, with their origin, and go on where a run was killed."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from canopy.products.writing import (
     publish_table,
     require_suffix,
 )
+from tiles.files import rename
 from tiles.windows import cut_windows
 
 SCHEMA = pa.schema([("id", pa.string()), ("height_m", pa.float64()), (GEOMETRY, pa.binary())])
@@ -112,6 +114,41 @@ def test_a_run_goes_on_with_the_parts_of_a_killed_one(map_path: Path, tmp_path: 
         run({"grid": 1}, fails=True)
     assert not run({"grid": 2}, overwrite=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_product_killed_between_its_names_is_finished_by_the_same_run(
+    map_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """Style and raster get their names and the map's item lists the raster, whenever the run was killed."""
+    scene = shutil.copy(map_path, tmp_path / "map.tif")
+    item = tmp_path / "map.json"
+    item.write_text(json.dumps({"type": "Feature", "assets": {}}))
+    out, names = tmp_path / "cover.tif", []
+
+    def run(settings: dict[str, Any]) -> None:
+        with open_map(scene) as source, hold_work(out, settings, inputs=[scene]) as work:
+            if not work.has_raster("r0"):
+                work.save_raster("r0", source.read(source.whole)[None], source.geobox())
+            spec = RasterSpec("cover", "Cover", ("cover",), ("",), style="<qgis/>")
+            about = provenance("cover", {"map": source}, {})
+            publish_raster(work, spec, [(work.raster("r0"), 0, 0)], source.geobox(), about, source)
+
+    def rename_some(draft: Path, path: Path) -> None:
+        if len(names) == renames:
+            raise KeyboardInterrupt
+        rename(draft, path)
+        names.append(path)
+
+    with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
+        killing.setattr("tiles.publish.rename", rename_some)
+        run({"cell_m": 20})
+    run({"cell_m": 20})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cover.qml", "cover.tif", "map.json", "map.tif"]
+    asset = json.loads(item.read_text())["assets"]["cover:cover.tif"]
+    assert asset["file:size"] == out.stat().st_size
+    with pytest.raises(OutputError, match="exists"):
+        run({"cell_m": 20})
 
 
 def test_a_run_that_fails_before_its_first_part_leaves_nothing(map_path: Path, tmp_path: Path) -> None:
