@@ -1,7 +1,7 @@
 """What running a batch costs beyond its tiles: Dask against plain processes, and the rate of tiles that do nothing.
 
     python benchmarks/batch_run.py                                    # both, small: some minutes on two cores
-    python benchmarks/batch_run.py ratio --side 4096 --tile-px 1024   # the figures of docs/batch.md
+    python benchmarks/batch_run.py ratio --side 4096 --tile-px 1024   # tiles of a usual size
     python benchmarks/batch_run.py noop --tiles 1000 10000 100000
 
 `ratio`: two Dask workers of one thread map the tiles of a scene, then two processes that know nothing of each other map

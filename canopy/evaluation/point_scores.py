@@ -4,7 +4,7 @@ Where no lidar flew, an image with every tree marked says much of a map: trees s
 low, and bare ground, which near-infrared shows, at zero. Stems measured in the field judge heights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -31,7 +31,7 @@ from tiles.aoi import read_aoi, to_crs
 from tiles.grid import rasterize
 from tiles.ground import true_gsd_m
 from tiles.heights import HeightRaster, open_heights, open_raster, rasterio_window, readable
-from tiles.windows import PixelWindow
+from tiles.windows import PixelWindow, cut_windows
 
 TREE_M = 2.0
 """Height above which a pixel is a tree's."""
@@ -183,7 +183,7 @@ def _score_map(
         require_north_up(path, raster.dataset)
         bands = _Bands.open(files, raster.dataset, image, nir)
         scene = _Scene.of(raster, points, image, area)
-        parts = [_add_window(raster, scene, bands, window) for window in _windows(raster.dataset.shape)]
+        parts = [_add_window(raster, scene, bands, window) for window in cut_windows(raster.dataset.shape, WINDOW_PX)]
     return reduce(PointSums.__add__, parts)
 
 
@@ -278,12 +278,6 @@ def _read_known(raster: DatasetReader, bands: tuple[int, ...], window: PixelWind
             mask = raster.dataset_mask(window=part) > 0
             values[:, *inside.slices_in(window)] = np.where(mask, raster.read(bands, window=part), np.nan)
     return values
-
-
-def _windows(shape: tuple[int, int]) -> Iterator[PixelWindow]:
-    for row0 in range(0, shape[0], WINDOW_PX):
-        for col0 in range(0, shape[1], WINDOW_PX):
-            yield PixelWindow(row0, col0, min(WINDOW_PX, shape[0] - row0), min(WINDOW_PX, shape[1] - col0))
 
 
 def _add_window(raster: HeightRaster, scene: _Scene, bands: _Bands, window: PixelWindow) -> PointSums:

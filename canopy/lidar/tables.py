@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tiles.windows import PixelWindow
+from tiles.windows import PixelWindow, cut_windows
 
 IN_MEMORY_BYTES = 400 * 2**20
 """Tables that need more than this together are files."""
@@ -123,12 +123,10 @@ def blocks(shape: tuple[int, int], side: int, halo: int) -> Iterator[Block]:
         halo: Cells around the core that are looked at.
     """
     whole = PixelWindow(0, 0, *shape)
-    for row in range(0, shape[0], side):
-        for col in range(0, shape[1], side):
-            core = PixelWindow(row, col, min(side, shape[0] - row), min(side, shape[1] - col))
-            padded = core.pad(halo).intersect(whole)
-            assert padded is not None  # the core lies in the raster
-            yield Block(core, padded)
+    for core in cut_windows(shape, side):
+        padded = core.pad(halo).intersect(whole)
+        assert padded is not None  # the core lies in the raster
+        yield Block(core, padded)
 
 
 def slices(window: PixelWindow) -> tuple[slice, slice]:

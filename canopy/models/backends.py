@@ -241,10 +241,6 @@ class OpenVINO(Backend):
         identity = f"{self._sha256} {name}"
         return ChipByChip(self._library, function, self._card.chip_px, self._stored(name), identity, self._precision)
 
-    def is_stored(self) -> bool:
-        """Return whether the heights were compiled before, by this or another version."""
-        return self._stored("heights").is_file()
-
     def _stored(self, name: str) -> Path:
         """Return the path of a compiled function."""
         suffix = "" if self._precision == "f32" else f"-{self._precision}"

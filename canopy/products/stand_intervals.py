@@ -13,7 +13,6 @@ which covers a stand of a new block with at least that probability (Dunn et al. 
 for Two-Layer Hierarchical Models, section 4; Lee et al. 2023, Distribution-Free Inference with Hierarchical Data).
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -245,9 +244,3 @@ def read_stand_calibration(path: Path) -> StandCalibration:
     if unknown:
         raise CalibrationError(f"{path}: unknown figures {', '.join(unknown)}; {', '.join(STATISTICS)} expected")
     return calibration
-
-
-def worst_coverage(calibration: StandCalibration, names: Sequence[str] = STATISTICS) -> Coverage | None:
-    """Return the coverage of the figure that is covered least; None where none was measured."""
-    measured = [calibration.statistics[name].coverage for name in names if name in calibration.statistics]
-    return min((each for each in measured if each is not None), key=lambda each: each.share, default=None)

@@ -16,7 +16,7 @@ from canopy.products.measuring import STATISTICS, Measures, measure_group, strat
 from canopy.products.reading import ProductMap, open_map, require_overlap
 from canopy.products.stand_errors import BLOCK_M, calibrate_stands
 from canopy.products.stand_intervals import StandCalibration, read_stand_calibration, write_calibration
-from canopy.products.work import Work, hold_work
+from canopy.products.work import Work, hold_work, part_name
 from canopy.products.writing import (
     CSV,
     GEOMETRY,
@@ -210,7 +210,7 @@ class _Measuring:
         names, resumed = [], 0
         windows = grid_windows(self.source)
         for number, window in enumerate(windows, 1):
-            names.append(f"r{window.row0:08d}_c{window.col0:08d}")
+            names.append(part_name(window))
             if self.work.has_table(names[-1]):
                 resumed += 1
             else:
