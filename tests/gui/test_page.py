@@ -164,7 +164,7 @@ def test_page_draws_the_sample_and_hover_says_what_the_file_says(
     settle(page)
     drawn = picture(page, pictures / "page.png", {"x": 380, "y": 0, "width": 660, "height": 720})
     green = (drawn[..., 1] > drawn[..., 0] + 15) & (drawn[..., 1] > drawn[..., 2] + 15)
-    assert green.mean() > 0.05
+    assert green.mean() > 0.1
     for shares in POINTS:
         x, y = free_spot(page, *shares)
         page.mouse.move(x, y)
@@ -178,7 +178,8 @@ def test_page_draws_the_sample_and_hover_says_what_the_file_says(
         match = [cell for cell in near if cell[0] == pytest.approx(value, abs=1e-4)]
         assert match, f"{value} at {lon}, {lat}: {near}"
         assert shown[0] == f"{value:.1f} m"
-        assert f"{match[0][1]:.1f} to {match[0][2]:.1f} m (90 %)" in shown
+        # On flat ground neighbours share a height, and each has an interval of its own.
+        assert {f"{low:.1f} to {high:.1f} m (90 %)" for _, low, high in match} & set(shown)
         assert "2019" in shown[-1]
 
 
