@@ -27,6 +27,8 @@ from tiles.locks import hold
 LOCKS = ".locks"
 """Folder of the locks under which leases of a local store change."""
 CREATE_TRIES = 4
+CONFLICT_TRIES = 5
+CONFLICT_PAUSE_S = 0.2
 LOCK_TRIES = 200
 LOCK_PAUSE_S = 0.01
 CHUNK_BYTES = 8 * 2**20
@@ -184,10 +186,19 @@ class Objects:
 
     def _put(self, key: str, content: bytes | Path, mode: Any = None) -> str:
         """Write an object and return its identity; conditions that fail are left to the caller."""
+        conditions: tuple[type[Exception], ...] = () if mode is None else (AlreadyExistsError, PreconditionError)
         absent = (FileNotFoundError,) if isinstance(mode, dict) else ()  # elsewhere there is no such bucket
-        with self._explained(f"write {key}", AlreadyExistsError, PreconditionError, *absent):
-            written = obstore.put(self._objects, key, content, mode=mode)
-        return str(written["e_tag"] or "unknown")
+        for tries_left in reversed(range(CONFLICT_TRIES)):
+            with self._explained(f"write {key}", *conditions, *absent):
+                try:
+                    return str(obstore.put(self._objects, key, content, mode=mode)["e_tag"] or "unknown")
+                except AlreadyExistsError:
+                    # Without a condition no name is taken: S3 reports a conflict with another request (409
+                    # OperationAborted), which passes.
+                    if mode is not None or not tries_left:
+                        raise
+            time.sleep(CONFLICT_PAUSE_S)
+        raise AssertionError("the last try returns or raises")
 
     @contextlib.contextmanager
     def _explained(self, action: str, *passing: type[Exception]) -> Iterator[None]:

@@ -1,13 +1,16 @@
 """Local disk and S3 keep the same promises."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
 import pytest
 from batches import keys
 from obstore.exceptions import AlreadyExistsError, GenericError
+from servers.web import Call, Fault, Reply, WebServer
 
+from canopy.batch import store as stores
 from canopy.batch.store import Store, StoreError, open_store
 
 
@@ -99,5 +102,68 @@ def test_a_folder_that_is_absent_is_refused(tmp_path: Path) -> None:
 
 def test_a_bucket_that_is_absent_is_an_error(store: Store) -> None:
     if store.url.startswith("s3"):
-        with pytest.raises(StoreError, match="cannot write x"):
+        with pytest.raises(StoreError, match=r"cannot write x"):
             open_store("s3://no-such-bucket/x").create("x", b"1")
+
+
+# --- what stores other than moto answer
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    """A server in place of S3."""
+    with WebServer() as server:
+        for name, value in {"AWS_ENDPOINT_URL": server.url, "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "none",
+                            "AWS_SECRET_ACCESS_KEY": "none"}.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(stores, "CONFLICT_PAUSE_S", 0.0)
+        yield server
+
+
+def refusal(code: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+
+
+def test_a_conflict_of_a_plain_write_passes(answers: WebServer, tmp_path: Path) -> None:
+    """S3 answers 409 OperationAborted to a write without a condition too: nothing exists there."""
+    (tmp_path / "file").write_bytes(b"heights")
+    answers.route("/", Reply(headers={"ETag": '"1"'}))
+    answers.fail(*[Fault(409, refusal("OperationAborted"))] * 2)
+    open_store("s3://batches/x").upload("data/a.tif", tmp_path / "file")
+    assert [call.body for call in answers.calls] == [b"heights"] * 3
+
+
+def test_a_conflict_that_stays_is_an_error(answers: WebServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"heights")
+    answers.route("/", Reply(refusal("OperationAborted"), 409))
+    store = open_store("s3://batches/x")
+    with pytest.raises(StoreError, match=r"cannot write data/a.tif .*409 Conflict"):
+        store.upload("data/a.tif", tmp_path / "file")
+    with pytest.raises(StoreError, match=r"cannot write clock/.*409 Conflict"):
+        store.now_s()
+
+
+def test_a_bucket_of_another_region_is_named(answers: WebServer) -> None:
+    """S3 answers 301 without a Location."""
+    answers.route("/", Reply(refusal("PermanentRedirect"), 301, {"x-amz-bucket-region": "eu-west-1"}))
+    store = open_store("s3://batches/x")
+    for action in (lambda: store.read("a"), lambda: store.create("a", b"1"), lambda: list(store.list("a"))):
+        with pytest.raises(StoreError, match="region"):
+            action()
+
+
+def test_an_upload_that_fails_with_status_200_has_failed(
+    answers: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last request of an upload in parts may answer 200 with an error in its body."""
+
+    def reply(call: Call) -> Reply:
+        if call.method == "POST" and "uploadId" not in call.query:
+            return Reply(b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>")
+        return Reply(refusal("InternalError")) if call.method == "POST" else Reply(headers={"ETag": '"1"'})
+
+    (tmp_path / "file").write_bytes(bytes(12 * 2**20))
+    answers.route("/", reply)
+    monkeypatch.setitem(stores._RETRIES, "max_retries", 0)
+    with pytest.raises(StoreError, match=r"cannot write data/a.tif .*InternalError"):
+        open_store("s3://batches/x").upload("data/a.tif", tmp_path / "file")
