@@ -8,6 +8,7 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,20 @@ def test_pins_satisfy_the_floors() -> None:
     assert set(CORE) <= set(pinned)
     for name, floor in (CORE | EXTRAS).items():
         assert name not in pinned or Version(pinned[name]) >= Version(floor or "0"), name
+
+
+def test_each_requirement_is_imported_somewhere() -> None:
+    modules = {
+        node.module.split(".")[0] if isinstance(node, ast.ImportFrom) and node.module else alias.name.split(".")[0]
+        for package in ("canopy", "pretrain", "tiles")
+        for path in (REPOSITORY / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    distributions = packages_distributions()
+    imported = {canonicalize_name(name) for module in modules for name in distributions.get(module, [])}
+    assert set(CORE) - imported == set()
 
 
 def test_serving_image_installs_what_tiles_imports() -> None:
