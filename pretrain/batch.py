@@ -101,7 +101,7 @@ def _draw_masks(
 def crops_at(step: int, config: PretrainConfig) -> tuple[CropConfig, CropConfig]:
     """Return the global and the local crops of a step: the last phase may have larger ones."""
     phase = config.high_resolution
-    if phase is None or step < phase.start * config.loop.steps:
+    if phase is None or step < phase.start * config.schedule_steps:
         return config.global_crops, config.local_crops
     return (
         config.global_crops.model_copy(update={"px": phase.global_px}),

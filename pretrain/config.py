@@ -212,7 +212,10 @@ class ScheduleConfig(Config):
     """Rates as functions of the step."""
 
     kind: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine to the end, or constant."""
+    """After the warm-up: half a cosine to the end, or constant. Only a run with constant rates can be lengthened."""
+    steps: int | None = Field(default=None, gt=0)
+    """Steps to which the cosine refers, and the shares of the run: warm-ups, `freeze_last`, `gram.start`,
+    `high_resolution.start`. After them rates keep their last values. `loop.steps` if None."""
     lr: Positive = 4e-3
     """Peak rate for 1024 images a step; scaled by the square root of the images over 1024."""
     lr_end: NotNegative = 1e-6
@@ -322,6 +325,11 @@ class PretrainConfig(Config):
     """Mean of each band, in [0, 1]."""
     std: tuple[Positive, ...] = (0.20, 0.19, 0.17)
     """Standard deviation of each band."""
+
+    @property
+    def schedule_steps(self) -> int:
+        """Steps that all shares of the run refer to."""
+        return self.schedule.steps or self.loop.steps
 
     @field_validator("encoder_args")
     @classmethod

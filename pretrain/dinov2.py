@@ -103,7 +103,7 @@ class SelfDistillation:
     def __init__(self, config: PretrainConfig, device: torch.device, teacher: Distiller | None = None) -> None:
         self.config = config
         images = config.batch * config.loop.accumulate
-        self.schedules = Schedules(config.loop.steps, images, config.schedule, config.target)
+        self.schedules = Schedules(config.schedule_steps, images, config.schedule, config.target)
         # Order: weights, then what changes the modules, then copies, then sharding, then the optimizer on the shards.
         self.student = build_distiller(config).to(device)
         if config.start is not None:
@@ -190,7 +190,7 @@ class SelfDistillation:
         if signs is None:
             return entry
         # an untrained teacher distinguishes no images: no warning before the end of the warm-up
-        warmed = step >= self.config.schedule.warmup * self.config.loop.steps
+        warmed = step >= self.config.schedule.warmup * self.config.schedule_steps
         warning = signs.warning() if warmed else None
         return entry | asdict(signs) | ({} if warning is None else {"warning": warning})
 
@@ -244,7 +244,7 @@ class SelfDistillation:
 
     def _gram_start(self) -> int:
         """Return the first step with a Gram teacher."""
-        return math.ceil(self.config.gram.start * self.config.loop.steps)
+        return math.ceil(self.config.gram.start * self.config.schedule_steps)
 
     def _renews_anchor(self, step: int) -> bool:
         """Return whether the anchor is replaced before a step."""

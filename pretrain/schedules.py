@@ -11,7 +11,7 @@ class Schedules:
     """All rates of a run."""
 
     steps: int
-    """Steps of the run."""
+    """Steps that the shares refer to; later steps have the last values."""
     images: int
     """Images a step, over ranks and accumulated batches."""
     rates: ScheduleConfig
@@ -51,4 +51,4 @@ class Schedules:
         if self.rates.kind == "constant":
             return first
         # last + (first - last) (1 + cos(pi t)) / 2
-        return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
+        return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -18,7 +18,7 @@ from canopy.models.encoders import encoder_card
 from canopy.progress import Report, ignore
 from canopy.training.loop import fit_learner
 from canopy.training.ranks import rank, together, whole
-from canopy.training.runs import claim_run, hold_run, report_entry
+from canopy.training.runs import RECORD, claim_run, hold_run, report_entry
 from canopy.version import __version__
 from pretrain.batch import crops_at, draw_batch
 from pretrain.config import CropConfig, DistillConfig, PretrainConfig
@@ -58,8 +58,11 @@ def pretrain(
         TrainingError: Data or run are unusable.
         CollapseError: The run ended collapsed; its bundle and checkpoints are written all the same.
     """
+    if resume:
+        config = lengthened(config, run)
     # Order: lock, networks, data, first step; only then is the folder claimed, for all of them are good.
-    with together() as device, hold_run(run, config, resume=resume) if rank() == 0 else nullcontext():
+    held = hold_run(run, config, resume=resume, goes_on=goes_on) if rank() == 0 else nullcontext()
+    with together() as device, held:
         learner = SelfDistillation(config, device, teacher)
         patch_px = learner.student.encoder.patch_px
         check_crops(config, patch_px)
@@ -78,6 +81,41 @@ def pretrain(
         if rank() == 0:
             require_health(config, run)
     return run / "last.safetensors"
+
+
+def lengthened(config: PretrainConfig, run: Path) -> PretrainConfig:
+    """Return the recipe of a run that may have more steps than it began with: its phases stay where they were.
+
+    Args:
+        config: The recipe, `loop.steps` perhaps larger than recorded.
+        run: Folder of the run.
+
+    Raises:
+        TrainingError: The rates of the run follow a cosine over its steps, so that a longer one is another run.
+    """
+    record = run / RECORD
+    if not record.is_file() or config.schedule.steps is not None:
+        return config
+    recorded = load_config(record, type(config))
+    began_with = recorded.schedule.steps or recorded.loop.steps
+    if config.loop.steps <= began_with:
+        return config
+    if config.schedule.kind == "cosine" and recorded.schedule.steps is None:
+        raise TrainingError(
+            f"{run} follows a cosine over {began_with} steps and cannot have {config.loop.steps}: only runs with "
+            "schedule.kind: constant or schedule.steps can be lengthened; `start:` begins a new run from its encoder"
+        )
+    return config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps": began_with})})
+
+
+def goes_on(recorded: PretrainConfig, config: PretrainConfig) -> bool:
+    """Return whether a recipe is the recorded one with at least as many steps."""
+    if config.loop.steps < recorded.loop.steps or config.schedule_steps != recorded.schedule_steps:
+        return False
+    steps = {"loop": recorded.loop, "schedule": recorded.schedule}
+    same_loop = config.loop.model_copy(update={"steps": recorded.loop.steps}) == recorded.loop
+    same_rates = config.schedule.model_copy(update={"steps": recorded.schedule.steps}) == recorded.schedule
+    return same_loop and same_rates and config.model_copy(update=steps) == recorded
 
 
 def require_health(config: PretrainConfig, run: Path) -> None:
@@ -100,7 +138,7 @@ def require_health(config: PretrainConfig, run: Path) -> None:
     if not config.terms.dino or not entries:
         return
     last = entries[-1]
-    if last["step"] < max(1, config.schedule.warmup * config.loop.steps):
+    if last["step"] < max(1, config.schedule.warmup * config.schedule_steps):
         return  # an untrained teacher distinguishes no images
     signs = CollapseSigns(**{field.name: last[field.name] for field in fields(CollapseSigns)})
     if warning := signs.warning():

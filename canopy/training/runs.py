@@ -1,10 +1,12 @@
 """The folder of a run: locked, claimed and resumed; its log shown."""
 
 import logging
+import operator
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from canopy.config import Config, dump_config, load_config
 from canopy.errors import TrainingError
@@ -22,27 +24,33 @@ REPORT_STEPS = 20
 _LOG = logging.getLogger(__name__)
 
 
+Recipe = TypeVar("Recipe", bound=Config)
+GoesOn = Callable[[Recipe, Recipe], bool]
+"""Whether a run of the recorded configuration, the first, may go on with the second."""
+
+
 @contextmanager
-def hold_run(run: Path, config: Config, *, resume: bool) -> Iterator[None]:
+def hold_run(run: Path, config: Recipe, *, resume: bool, goes_on: GoesOn[Recipe] = operator.eq) -> Iterator[None]:
     """Lock the folder of a run, new or resumed, while the block runs; a start that fails leaves no folder.
 
     Args:
         run: Folder of the run; made if absent.
         config: Configuration of the run.
         resume: Whether to go on with the run in the folder, if there is one.
+        goes_on: Function that judges the recorded and the present configuration, without their notes.
 
     Raises:
         TrainingError: The folder has a run and `resume` is not set, or a run of another configuration.
         OutputBusyError: Another process works on the run.
         OutputError: The folder cannot be written.
     """
-    check_run(run, config, resume=resume)
+    check_run(run, config, resume=resume, goes_on=goes_on)
     is_new = not run.exists()
     make_folder(run)
     with hold(run / LOCK, f"another run works on {run}: wait for it, or name another folder with --out"):
         try:
             # Again under the lock: another process may have claimed or finished the run in the meantime.
-            check_run(run, config, resume=resume)
+            check_run(run, config, resume=resume, goes_on=goes_on)
             for folder in (run, run / "checkpoints", run / "tokens"):
                 sweep_drafts(folder)
             yield
@@ -52,7 +60,7 @@ def hold_run(run: Path, config: Config, *, resume: bool) -> Iterator[None]:
                 shutil.rmtree(run, ignore_errors=True)
 
 
-def check_run(run: Path, config: Config, *, resume: bool) -> None:
+def check_run(run: Path, config: Recipe, *, resume: bool, goes_on: GoesOn[Recipe] = operator.eq) -> None:
     """Refuse a folder with a run that may not be gone on with.
 
     A run that left neither a checkpoint nor a bundle has nothing to lose: any configuration may start there.
@@ -65,13 +73,13 @@ def check_run(run: Path, config: Config, *, resume: bool) -> None:
         return
     if not resume:
         raise TrainingError(f"{run} has a run: pass --resume to go on with it, or name another folder with --out")
-    if _decisive(load_config(record, type(config))) != _decisive(config):
+    if not goes_on(_decisive(load_config(record, type(config))), _decisive(config)):
         raise TrainingError(
             f"{record} differs from the configuration given: resume with its settings, or name another --out"
         )
 
 
-def _decisive(config: Config) -> Config:
+def _decisive(config: Recipe) -> Recipe:
     """Return a configuration without its notes, which decide nothing of a run."""
     return config.model_copy(update={"notes": ""})
 

@@ -36,6 +36,13 @@ def test_the_temperature_rises_linearly_over_its_warmup() -> None:
     assert without.temperature(0) == 0.07
 
 
+def test_rates_keep_their_last_values_after_their_steps() -> None:
+    rates = schedules()
+    assert rates.learning_rate(30) == rates.learning_rate(20)
+    assert rates.momentum(30) == pytest.approx(1.0)
+    assert rates.weight_decay(30) == pytest.approx(0.2)
+
+
 def test_constant_schedules_stay_at_their_first_value_after_the_warmup() -> None:
     rates = schedules(kind="constant")
     peak = 8e-3 * math.sqrt(4 / 1024)

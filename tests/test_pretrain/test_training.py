@@ -76,6 +76,53 @@ def test_five_steps_and_five_more_equal_ten_to_the_bit(imagery: Path, tmp_path: 
     assert losses[0] == losses[1]
 
 
+PHASES: dict[str, Any] = {
+    "tiles": {"tile_px": 64}, "terms": {"gram": 1.0}, "gram": {"start": 0.5},
+    "high_resolution": {"start": 0.7, "global_px": 64, "local_px": 24}, "monitor_every": 100,
+}  # fmt: skip
+
+
+def phased(imagery: Path, run_steps: int, **schedule: Any) -> PretrainConfig:
+    """A recipe all of whose phases depend on its length."""
+    tiles = {"sources": [{"path": str(imagery)}], **PHASES["tiles"]}
+    return config(imagery, **{**PHASES, "tiles": tiles, "loop": {"steps": run_steps}, "schedule": schedule})
+
+
+def test_a_run_that_is_lengthened_equals_one_that_was_longer_from_the_beginning(imagery: Path, tmp_path: Path) -> None:
+    """Phases stay where the first length has put them."""
+    pretrain(phased(imagery, 6, kind="constant"), tmp_path / "long")
+    for steps in (8, 10):  # and once more, from a record that was lengthened
+        pretrain(phased(imagery, steps, kind="constant"), tmp_path / "long", resume=True)
+    pretrain(phased(imagery, 10, kind="constant", steps=6), tmp_path / "whole")
+    whole, long = (tensors(checkpoint(tmp_path / name, 10)) for name in ("whole", "long"))
+    assert len(whole) == len(long) > 100
+    assert all(torch.equal(a, b) for a, b in zip(whole, long, strict=True))
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "long")]
+    losses = [[entry["loss"] for line in log if "loss" in (entry := json.loads(line))] for log in logs]
+    assert len(losses[0]) == 10
+    assert losses[0] == losses[1]
+    assert load_config(tmp_path / "long" / "config.yaml", PretrainConfig).loop.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changes", "message"),
+    [
+        ({"kind": "cosine"}, {"loop": {"steps": 5}}, r"cosine over 3 steps and cannot have 5: .*kind: constant"),
+        ({"kind": "constant"}, {"loop": {"steps": 2}}, "differs from the configuration"),
+        ({"kind": "constant"}, {"loop": {"steps": 5}, "drop_path": 0.4}, "differs from the configuration"),
+        ({"kind": "constant"}, {"loop": {"steps": 5, "seed": 1}}, "differs from the configuration"),
+    ],
+)
+def test_another_recipe_is_no_longer_run(
+    imagery: Path, tmp_path: Path, schedule: Any, changes: Any, message: str
+) -> None:
+    pretrain(config(imagery, loop={"steps": 3}, schedule=schedule), tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(TrainingError, match=message):
+        pretrain(config(imagery, schedule=schedule, **changes), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
 def test_the_bundle_contains_the_teachers_encoder(imagery: Path, tmp_path: Path) -> None:
     path = pretrain(config(imagery, loop={"steps": 3}), tmp_path / "run")
     card, encoder = load_encoder(path)
