@@ -61,8 +61,8 @@ def pretrain(
     if resume:
         config = lengthened(config, run)
     # Order: lock, networks, data, first step; only then is the folder claimed, for all of them are good.
-    held = hold_run(run, config, resume=resume, goes_on=goes_on) if rank() == 0 else nullcontext()
-    with together() as device, held:
+    folder_lock = hold_run(run, config, resume=resume, goes_on=goes_on) if rank() == 0 else nullcontext()
+    with together() as device, folder_lock:
         learner = SelfDistillation(config, device, teacher)
         patch_px = learner.student.encoder.patch_px
         check_crops(config, patch_px)
