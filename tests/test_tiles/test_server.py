@@ -217,6 +217,42 @@ def test_webp_has_the_same_colours_as_png(client: TestClient) -> None:
     assert np.array_equal(png[opaque], webp[opaque])
 
 
+@pytest.mark.parametrize(
+    ("product", "value", "expected"),
+    [
+        ("cover", 0.0, "#f7f4e6"),
+        ("cover", 1.0, "#104456"),
+        ("change", -1.0, "#b2182b"),
+        ("change", 0.0, "#f7f7f7"),
+        ("change", 1.0, "#2166ac"),
+    ],
+)
+def test_products_have_the_colours_of_their_style(tmp_path: Path, product: str, value: float, expected: str) -> None:
+    values = np.full((1, 120, 160), value)
+    values[:, :, 80:] = np.nan
+    make_raster(
+        tmp_path / "a.tif", crs=UTM, origin=(X, Y), resolution=0.5, dtype="float32", values=values, nodata=np.nan,
+        tags={"CANOPY_PRODUCT": product},
+    )  # fmt: skip
+    with open_client(tmp_path) as client:
+        known, unknown = (read_tile(client, east_m, 30, layer="/layers/a") for east_m in (20, 60))
+        refusal = client.get("/layers/a/histogram", params={"bbox": "15,0,15.1,0.1"})
+    assert known[:3].tolist() == [int(expected[i : i + 2], 16) for i in (1, 3, 5)]
+    assert (known[3], unknown[3]) == (255, 0)
+    assert (refusal.status_code, f"is {product};" in refusal.text) == (400, True)
+
+
+def test_a_product_without_a_style_is_drawn_over_its_values(tmp_path: Path) -> None:
+    values = np.linspace(50, 350, 120 * 160).reshape(1, 120, 160)
+    make_raster(
+        tmp_path / "a.tif", crs=UTM, origin=(X, Y), resolution=0.5, dtype="float32", values=values,
+        tags={"CANOPY_PRODUCT": "biomass"},
+    )  # fmt: skip
+    with open_client(tmp_path) as client:
+        low, high = (read_tile(client, 40, south_m, layer="/layers/a")[:3].tolist() for south_m in (0.4, 59.6))
+    assert (low, high) == ([68, 1, 84], [253, 231, 36])
+
+
 def test_small_tiles(client: TestClient) -> None:
     content = client.get(f"{tile_path(*lonlat(20, 10))}.png?tilesize=256").content
     assert pixels(content).shape == (256, 256, 4)

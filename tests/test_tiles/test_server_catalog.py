@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import rasterio
 from map_server import SHAPE, UTM, X, Y, make_map, map_values
 from rasters import make_raster
 
@@ -69,15 +70,19 @@ def test_folders_leave_out_what_is_no_map(tmp_path: Path, caplog: pytest.LogCapt
         assert any(name in line and reason in line for line in caplog.messages), name
 
 
-def test_products_that_are_no_heights_are_shown_in_grey(tmp_path: Path) -> None:
+def test_products_that_are_no_heights_have_their_own_name_and_unit(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random((3, 8, 8)).astype("float32")
-    tags = {"CANOPY_PRODUCT": "cover"}
-    make_raster(
-        tmp_path / "cover.tif", values=values, dtype="float32", descriptions=("cover", "low", "high"), tags=tags
+    names = ("cover", "cover_p05", "cover_p95")
+    path = make_raster(
+        tmp_path / "a.tif", values=values, dtype="float32", descriptions=names, tags={"CANOPY_PRODUCT": "cover"}
     )
+    with rasterio.open(path, "r+") as raster:
+        raster.units = ("1",) * 3
     (layer,) = open_catalog(tmp_path)
-    assert (layer.kind, [band.indexes for band in layer.bands]) == ("imagery", [(1,)])
-    assert layer.to_json()["bands"][0]["unit"] is None
+    assert (layer.kind, layer.product, layer.is_picture) == ("imagery", "cover", False)
+    (band,) = layer.to_json()["bands"]
+    assert (band["name"], band["title"], band["unit"]) == ("cover", "Cover", "1")
+    assert band["range"]["max"] == pytest.approx(values[0].max())
 
 
 def test_pictures_are_imagery(tmp_path: Path) -> None:

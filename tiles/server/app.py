@@ -196,7 +196,7 @@ def wmts_capabilities(request: Request) -> Response:
 
 def _height_band(layer: Layer, name: str | None) -> Any:
     if layer.kind == "imagery":
-        raise HTTPException(400, f"layer {layer.id!r} is imagery; expected a layer of heights")
+        raise HTTPException(400, f"layer {layer.id!r} is {layer.content}; expected a layer of heights")
     return find_band(layer, name)
 
 

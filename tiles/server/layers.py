@@ -24,7 +24,7 @@ from tiles.zonal import INTERVAL_LEVEL
 INTERVAL_WIDTH = "interval_width"
 """Name of the derived band: upper less lower bound."""
 PRODUCT_TAG = "CANOPY_PRODUCT"
-"""Tag of rasters that were derived from heights and are none: cover, biomass, change. They are shown in grey."""
+"""Tag of rasters that were derived from heights and are none: cover, biomass, change. Each has a ramp of its own."""
 DRIVERS = ("GTiff", "VRT")
 TILE_PX = 512
 MAX_ZOOM = 24
@@ -104,7 +104,7 @@ class Layer:
     title: str
     """Name for people."""
     kind: Literal["height", "imagery"]
-    """Heights in metres, or a picture."""
+    """Heights in metres, or what is shown as a picture: imagery, and products of heights."""
     path: Path
     """File; never part of an answer."""
     signature: Signature
@@ -135,8 +135,22 @@ class Layer:
     """Version of Canopy that made the map."""
     attribution: str | None
     """Text that a picture of the layer must carry."""
+    product: str | None
+    """Name of the product, such as "cover"; None for heights and for pictures."""
+    unit: str | None
+    """Unit of the values; "1" for a share, None for pictures and for classes."""
     dates_path: Path | None
     """Raster of acquisition dates, days since 1970-01-01, 0 where unknown."""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the bands are colours, not values."""
+        return self.kind == "imagery" and self.product is None
+
+    @property
+    def content(self) -> str:
+        """What the layer shows, for people: height, imagery, or the name of a product."""
+        return self.product or self.kind
 
     def band(self, name: str | None) -> Band:
         """Return a band by its name; the first for None.
@@ -148,7 +162,6 @@ class Layer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without links."""
-        unit = UNIT if self.kind == "height" else None
         authority = self.crs.to_authority()
         return {
             "id": self.id,
@@ -164,9 +177,9 @@ class Layer:
                 {
                     "name": band.name,
                     "title": band.title,
-                    "unit": unit,
+                    "unit": self.unit,
                     "derived": band.is_derived,
-                    **({"range": band.range.to_json() if band.range else None} if unit else {}),
+                    **({} if self.is_picture else {"range": band.range.to_json() if band.range else None}),
                 }
                 for band in self.bands
             ],
@@ -183,6 +196,7 @@ class Layer:
             "sources": list(self.sources),
             "version": self.version,
             "attribution": self.attribution,
+            "product": self.product,
         }
 
 
@@ -232,6 +246,8 @@ def read_layer(path: Path, layer_id: str, title: str, kind: Literal["height", "i
                 sources=_names(tags.get("CANOPY_IMAGERY") or tags.get("CANOPY_LIDAR")),
                 version=tags.get("CANOPY_VERSION"),
                 attribution=tags.get("CANOPY_IMAGERY_ATTRIBUTION"),
+                product=tags.get(PRODUCT_TAG) if kind == "imagery" else None,
+                unit=UNIT if kind == "height" else src.units[0] or None if PRODUCT_TAG in tags else None,
                 dates_path=_dates_path(path, src),
             )
     except RASTER_ERRORS as error:
@@ -257,10 +273,12 @@ def _is_picture(src: Any) -> bool:
 
 
 def _bands(src: Any, kind: str) -> tuple[Band, ...]:
+    if PRODUCT_TAG in src.tags() and kind == "imagery":
+        name = src.descriptions[0] or src.tags()[PRODUCT_TAG]
+        return (Band(name, name.replace("_", " ").capitalize(), (1,), _ranges(_sample(src, [1]))[0]),)
     if kind == "imagery":
         colours = [n for n in src.indexes if src.colorinterp[n - 1] != ColorInterp.alpha][:3]
-        # The bands of a product, such as a cover and the ends of its interval, are no colours.
-        colours = colours if len(colours) == 3 and PRODUCT_TAG not in src.tags() else colours[:1]
+        colours = colours if len(colours) == 3 else colours[:1]
         titles = ("Red", "Green", "Blue") if len(colours) == 3 else ("Gray",)
         ranges = _ranges(_sample(src, colours)) if src.dtypes[0] != "uint8" else [None] * len(colours)
         return tuple(

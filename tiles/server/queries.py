@@ -17,7 +17,6 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
-from tiles.cog import UNIT
 from tiles.errors import AOIError
 from tiles.server.layers import Acquired, Band, Layer
 from tiles.zonal import INTERVAL_LEVEL, ZoneStatistics, zone_statistics
@@ -54,7 +53,7 @@ def point(layer: Layer, lon: float, lat: float) -> dict[str, Any]:
         "interval": None
         if low_m is None or high_m is None
         else {"low_m": low_m, "high_m": high_m, "level": INTERVAL_LEVEL},
-        "unit": UNIT if layer.kind == "height" else None,
+        "unit": layer.unit,
         "acquired": _acquired(layer, window).to_json(),
         "cell": {"row": row, "col": col, "x": center_x, "y": center_y},
     }
@@ -230,7 +229,7 @@ def view_histogram(
     return {
         "layer": layer.id,
         "band": band.name,
-        "unit": UNIT if layer.kind == "height" else None,
+        "unit": layer.unit,
         "edges": list(edges),
         "counts": counts.tolist(),
         "known": int(finite.size),

@@ -20,7 +20,7 @@ from titiler.core.dependencies import DefaultDependency
 from titiler.core.factory import TilerFactory
 
 from tiles.server.layers import MAX_ZOOM, TILE_PX, Band, Layer
-from tiles.style import HEIGHT_RAMP, WIDTH_RAMP, Ramp
+from tiles.style import CHANGE_RAMP, COVER_RAMP, HEIGHT_RAMP, WIDTH_RAMP, Ramp
 
 MATRIX_SET = "WebMercatorQuad"
 HEIGHT_RANGE_M, DIFFERENCE_RANGE_M = (0.0, 35.0), (-15.0, 15.0)
@@ -104,6 +104,8 @@ RAMPS: dict[str, Ramp | str] = {
     "width": WIDTH_RAMP,
     **{name: name for name in ("viridis", "cividis", "magma", "gray", "rdbu")},
 }
+PRODUCT_RAMPS: dict[str, Ramp] = {"cover": COVER_RAMP, "change": CHANGE_RAMP}
+"""Name of a product -> ramp of its style; any other is drawn in viridis, from its 2nd to its 98th percentile."""
 RampName = Literal["height", "width", "viridis", "cividis", "magma", "gray", "rdbu"]
 
 
@@ -128,18 +130,27 @@ async def drawing(
     """Check what a request asks of a tile."""
     if layer.kind == "imagery":
         if request.query_params.keys() - {"tilesize"}:
-            raise HTTPException(400, f"layer {layer.id!r} is imagery; expected no query but tilesize")
-        return Drawing(Source(layer, layer.bands[0]), "color", "gray", HEIGHT_RANGE_M, None)
+            raise HTTPException(400, f"layer {layer.id!r} is {layer.content}; expected no query but tilesize")
+        return Drawing(Source(layer, layer.bands[0]), "color", *_product_ramp(layer), None)
     chosen = find_band(layer, band)
     subtracted = None
     if minus is not None:
         other = find_layer(request, minus)
         if other.kind == "imagery":
-            raise HTTPException(400, f"layer {minus[:100]!r} is imagery; expected heights to subtract")
+            raise HTTPException(400, f"layer {minus[:100]!r} is {other.content}; expected heights to subtract")
         subtracted = other, find_band(other, band if band is not None else other.bands[0].name)
     limits = parse_range(range) if range else DIFFERENCE_RANGE_M if subtracted else HEIGHT_RANGE_M
     name = ramp or ("rdbu" if subtracted else "height")
     return Drawing(Source(layer, chosen, subtracted), encoding, name, limits, fill)
+
+
+def _product_ramp(layer: Layer) -> tuple[str, tuple[float, float]]:
+    """Return the name of the ramp of a product, and the values at its ends."""
+    if (ramp := PRODUCT_RAMPS.get(layer.product or "")) is not None:
+        return str(layer.product), (ramp[0][0], ramp[-1][0])
+    limits = layer.bands[0].range
+    low, high = (limits.p02, limits.p98) if limits else (0.0, 1.0)
+    return "viridis", (low, high if high > low else low + 1.0)
 
 
 DrawingOfRequest = Annotated[Drawing, Depends(drawing)]
@@ -163,7 +174,7 @@ class LayerReader(Reader):
             options: Resampling.
         """
         tile = (tile_x, tile_y, tile_z, tilesize or TILE_PX)
-        if source.layer.kind == "imagery":
+        if source.layer.is_picture:
             indexes = tuple(index for band in source.layer.bands for index in band.indexes)
             return super().tile(*tile, indexes=indexes, **options)
         image = super().tile(*tile, indexes=source.band.indexes, **options)
@@ -215,7 +226,7 @@ def encode_colour(heights_m: NDArray[np.float32], range_m: tuple[float, float]) 
 
 def palette(name: str) -> Palette:
     """Return the colours of a ramp, stretched over 255 indexes."""
-    ramp = RAMPS[name]
+    ramp = (RAMPS | PRODUCT_RAMPS)[name]
     if isinstance(ramp, str):
         table = cmap.get(ramp)
         # rio-tiler's table has 256 colours, of which one gives way to the transparent index.
@@ -228,7 +239,7 @@ def palette(name: str) -> Palette:
     return Palette(bytes(3) + colours.astype(np.uint8).tobytes())
 
 
-_PALETTES = {name: palette(name) for name in RAMPS}
+_PALETTES = {name: palette(name) for name in RAMPS | PRODUCT_RAMPS}
 
 
 # Dependencies that compute nothing are coroutines: FastAPI runs any other in a thread of its own, one after the other,
@@ -248,7 +259,7 @@ async def _band(request: DrawingOfRequest) -> _Arguments:
 
 async def _resampling(layer: LayerOfRequest) -> _Arguments:
     # A height that no cell has would differ from the value under the pointer; pictures look better smooth.
-    method = "nearest" if layer.kind == "height" else "bilinear"
+    method = "bilinear" if layer.is_picture else "nearest"
     return _Arguments(reproject_method=method, resampling_method=method)
 
 
@@ -283,7 +294,7 @@ async def _process(request: DrawingOfRequest) -> Callable[[ImageData], ImageData
     layer = request.source.layer
 
     def encode(image: ImageData) -> ImageData:
-        if layer.kind == "imagery":
+        if layer.is_picture:
             image.array = np.ma.MaskedArray(_stretched(image.array, layer), mask=np.ma.getmaskarray(image.array))
         elif request.encoding == "terrain":
             image.array = np.ma.MaskedArray(encode_terrain(np.ma.filled(image.array, np.nan)[0], request.fill_m))
@@ -307,7 +318,7 @@ def _stretched(values: NDArray[Any], layer: Layer) -> NDArray[np.uint8]:
 
 
 async def _palette_of(request: DrawingOfRequest) -> Palette | None:
-    is_colour = request.source.layer.kind == "height" and request.encoding == "color"
+    is_colour = not request.source.layer.is_picture and request.encoding == "color"
     return _PALETTES[request.ramp] if is_colour else None
 
 

@@ -63,7 +63,7 @@ def _add_layer(contents: ElementTree.Element, layer: Layer, base_url: str, tile_
     if west > east:  # across the antimeridian: a box of WGS84 cannot say that
         west, east = -180.0, 180.0
     _ows(element, "Title", layer.title)
-    _ows(element, "Abstract", f"{layer.kind}; imagery of {layer.acquired.text}")
+    _ows(element, "Abstract", f"{layer.content}; imagery of {layer.acquired.text}")
     box = _ows(element, "WGS84BoundingBox")
     _ows(box, "LowerCorner", f"{west} {south}")
     _ows(box, "UpperCorner", f"{east} {north}")

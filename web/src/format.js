@@ -8,6 +8,7 @@ const month = new Intl.DateTimeFormat("en-GB", { month: "long", year: "numeric",
 export const metres = (value) => (value === null || value === undefined ? "unknown" : `${one.format(value)} m`);
 export const signed = (value) => (value > 0 ? `+${metres(value)}` : metres(value));
 export const percent = (value) => (value === null || value === undefined ? "unknown" : `${whole.format(100 * value)} %`);
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export const area = (m2) => (m2 >= 10000 ? `${one.format(m2 / 10000)} ha` : `${whole.format(m2)} m²`);
 export const interval = ({ low_m, high_m, level }) =>
   `${one.format(low_m)} to ${one.format(high_m)} m (${Math.round(100 * level)} %)`;

@@ -19,7 +19,7 @@ const library = painted.then(() => import("./map.js"));
 
 const state = createState();
 const byId = new Map();
-let heights = [], pictures = [], map = null, leftMap = null, unfollow = null, drawing = null, hover = null, legend = null;
+let heights = [], pictures = [], products = [], map = null, leftMap = null, unfollow = null, drawing = null, hover = null, legend = null;
 let histogramAbort = null, polygons = [];
 
 const values = () => state.get();
@@ -37,7 +37,8 @@ async function start() {
   try {
     const layers = await api.layers();
     heights = layers.filter(({ kind }) => kind === "height");
-    pictures = layers.filter(({ kind }) => kind === "imagery");
+    pictures = layers.filter(({ kind, product }) => kind === "imagery" && !product);
+    products = layers.filter(({ product }) => product);
     for (const layer of layers) byId.set(layer.id, layer);
     if (!heights.length) {
       $("title").textContent = "No maps";
@@ -136,7 +137,7 @@ async function drawLeft(applyDrawing) {
   const share = Math.min(1, Math.max(0, swipe));
   $("stage").style.setProperty("--swipe", share);
   $("swipe").setAttribute("aria-valuenow", Math.round(100 * share));
-  const chosen = byId.get(left) ?? pictures[0] ?? heights.find(({ id }) => id !== values().layer) ?? current();
+  const chosen = byId.get(left) ?? pictures[0] ?? products[0] ?? heights.find(({ id }) => id !== values().layer) ?? current();
   if (!leftMap) {
     const maps = await library;
     leftMap = maps.createMap("left", { interactive: false, bounds: boundsOf(current()), padding: 0 });
@@ -175,9 +176,9 @@ function buildControls() {
   bind("left-layer", "change", (value) => state.set({ left: value }));
   bind("threshold", "change", (value) => { if (value !== "" && Number(value) >= 0) state.set({ threshold: Number(value) }); });
   bind("hatch", "input", (value) => state.set({ hatch: Number(value) }));
-  fill($("left-layer"), [...pictures, ...heights].map(({ id, title, kind }) => [id, kind === "imagery" ? `Imagery: ${title}` : title]));
+  fill($("left-layer"), [...pictures, ...products, ...heights].map(({ id, title, kind, product }) => [id, kind === "imagery" ? `${format.capital(product ?? "imagery")}: ${title}` : title]));
   $("imagery").hidden = !pictures.length;
-  $("swipe-on").hidden = pictures.length + heights.length < 2;
+  $("swipe-on").hidden = pictures.length + products.length + heights.length < 2;
   for (const [id, toggle] of Object.entries(TOGGLES)) $(id).addEventListener("click", toggle);
   $("clear").addEventListener("click", () => drawing.clear());
   $("csv").addEventListener("click", downloadCsv);
@@ -225,7 +226,7 @@ function showControls(layer) {
   $("minus").value = minus ?? "";
   $("minus-field").hidden = !others.length;
   $("left-field").hidden = swipe === null || $("left-layer").options.length < 2;
-  $("left-layer").value = left ?? pictures[0]?.id ?? others[0]?.id ?? layer.id;
+  $("left-layer").value = left ?? pictures[0]?.id ?? products[0]?.id ?? others[0]?.id ?? layer.id;
   $("hatch-field").hidden = !layer.interval || Boolean(minus);
   $("hatch-field").classList.toggle("on", hatch !== null);
   if (hatch !== null) $("hatch").value = hatch;
