@@ -90,6 +90,8 @@ class Layer:
     """Elements that style the layer."""
     visible: bool = True
     """Whether the layer is drawn when the project opens."""
+    geometry: str = "Polygon"
+    """Geometry of a vector layer: Polygon or Point."""
 
 
 def write_map_project(path: Path, area: Geometry) -> ProjectFiles:
@@ -416,7 +418,7 @@ def _tree_node(layer: Layer, name: str) -> ElementTree.Element:
 def _map_layer(layer: Layer, name: str, geobox: GeoBox) -> ElementTree.Element:
     """Return the element of one layer: its source, CRS and style."""
     raster = layer.provider == "gdal"
-    kind = {"type": "raster"} if raster else {"type": "vector", "geometry": "Polygon"}
+    kind = {"type": "raster"} if raster else {"type": "vector", "geometry": layer.geometry}
     element = ElementTree.Element("maplayer", {**kind, "styleCategories": "AllStyleCategories"})
     element.extend([_text("id", name), _text("datasource", layer.source), _text("layername", layer.title)])
     ElementTree.SubElement(element, "srs").append(_crs_element(_crs_of(geobox)))

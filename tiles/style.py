@@ -88,6 +88,12 @@ def style_document(*elements: ElementTree.Element, categories: str = "Symbology"
     return _DOCTYPE + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
+def style_elements(document: str) -> tuple[ElementTree.Element, ...]:
+    """Return the elements of a QML document that style a layer of a project; none for an empty one."""
+    root = ElementTree.fromstring(document) if document else ()
+    return tuple(element for element in root if element.tag != "blendMode")
+
+
 def raster_pipe(renderer: ElementTree.Element) -> ElementTree.Element:
     """Return the pipe of a raster layer: its renderer, between neutral filters."""
     pipe = ElementTree.Element("pipe")

@@ -158,6 +158,21 @@ def biomass(
     typer.echo(json.dumps(document) if as_json else str(result.path))
 
 
+@derive.command()
+def project(
+    map_path: MapFile,
+    out: Annotated[Path, typer.Option(help="QGIS project: .qgz.")],
+    products: Annotated[
+        list[Path] | None, typer.Argument(help="Products: .gpkg or .tif (default: those that the map's item lists).")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a QGIS project of a map and the products derived from it, each in its style."""
+    from canopy.products.project import write_product_project
+
+    typer.echo(write_product_project(map_path, out, products or (), overwrite=overwrite))
+
+
 def parse_hectares(text: str | None) -> float | None:
     """Parse an area such as 1ha or 900m2; None for none."""
     if text is None:

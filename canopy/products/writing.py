@@ -45,6 +45,8 @@ _MEDIA_TYPES = {
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a text that a spreadsheet would run."""
 _GPKG_COLUMN = "geom"
+DERIVED = "derived"
+"""Role of a product among the assets of its map's STAC item."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ def record_asset(map_path: Path, draft: Draft) -> None:
         "href": href if href.startswith(".") else f"./{href}",
         "type": _MEDIA_TYPES[out.suffix.lower()],
         "title": draft.title,
-        "roles": ["data", "derived"],
+        "roles": ["data", DERIVED],
         "file:size": draft.path.stat().st_size,
         "file:checksum": "1220" + file_sha256(draft.path),  # multihash: sha2-256, 32 bytes
     }

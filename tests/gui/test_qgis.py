@@ -18,6 +18,9 @@ from map_server import serving
 from rasters import make_raster
 
 from canopy.example.qgis_algorithm import write_qgis_algorithm
+from canopy.products.cover import derive_cover
+from canopy.products.project import write_product_project
+from canopy.products.trees import derive_trees
 from tiles.qgis import add_layer_style, shots_qml, write_map_project
 from tiles.style import HEIGHT_RAMP, WIDTH_RAMP, colorize, qml
 
@@ -103,6 +106,27 @@ def test_width_layer_of_a_project_shows_the_difference_of_the_bands(qgis: Look, 
     steps, colours = zip(*WIDTH_RAMP, strict=True)
     expected = [[np.interp(width[cell], steps, [rgb(c)[i] for c in colours]) for i in range(3)] for cell in chosen]
     np.testing.assert_allclose(seen["colours"], expected, atol=2)
+
+
+def test_products_of_the_sample_open_in_one_project(
+    qgis: Look, sample_map: Path, tmp_path: Path, pictures: Path
+) -> None:
+    for path in sample_map.parent.glob("sample.*"):
+        shutil.copy(path, tmp_path / path.name)
+    path = tmp_path / "sample.tif"
+    derive_trees(path, tmp_path / "trees.gpkg", overwrite=True)
+    derive_cover(path, tmp_path / "cover.tif", cell_m=10)
+    project = write_product_project(path, tmp_path / "forest.qgz")
+    seen = qgis(project=str(project), picture=str(pictures / "qgis-products.png"), width=600, height=658)
+    assert seen["read"] and not seen["errors"]
+    assert [(layer["name"], layer["renderer"], layer["visible"]) for layer in seen["layers"]] == [
+        ("Tops (trees)", "singleSymbol", True),
+        ("Crowns (trees)", "graduatedSymbol", True),
+        ("Share of ground above 2 m (cover)", "singlebandpseudocolor", False),
+        ("Canopy height", "singlebandpseudocolor", True),
+    ]
+    assert all(layer["valid"] for layer in seen["layers"])
+    assert seen["legend"]["Share of ground above 2 m (cover)"][1:] == ["0%", "10%", "30%", "60%", "100%"]
 
 
 def test_dates_next_to_a_map_are_named_in_the_legend(qgis: Look, tmp_path: Path) -> None:
