@@ -11,7 +11,7 @@ import pytest
 import shapely
 from forests import canopy as grow
 from forests import noisy
-from product_maps import UTM, X, Y, height_map, read_rows
+from product_maps import UTM, X, Y, blobs, height_map, read_rows, write_polygons
 
 from canopy.errors import CanopyError
 from canopy.products import measuring, zones
@@ -23,26 +23,6 @@ from tiles import zonal
 
 GRID = StandOptions(grid_ha=0.36)
 """Squares of 60 m."""
-
-
-def write_polygons(path: Path, polygons: list[shapely.Geometry], crs: str = UTM) -> Path:
-    names = [f"stand {n}" for n in range(len(polygons))]
-    geopandas.GeoDataFrame({"name": names}, geometry=polygons, crs=crs).to_file(path)
-    return path
-
-
-def blobs(
-    count: int, box: tuple[float, float, float, float], areas_ha: tuple[float, float], seed: int = 0
-) -> list[Any]:
-    """Return irregular polygons whose middles lie in a box of metres east and south of the maps' corner."""
-    rng = np.random.default_rng(seed)
-    turns = np.linspace(0, 2 * np.pi, 14, endpoint=False)
-    shapes = []
-    for _ in range(count):
-        radius = math.sqrt(math.exp(rng.uniform(*np.log(areas_ha))) * 1e4 / math.pi) * rng.uniform(0.7, 1.25, 14)
-        x, y = X + rng.uniform(box[0], box[2]), Y - rng.uniform(box[1], box[3])
-        shapes.append(shapely.Polygon(np.column_stack([x + radius * np.cos(turns), y + radius * np.sin(turns)])))
-    return shapes
 
 
 @pytest.fixture(scope="module")
