@@ -28,7 +28,7 @@ from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
 from tiles.aoi import flatten, keep_polygons, to_crs
-from tiles.cog import CACHE_BYTES, UNIT, may_have_data, write_json
+from tiles.cog import CACHE_BYTES, UNIT, may_have_data
 from tiles.errors import RasterError
 from tiles.files import file_sha256
 from tiles.ground import true_gsd_m
@@ -129,15 +129,6 @@ def height_item(
     }
     plain: dict[str, Any] = json.loads(json.dumps(item, allow_nan=False))
     return plain
-
-
-def write_item(item: Mapping[str, Any], path: Path) -> None:
-    """Write an item durably, all or nothing: written last, it is the commit marker of its map.
-
-    Raises:
-        OutputError: The item cannot be written; `path` is as it was.
-    """
-    write_json(path, dict(item))
 
 
 def footprint(area: Geometry) -> dict[str, Any]:

@@ -65,15 +65,6 @@ def qml(band: int = 1, ramp: Ramp = HEIGHT_RAMP) -> str:
     return style_document(raster_pipe(metres_renderer(band, ramp)))
 
 
-def date_qml(days: Sequence[int]) -> str:
-    """Return a QGIS 3 layer style (QML) that draws days since 1970-01-01 as dates, 0 transparent.
-
-    Args:
-        days: Distinct days that the layer contains, unknown left out.
-    """
-    return style_document(raster_pipe(date_renderer(days)))
-
-
 def style_document(*elements: ElementTree.Element, categories: str = "Symbology") -> str:
     """Return a QML document.
 

@@ -19,9 +19,9 @@ from pystac.validation.local_validator import get_local_schema_cache
 from referencing import Registry, Resource
 
 from tiles.cog import BANDS, UNCERTAINTY_BANDS
-from tiles.errors import OutputError, RasterError
+from tiles.errors import RasterError
 from tiles.files import file_sha256
-from tiles.stac import footprint, height_item, write_item
+from tiles.stac import footprint, height_item
 
 CREATED = datetime(2026, 3, 4, 5, 6, 7, 890, tzinfo=UTC)
 MODEL = {"name": "canopy-s", "sha256": "ab" * 32}
@@ -308,21 +308,3 @@ def test_missing_map_and_missing_crs_are_said(make_map, tmp_path):
         item_of(tmp_path / "nothing.tif")
     with pytest.raises(RasterError, match="CRS"):
         item_of(make_map(crs=None))
-
-
-def test_write_item_replaces_all_or_nothing(make_map, tmp_path, monkeypatch):
-    item = item_of(make_map())
-    path = tmp_path / "item.json"
-    path.write_text("old")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", fail)
-        with pytest.raises(OutputError, match=r"item\.json: disk full"):
-            write_item(item, path)
-    assert path.read_text() == "old"
-    write_item(item, path)
-    assert json.loads(path.read_text("utf-8")) == item
-    assert not list(tmp_path.glob(".*"))

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tiles.style import HEIGHT_RAMP, WIDTH_RAMP, colorize, colour_at, date_qml, qml
+from tiles.style import HEIGHT_RAMP, WIDTH_RAMP, colorize, colour_at, date_renderer, qml, raster_pipe, style_document
 
 
 def labels(text: str, tag: str = "item") -> list[str]:
@@ -61,6 +61,9 @@ def test_qml_has_the_ramp_itself_in_both_spellings(spelling):
 
 
 def test_few_dates_are_classes_and_many_a_ramp():
+    def date_qml(days):
+        return style_document(raster_pipe(date_renderer(days)))
+
     few = date_qml([18_262, 17_897])
     assert labels(few, "paletteEntry") == ["2019-01-01", "2020-01-01"]
     assert [entry.get("value") for entry in ElementTree.fromstring(few).iter("paletteEntry")] == ["17897", "18262"]
