@@ -2,15 +2,29 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from canopy.errors import CanopyError, ModelError, one_line
 from canopy.models.bundle import Weights
 
 SLACK = 2
 """Weights that a network may have for each that is stored: some networks drop a few when they are saved."""
+
+_INITIALISATIONS = frozenset({"uniform_", "normal_", "trunc_normal_", "erfinv_", "mul_", "add_", "clamp_"})
+"""Functions that give a new network its values in place."""
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Leave the values of new weights out: tensors on the meta device have none, and asking for them takes time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and getattr(func, "__name__", "") in _INITIALISATIONS:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def require_size(create: Callable[[], nn.Module], stored: int, path: Path) -> None:
@@ -25,7 +39,7 @@ def require_size(create: Callable[[], nn.Module], stored: int, path: Path) -> No
         ModelError: The network has more than `SLACK` times as many weights, or cannot be created.
     """
     try:
-        with torch.device("meta"):  # shapes alone, no memory
+        with torch.device("meta"), _ShapesOnly():  # no memory
             needed = sum(tensor.numel() for tensor in create().state_dict().values())
     except CanopyError as error:
         if "meta" not in str(error):
