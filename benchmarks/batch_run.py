@@ -33,7 +33,7 @@ from canopy.batch.extras import PinnedExtras
 from canopy.batch.plan import Plan
 from canopy.batch.planning import BatchRequest, make_plan
 from canopy.batch.store import Store, open_store
-from canopy.batch.worker import Outcome, Task
+from canopy.batch.tasks import Outcome, Task
 from canopy.imagery.configured import SAMPLE_SCENE
 
 WORKERS = 2

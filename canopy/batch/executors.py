@@ -18,7 +18,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
 from canopy.batch.runtime import DEVICE_VARIABLE, runtime
-from canopy.batch.worker import Outcome, Task, run_task
+from canopy.batch.tasks import Outcome, Task
+from canopy.batch.worker import run_task
 from canopy.errors import CanopyError, ConfigError, one_line
 from canopy.prediction.engine import InlineExecutor
 

@@ -1,35 +1,29 @@
 """A tile whose worker died, computed alone: in a fresh process, whose end harms no other tile."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
 
 from canopy.batch.failures import write_failure
 from canopy.batch.store import Store
+from canopy.batch.tasks import Outcome, Task
 
-if TYPE_CHECKING:
-    from canopy.batch.worker import Outcome, Task
-
-COMMAND = (sys.executable, "-m", "canopy.batch.isolation")
+COMMAND = (sys.executable, "-m", "canopy.batch.alone")
 """Command that reads a task from its standard input and writes the outcome as its last line."""
 _STARTUP_S = 120.0
 """Time that the process may take before it begins, on top of twice the tile's limit."""
 
 
-def run_alone(task: "Task", store: Store) -> "Outcome":
+def run_alone(task: Task, store: Store) -> Outcome:
     """Compute a tile in a fresh process; one that dies there too is poisoned, and not tried again.
 
     Args:
         task: Tile, whose lease this process has.
         store: Store of the batch.
     """
-    from canopy.batch.worker import Outcome
-
     limit_s = task.limits.time_s
     began = time.monotonic()
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
@@ -64,28 +58,3 @@ def _ended(status: int) -> str:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
         return f"{name}; memory may have run out" if name == "SIGKILL" else name
     return f"exit status {status}"
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone."""
-    sys.stdin.read()
-    os._exit(1)
-
-
-def main() -> None:
-    """Compute the tile of a task that standard input gives."""
-    from dataclasses import asdict
-
-    from canopy.batch.runtime import runtime
-    from canopy.batch.worker import Task, compute
-
-    task = Task.from_json(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    outcome = compute(task, runtime(task.url))
-    sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
-    sys.stdout.flush()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

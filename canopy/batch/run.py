@@ -13,7 +13,7 @@ from canopy.batch.failures import ATTEMPTS, Failure, failed_tiles, message_of, w
 from canopy.batch.ledger import MANY, by_prefix, compact, read_failures, read_markers
 from canopy.batch.plan import Plan, PlannedTile, marker_key, prefix_of
 from canopy.batch.store import Store
-from canopy.batch.worker import Limits, Outcome, Task
+from canopy.batch.tasks import Limits, Outcome, Task
 from canopy.errors import CanopyError, ConfigError
 from canopy.progress import Progress, Report, ignore
 

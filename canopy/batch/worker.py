@@ -1,100 +1,32 @@
 """What a worker does with a tile: take its lease, compute it, commit it, and say in a few bytes how that went."""
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from canopy.batch import isolation
 from canopy.batch.commit import Attempt, commit
 from canopy.batch.failures import TileLimitError, describe, reason_of, write_failure
 from canopy.batch.imagery import DigestedSource
-from canopy.batch.leases import TERM_S, Busy, Holder, hold_lease
-from canopy.batch.plan import PlannedTile, lease_key, marker_key
+from canopy.batch.leases import Busy, Holder, hold_lease
+from canopy.batch.plan import lease_key, marker_key
 from canopy.batch.runtime import Runtime, runtime
 from canopy.batch.store import StoreError
+from canopy.batch.tasks import Limits, Outcome, State, Task
 from canopy.errors import CoverageError
 from canopy.prediction.run import run_job
 from canopy.progress import Progress
 
-State = Literal["done", "empty", "lost", "present", "busy", "failed"]
-PAUSE_S = 20.0
-"""Pause of a worker whose disk is full: it would fail tile after tile, faster than others compute them."""
 HARD_LIMIT = 2.0
 """Multiple of the time limit after which a worker process that no longer answers is ended."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a tile may take, and how workers deal with each other."""
-
-    time_s: float | None = None
-    """Longest time of a tile."""
-    memory_gb: float | None = None
-    """Largest memory of a worker process."""
-    term_s: float = TERM_S
-    """Seconds without a sign of life after which another worker takes a tile over."""
-    pause_s: float = PAUSE_S
-    """Pause of a worker whose disk is full."""
-    scratch: str | None = None
-    """Folder for unfinished tiles; the system's own if None."""
-    expendable: bool = False
-    """Whether the process is a worker's own, which may be ended where a tile never returns."""
-    isolate: bool = True
-    """Whether a tile whose last worker died is computed in a process of its own."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A tile for a worker: under a kilobyte, however large the plan."""
-
-    url: str
-    """Store of the batch."""
-    tile: PlannedTile
-    """Tile to compute."""
-    limits: Limits = Limits()
-    """What the tile may take."""
-    small: bool = False
-    """Whether to take less memory than usual."""
-
-    def to_json(self) -> str:
-        """Return the task as text, for a process of its own."""
-        return json.dumps({**asdict(self), "tile": self.tile.to_json()})
-
-    @classmethod
-    def from_json(cls, text: str) -> "Task":
-        """Read a task that `to_json` wrote."""
-        document = json.loads(text)
-        tile, limits = PlannedTile.from_json(document["tile"]), Limits(**document["limits"])
-        return cls(**{**document, "tile": tile, "limits": limits})
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a task ended: small, because schedulers keep results."""
-
-    tile: str
-    """Name of the tile."""
-    state: State
-    """``done``; ``empty`` without imagery; ``lost`` to another worker; ``present`` already; ``busy``; ``failed``."""
-    seconds: float = 0.0
-    """Time that it took."""
-    reason: str = ""
-    """Kind of failure."""
-    final: bool = False
-    """Whether the tile is not tried again."""
-    left_s: float = 0.0
-    """Seconds after which a busy tile may be taken over."""
-    overhead_s: float = 0.0
-    """Part of the time that went into lease and commit."""
 
 
 def run_task(task: Task) -> Outcome:

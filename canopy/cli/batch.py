@@ -135,7 +135,7 @@ def run(
     from canopy.batch.plan import read_plan
     from canopy.batch.run import RunOptions, parse_shard, run_tiles
     from canopy.batch.store import open_store
-    from canopy.batch.worker import Limits
+    from canopy.batch.tasks import Limits
 
     if sum(map(bool, (scheduler, workers, gpus))) > 1:
         raise typer.BadParameter("give one of --scheduler, --workers and --gpus")

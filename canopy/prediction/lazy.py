@@ -36,7 +36,7 @@ from canopy.imagery.scene import SAMPLE_WINDOWS, Overrides, RasterScene, inspect
 from canopy.imagery.source import white_of
 from canopy.models.domain import DomainCheck, warn_outside
 from canopy.models.model import HeightModel, load_model
-from canopy.prediction.array import ArrayMap, write_image
+from canopy.prediction.array_map import ArrayMap, write_image
 from canopy.prediction.layers import Layers
 from canopy.prediction.request import check_gsd
 from tiles.windows import PixelWindow

@@ -25,7 +25,8 @@ from canopy.batch.ledger import read_failures, read_status
 from canopy.batch.plan import Plan, lease_key
 from canopy.batch.run import run_tiles
 from canopy.batch.store import Store
-from canopy.batch.worker import Task, run_task
+from canopy.batch.tasks import Task
+from canopy.batch.worker import run_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 """Dask warns of workers that vanish, which is the point here."""

@@ -26,7 +26,7 @@ from canopy.batch.executors import InlinePool
 from canopy.batch.plan import Plan, PlannedTile, read_plan
 from canopy.batch.run import RunOptions, run_tiles
 from canopy.batch.store import open_store
-from canopy.batch.worker import Limits
+from canopy.batch.tasks import Limits
 from canopy.errors import ImageryError, OutputError
 from canopy.prediction import Prediction
 from canopy.prediction.job import Job

@@ -21,7 +21,8 @@ from canopy.batch.extras import ExtrasRequest, PinnedMask
 from canopy.batch.plan import Plan, read_plan
 from canopy.batch.run import run_tiles
 from canopy.batch.store import open_store
-from canopy.batch.worker import Task, run_task
+from canopy.batch.tasks import Task
+from canopy.batch.worker import run_task
 from canopy.errors import OutputError
 from canopy.imagery.calendar import day_number
 from canopy.prediction import predict

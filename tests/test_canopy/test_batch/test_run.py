@@ -14,7 +14,7 @@ from canopy.batch.ledger import read_failures, read_status
 from canopy.batch.plan import Plan, marker_key
 from canopy.batch.run import RunOptions, hash_of, in_shard, parse_shard, run_tiles
 from canopy.batch.store import Store
-from canopy.batch.worker import Outcome, Task
+from canopy.batch.tasks import Outcome, Task
 from canopy.errors import ConfigError, ModelError
 from canopy.progress import Progress
 

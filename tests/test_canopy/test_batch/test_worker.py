@@ -21,7 +21,8 @@ from canopy.batch.plan import Plan, PlannedTile, lease_key, marker_key
 from canopy.batch.planning import make_plan
 from canopy.batch.runtime import Runtime, runtime
 from canopy.batch.store import Store, open_store
-from canopy.batch.worker import Limits, Outcome, Task, compute, run_task
+from canopy.batch.tasks import Limits, Outcome, Task
+from canopy.batch.worker import compute, run_task
 from canopy.errors import ModelError, OutputError
 from canopy.prediction import predict
 

@@ -130,7 +130,7 @@ def test_too_coarse_images_are_refused_at_once() -> None:
 
 def test_another_process_reads_the_model_by_its_name(tiny_model: Path) -> None:
     from canopy.calibration import Calibration  # noqa: F401 - part of what is sent
-    from canopy.prediction.array import ArrayMap
+    from canopy.prediction.array_map import ArrayMap
     from canopy.prediction.layers import Layers
     from canopy.prediction.lazy import _Plan
 
