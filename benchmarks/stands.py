@@ -9,6 +9,7 @@ of one forest overlap and share its errors, so one forest says little: the sprea
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,37 +28,50 @@ EAST = (2550, 150, 4650, 4650)
 """Box in which stands have their middles, metres east and south of the corner."""
 
 
-def coverage(seed: int, folder: Path) -> list[float]:
-    """Return for each figure the share of a forest's stands whose interval contains the truth."""
+def measure(seed: int, folder: Path) -> tuple[list[float], list[float]]:
+    """Return what a forest's intervals come to, with a calibration and without one.
+
+    Each is the share of the stands whose interval contains the truth, for each figure, and the mean width of the mean
+    height's interval, metres.
+    """
     truth_m = grow((SIDE, SIDE), CELL_M, seed=seed)
     map_m, spread_m = noisy(truth_m, CELL_M, seed=100 + seed)
     map_path = height_map(folder / "map.tif", map_m, half_m=1.645 * spread_m, resolution=CELL_M)
     truth = height_map(folder / "truth.tif", truth_m, resolution=CELL_M)
     west = height_map(folder / "west.tif", truth_m[:, : SIDE // 2], resolution=CELL_M)
     polygons = write_polygons(folder / "stands.gpkg", blobs(STANDS, EAST, (0.1, 4), seed=5 + seed))
-    mapped = derive_stands(map_path, folder / "map.parquet", StandOptions(), polygons=polygons, truth=west)
-    true = derive_stands(truth, folder / "truth.parquet", StandOptions(), polygons=polygons)
-    rows, expected = read_rows(mapped.path), read_rows(true.path)
-    return [
-        float(((expected[name] >= rows[f"{name}_low"]) & (expected[name] <= rows[f"{name}_high"])).mean())
-        for name in STATISTICS
-    ]
+    expected = read_rows(derive_stands(truth, folder / "truth.parquet", StandOptions(), polygons=polygons).path)
+
+    def figures(name: str, calibrated_on: Path | None) -> list[float]:
+        out = folder / f"{name}.parquet"
+        rows = read_rows(derive_stands(map_path, out, StandOptions(), polygons=polygons, truth=calibrated_on).path)
+        lows, highs = (rows[[f"{name}_{end}" for name in STATISTICS]].to_numpy() for end in ("low", "high"))
+        values = expected[list(STATISTICS)].to_numpy()
+        width_m = float((rows["mean_m_high"] - rows["mean_m_low"]).mean())
+        return [*((lows <= values) & (values <= highs)).mean(axis=0).tolist(), width_m]
+
+    return figures("calibrated", west), figures("plain", None)
 
 
 def main() -> None:
-    """Print the coverage in each forest, its mean and the standard error of the mean."""
+    """Print the figures of each forest, their means and the standard errors of the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forests", type=int, default=8)
     arguments = parser.parse_args()
-    shares = []
+    forests = []
     for seed in range(1, arguments.forests + 1):
         with tempfile.TemporaryDirectory() as folder:
-            shares.append(coverage(seed, Path(folder)))
-        sys.stdout.write(f"forest {seed}: {', '.join(f'{share:.1%}' for share in shares[-1])}\n")
-        sys.stdout.flush()
-    table = np.array(shares)
-    for name, mean, spread in zip(STATISTICS, table.mean(axis=0), table.std(axis=0, ddof=1), strict=True):
-        sys.stdout.write(f"{name}: {mean:.1%}, standard error {spread / np.sqrt(len(table)):.1%}\n")
+            forests.append(measure(seed, Path(folder)))
+        print(f"forest {seed}: calibrated {_text(forests[-1][0])}; without {_text(forests[-1][1])}", flush=True)
+    table = np.array(forests)
+    means, errors = table.mean(axis=0), table.std(axis=0, ddof=1) / np.sqrt(len(table))
+    for number, name in enumerate(("calibrated", "without")):
+        print(f"{name}: mean {_text(means[number])}; standard error {_text(errors[number])}")
+
+
+def _text(figures: Sequence[float]) -> str:
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(STATISTICS, figures, strict=False))
+    return f"{shares}, width {figures[-1]:.2f} m"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from canopy.models.encoders import encoder_card
 from canopy.progress import Report, ignore
 from canopy.training.loop import fit_learner
 from canopy.training.ranks import rank, together, whole
-from canopy.training.runs import RECORD, claim_run, hold_run, report_entry
+from canopy.training.runs import RECORD, claim_run, has_run, hold_run, report_entry
 from canopy.version import __version__
 from pretrain.batch import crops_at, draw_batch
 from pretrain.config import CropConfig, DistillConfig, PretrainConfig
@@ -93,11 +93,10 @@ def lengthened(config: PretrainConfig, run: Path) -> PretrainConfig:
     Raises:
         TrainingError: The rates of the run follow a cosine over its steps, so that a longer one is another run.
     """
-    record = run / RECORD
-    if not record.is_file() or config.schedule.steps is not None:
+    if config.schedule.steps is not None or not has_run(run):
         return config
-    recorded = load_config(record, type(config))
-    began_with = recorded.schedule.steps or recorded.loop.steps
+    recorded = load_config(run / RECORD, type(config))
+    began_with = recorded.schedule_steps
     if config.loop.steps <= began_with:
         return config
     if config.schedule.kind == "cosine" and recorded.schedule.steps is None:
@@ -110,12 +109,13 @@ def lengthened(config: PretrainConfig, run: Path) -> PretrainConfig:
 
 def goes_on(recorded: PretrainConfig, config: PretrainConfig) -> bool:
     """Return whether a recipe is the recorded one with at least as many steps."""
-    if config.loop.steps < recorded.loop.steps or config.schedule_steps != recorded.schedule_steps:
-        return False
-    steps = {"loop": recorded.loop, "schedule": recorded.schedule}
-    same_loop = config.loop.model_copy(update={"steps": recorded.loop.steps}) == recorded.loop
-    same_rates = config.schedule.model_copy(update={"steps": recorded.schedule.steps}) == recorded.schedule
-    return same_loop and same_rates and config.model_copy(update=steps) == recorded
+
+    def as_long(recipe: PretrainConfig) -> PretrainConfig:
+        loop = recipe.loop.model_copy(update={"steps": config.loop.steps})
+        schedule = recipe.schedule.model_copy(update={"steps": recipe.schedule_steps})
+        return recipe.model_copy(update={"loop": loop, "schedule": schedule})
+
+    return config.loop.steps >= recorded.loop.steps and as_long(config) == as_long(recorded)
 
 
 def require_health(config: PretrainConfig, run: Path) -> None:

@@ -74,26 +74,11 @@ def shared_fixtures() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def command_tree():
-    """The whole command, with those of other packages mounted once, as in a process of a user."""
-    import typer.main
-
-    from canopy.cli.app import app, mount
-
-    mount(app)
-    return typer.main.get_command(app)
-
-
 @pytest.fixture
-def canopy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command_tree):
+def canopy(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """Run the command in this process: (exit code, standard output, standard error)."""
 
     from canopy.cli.app import main
-
-    # Made anew for every call, with all that earlier calls mounted, the tree would cost more than most commands.
-    monkeypatch.setattr("canopy.cli.app.mount", lambda target: None)
-    monkeypatch.setattr("canopy.cli.app.app", command_tree)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -27,6 +27,16 @@ def replacing(path: Path) -> Iterator[Path]:
         rename(draft, path)
 
 
+def relative_name(path: Path, folder: Path) -> str:
+    """Return a path as files of a folder name it, with slashes; it begins with a dot.
+
+    Raises:
+        ValueError: The two lie on different drives.
+    """
+    relative = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    return relative if relative.startswith("../") else f"./{relative}"
+
+
 def draft_of(path: Path) -> Path:
     """Return a temporary name in the folder of `path`."""
     # Unique, because a scheduler may run one tile twice at the same time.

@@ -92,6 +92,8 @@ class Layer:
     """Whether the layer is drawn when the project opens."""
     geometry: str = "Polygon"
     """Geometry of a vector layer: Polygon or Point."""
+    crs: CRS | None = None
+    """CRS of the layer; None for that of the project."""
 
 
 def write_map_project(path: Path, area: Geometry) -> ProjectFiles:
@@ -421,7 +423,7 @@ def _map_layer(layer: Layer, name: str, geobox: GeoBox) -> ElementTree.Element:
     kind = {"type": "raster"} if raster else {"type": "vector", "geometry": layer.geometry}
     element = ElementTree.Element("maplayer", {**kind, "styleCategories": "AllStyleCategories"})
     element.extend([_text("id", name), _text("datasource", layer.source), _text("layername", layer.title)])
-    ElementTree.SubElement(element, "srs").append(_crs_element(_crs_of(geobox)))
+    ElementTree.SubElement(element, "srs").append(_crs_element(layer.crs or _crs_of(geobox)))
     element.append(_text("provider", layer.provider))
     if not raster:
         element[-1].set("encoding", "UTF-8")

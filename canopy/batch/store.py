@@ -26,8 +26,8 @@ from tiles.locks import hold
 
 LOCKS = ".locks"
 """Folder of the locks under which leases of a local store change."""
-CREATE_TRIES = 4
-CONFLICT_TRIES = 5
+WRITE_TRIES = 4
+"""Times that a write is sent whose answer says that another request was in its way."""
 CONFLICT_PAUSE_S = 0.2
 LOCK_TRIES = 200
 LOCK_PAUSE_S = 0.01
@@ -133,7 +133,7 @@ class Objects:
 
     def create(self, key: str, content: bytes) -> str | None:
         """Write an object unless its name is taken; see `Store.create`."""
-        for _ in range(CREATE_TRIES):
+        for _ in range(WRITE_TRIES):
             try:
                 etag = self._put(key, content, mode="create")
                 self._sync(key)
@@ -144,6 +144,7 @@ class Objects:
                 present = self.read(key)
                 if present is not None:
                     return present[1].etag if present[0] == content else None
+                time.sleep(CONFLICT_PAUSE_S)
         raise StoreError(
             f"cannot write {key} in {self.url}: its name is taken, yet nothing is there; run canopy batch doctor"
         )
@@ -186,19 +187,20 @@ class Objects:
 
     def _put(self, key: str, content: bytes | Path, mode: Any = None) -> str:
         """Write an object and return its identity; conditions that fail are left to the caller."""
-        conditions: tuple[type[Exception], ...] = () if mode is None else (AlreadyExistsError, PreconditionError)
-        absent = (FileNotFoundError,) if isinstance(mode, dict) else ()  # elsewhere there is no such bucket
-        for tries_left in reversed(range(CONFLICT_TRIES)):
-            with self._explained(f"write {key}", *conditions, *absent):
+        passing: tuple[type[Exception], ...] = ()
+        if mode is not None:  # elsewhere "already exists" is no answer, and a missing file is a missing bucket
+            passing = (AlreadyExistsError, PreconditionError, *((FileNotFoundError,) if mode != "create" else ()))
+        with self._explained(f"write {key}", *passing):
+            for _ in range(WRITE_TRIES - 1):
                 try:
-                    return str(obstore.put(self._objects, key, content, mode=mode)["e_tag"] or "unknown")
+                    return _etag(obstore.put(self._objects, key, content, mode=mode))
                 except AlreadyExistsError:
-                    # Without a condition no name is taken: S3 reports a conflict with another request (409
-                    # OperationAborted), which passes.
-                    if mode is not None or not tries_left:
+                    # Only "create" can find a name taken. To any other write S3 reports a conflict with a request of
+                    # the same moment so (409 OperationAborted, ConditionalRequestConflict), which passes.
+                    if mode == "create":
                         raise
-            time.sleep(CONFLICT_PAUSE_S)
-        raise AssertionError("the last try returns or raises")
+                    time.sleep(CONFLICT_PAUSE_S)
+            return _etag(obstore.put(self._objects, key, content, mode=mode))
 
     @contextlib.contextmanager
     def _explained(self, action: str, *passing: type[Exception]) -> Iterator[None]:
@@ -304,6 +306,10 @@ def _client() -> Any:
     quiet_s = os.environ.get(TIMEOUT_VARIABLE, "30")
     plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
     return {"connect_timeout": "10s", "read_timeout": f"{quiet_s}s", "timeout": "10m", "allow_http": plain}
+
+
+def _etag(written: Any) -> str:
+    return str(written["e_tag"] or "unknown")
 
 
 def _entry(meta: Any) -> Entry:

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -224,8 +225,9 @@ def dataset_info(
     _print_document(description, as_json, width=160)
 
 
+@cache
 def mount(target: typer.Typer) -> None:
-    """Add the commands that other packages offer in the entry-point group `canopy.commands`."""
+    """Add the commands that other packages offer in the entry-point group `canopy.commands`, once."""
     for point in sorted(entry_points(group="canopy.commands"), key=lambda point: point.name):
         target.command(point.name)(point.load())
     arrange(target)

@@ -3,21 +3,21 @@
 import contextlib
 import json
 import logging
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import pyogrio
+import rasterio
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from canopy.errors import OutputError, ProductError, one_line
 from canopy.products.reading import open_map
 from canopy.products.writing import DERIVED, GEOPACKAGE, RASTER, require_suffix
-from tiles.files import rename, reported, require_new
+from tiles.files import relative_name, replacing, reported, require_new
 from tiles.publish import item_path, style_path
 from tiles.qgis import Layer, write_project
 from tiles.style import qml, style_elements
@@ -57,15 +57,12 @@ def write_product_project(map_path: Path, out: Path, products: Sequence[Path] = 
         raise ProductError(
             f"{item_path(map_path)} lists no GeoPackage or raster that is there: derive products first, or name them"
         )
-    # Rasters hide what is below them, so areas and points come first, and of rasters only the first is switched on.
-    vectors = [layer for layer in layers if layer.provider == "ogr"]
-    rasters = [layer for layer in layers if layer.provider == "gdal"]
-    hidden = [Layer(one.title, one.source, one.provider, one.style, visible=False) for one in rasters]
-    base = Layer("Canopy height", _relative(map_path, out.parent), "gdal", style_elements(qml()))
-    with reported(out), tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        draft = Path(folder) / "project.qgz"
-        write_project(draft, out.stem, [*vectors, *hidden, base], geobox)
-        rename(draft, out)
+    # Areas and points come first, because a raster hides what is below it; rasters of products are switched off, or
+    # they would hide the map.
+    layers.sort(key=lambda layer: layer.provider == "gdal")
+    layers.append(Layer("Canopy height", _relative(map_path, out.parent), "gdal", style_elements(qml())))
+    with reported(out), replacing(out) as draft:
+        write_project(draft, out.stem, layers, geobox)
     return out
 
 
@@ -92,39 +89,37 @@ def _products(map_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _layers(title: str, path: Path, folder: Path) -> Iterator[Layer]:
-    """Yield the layers of a product: its raster, or each table of a GeoPackage with geometries."""
+    """Yield the layers of a product, in its own CRS: its raster, or each table of a GeoPackage with geometries."""
     source = _relative(path, folder)
-    if path.suffix.lower() in RASTER:
-        style = style_path(path)
-        document = style.read_text(encoding="utf-8") if style.is_file() else ""
-        name = title if title == path.stem else f"{title} ({path.stem})"
-        yield Layer(name, source, "gdal", _style(document, style))
-        return
     try:
-        tables = pyogrio.list_layers(path)
+        if path.suffix.lower() in RASTER:
+            with rasterio.open(path) as raster:
+                crs = CRS(raster.crs.to_wkt()) if raster.crs else None
+            name = title if title == path.stem else f"{title} ({path.stem})"
+            yield Layer(name, source, "gdal", style_elements(_raster_style(path)), visible=False, crs=crs)
+            return
         styles = _stored_styles(path)
-    except (RuntimeError, ValueError, sqlite3.Error) as error:
-        raise ProductError(f"{path} cannot be read ({one_line(error)}): derive it again") from error
-    # A point lies on its area: points come first.
-    for name, kind in sorted(tables.tolist(), key=lambda table: table[1] != "Point"):
-        if kind in _GEOMETRIES:
-            yield Layer(
-                f"{name.capitalize()} ({path.stem})", f"{source}|layername={name}", "ogr",
-                _style(styles.get(name, ""), path), geometry=_GEOMETRIES[kind],
-            )  # fmt: skip
+        # A point lies on its area: points come first.
+        for name, kind in sorted(pyogrio.list_layers(path).tolist(), key=lambda table: table[1] != "Point"):
+            if kind in _GEOMETRIES:
+                crs = pyogrio.read_info(path, layer=name)["crs"]
+                yield Layer(
+                    f"{name.capitalize()} ({path.stem})", f"{source}|layername={name}", "ogr",
+                    style_elements(styles.get(name, "")), geometry=_GEOMETRIES[kind], crs=CRS(crs) if crs else None,
+                )  # fmt: skip
+    except (OSError, RuntimeError, ValueError, sqlite3.Error, ElementTree.ParseError) as error:
+        raise ProductError(f"{path} or its QGIS style cannot be read ({one_line(error)}): derive it again") from error
 
 
-def _style(document: str, path: Path) -> tuple[ElementTree.Element, ...]:
-    """Return the elements of a style; a document that is damaged is an error."""
-    try:
-        return style_elements(document)
-    except ElementTree.ParseError as error:
-        raise ProductError(f"the QGIS style in {path} cannot be read ({one_line(error)}): derive it again") from error
+def _raster_style(path: Path) -> str:
+    """Return the QGIS style next to a raster, empty where there is none."""
+    style = style_path(path)
+    return style.read_text(encoding="utf-8") if style.is_file() else ""
 
 
 def _stored_styles(path: Path) -> dict[str, str]:
     """Return the styles in a GeoPackage by the names of their layers."""
-    with contextlib.closing(sqlite3.connect(f"file:{path.as_posix()}?mode=ro", uri=True)) as database:
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'layer_styles'").fetchone():
             return {}
         return dict(database.execute("SELECT f_table_name, styleQML FROM layer_styles ORDER BY id"))
@@ -133,7 +128,6 @@ def _stored_styles(path: Path) -> dict[str, str]:
 def _relative(path: Path, folder: Path) -> str:
     """Return a path as a project in a folder names it."""
     try:
-        relative = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    except ValueError as error:  # another drive
+        return relative_name(path, folder)
+    except ValueError as error:
         raise OutputError(f"{path} lies on another drive than {folder}: put the project next to it") from error
-    return relative if relative.startswith(".") else f"./{relative}"

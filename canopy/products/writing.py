@@ -6,7 +6,6 @@ is said of the origin stands in the file itself.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from canopy.products.reading import ProductMap
 from canopy.products.work import Work
 from canopy.version import __version__
 from tiles.cog import Member, assemble, read_every_block, write_json
-from tiles.files import file_sha256, removed_on_error, reported
+from tiles.files import file_sha256, relative_name, removed_on_error, reported
 from tiles.publish import item_path, publish, style_path
 from tiles.qgis import GEOPACKAGE_OPTIONS, add_layer_style
 
@@ -275,13 +274,13 @@ def record_asset(map_path: Path, draft: Draft) -> None:
     try:
         item = json.loads(path.read_text(encoding="utf-8"))
         assets = item["assets"]
-        href = quote(Path(os.path.relpath(out.resolve(), path.resolve().parent)).as_posix())
+        href = quote(relative_name(out, path.parent))
     except (OSError, ValueError, LookupError, TypeError):  # no item, or a file of another kind of that name
         return
     if not isinstance(assets, dict) or item.get("type") != "Feature":
         return
     assets[f"{draft.name}:{out.name}"] = {
-        "href": href if href.startswith(".") else f"./{href}",
+        "href": href,
         "type": _MEDIA_TYPES[out.suffix.lower()],
         "title": draft.title,
         "roles": ["data", DERIVED],

@@ -69,7 +69,7 @@ def check_run(run: Path, config: Recipe, *, resume: bool, goes_on: GoesOn[Recipe
         TrainingError: The folder has a run and `resume` is not set, or a run of another configuration.
     """
     record = run / RECORD
-    if not record.is_file() or not (checkpoint_paths(run) or any(run.glob("*.safetensors"))):
+    if not has_run(run):
         return
     if not resume:
         raise TrainingError(f"{run} has a run: pass --resume to go on with it, or name another folder with --out")
@@ -77,6 +77,11 @@ def check_run(run: Path, config: Recipe, *, resume: bool, goes_on: GoesOn[Recipe
         raise TrainingError(
             f"{record} differs from the configuration given: resume with its settings, or name another --out"
         )
+
+
+def has_run(run: Path) -> bool:
+    """Return whether a folder has a run with something to lose: its configuration, and a checkpoint or a bundle."""
+    return (run / RECORD).is_file() and bool(checkpoint_paths(run) or any(run.glob("*.safetensors")))
 
 
 def _decisive(config: Recipe) -> Recipe:

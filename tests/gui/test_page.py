@@ -379,6 +379,33 @@ def test_desktop_page_has_no_serious_accessibility_fault(
     check_accessibility(page)
 
 
+def test_a_product_is_shown_left_of_the_swipe(browser: Any, sample_map: Path, tmp_path: Path, pictures: Path) -> None:
+    from tiles.server.app import create_app
+    from tiles.server.catalog import open_catalog
+
+    shutil.copy(sample_map, tmp_path / "sample.tif")
+    with rasterio.open(sample_map) as src:
+        profile = src.profile | {"count": 1, "driver": "GTiff"}
+        gain = np.ones((1, *src.shape), np.float32)
+    with rasterio.open(tmp_path / "ten_years.tif", "w", **profile) as dst:
+        dst.write(gain)
+        dst.update_tags(CANOPY_PRODUCT="change")
+    with serving(create_app(open_catalog(tmp_path))) as address:
+        context = browser.new_context(viewport={"width": 1100, "height": 720})
+        context.set_default_timeout(WAIT_MS)
+        page = context.new_page()
+        page.goto(f"{address}#layer=sample&swipe=0.7")
+        settle(page)
+        page.locator("body[data-left-idle]").wait_for(state="attached")
+        page.wait_for_timeout(1500)
+        shown = picture(page, pictures / "product.png")
+        chosen = page.locator("#left-layer option:checked").inner_text()
+        context.close()
+    assert chosen == "Change: ten_years"
+    middle = shown[300:420, 480:700]
+    assert (np.abs(middle - [33, 102, 172]).max(axis=2) < 12).mean() > 0.9
+
+
 def test_empty_and_broken_servers_are_said_in_words(browser: Any, server: str, pictures: Path) -> None:
     context = browser.new_context(viewport={"width": 900, "height": 600})
     context.set_default_timeout(WAIT_MS)

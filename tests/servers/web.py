@@ -151,11 +151,6 @@ class WebServer:
         """Return the requests of paths that begin so."""
         return [call for call in list(self.calls) if call.path.startswith(prefix)]
 
-    def reset(self) -> None:
-        """Forget the routes too."""
-        self._routes.clear()
-        self.forget()
-
     def forget(self) -> None:
         """Forget the requests so far and the faults to come."""
         self.calls.clear()

@@ -16,20 +16,14 @@ CONTENT = bytes(range(256)) * 40
 SHA256 = Checksum("sha256", hashlib.sha256(CONTENT).hexdigest(), hashlib.sha256)
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[WebServer]:
-    with WebServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: WebServer, tmp_path: Path) -> WebServer:
-    running.reset()
+def server(tmp_path: Path) -> Iterator[WebServer]:
     folder = tmp_path / "served"
     folder.mkdir()
     (folder / "a.bin").write_bytes(CONTENT)
-    running.files("/", folder)
-    return running
+    with WebServer() as server:
+        server.files("/", folder)
+        yield server
 
 
 @pytest.fixture

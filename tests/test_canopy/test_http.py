@@ -18,17 +18,11 @@ QUICK = Retry(attempts=3, pause_s=0.0)
 KEY = "very-secret-key"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[WebServer]:
-    with WebServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: WebServer) -> WebServer:
-    running.reset()
-    running.route("/", Reply.text("hello"))
-    return running
+def server() -> Iterator[WebServer]:
+    with WebServer() as server:
+        server.route("/", Reply.text("hello"))
+        yield server
 
 
 @pytest.fixture

@@ -76,16 +76,13 @@ def test_five_steps_and_five_more_equal_ten_to_the_bit(imagery: Path, tmp_path: 
     assert losses[0] == losses[1]
 
 
-PHASES: dict[str, Any] = {
-    "tiles": {"tile_px": 64}, "terms": {"gram": 1.0}, "gram": {"start": 0.5},
-    "high_resolution": {"start": 0.7, "global_px": 64, "local_px": 24}, "monitor_every": 100,
-}  # fmt: skip
-
-
 def phased(imagery: Path, run_steps: int, **schedule: Any) -> PretrainConfig:
-    """A recipe all of whose phases depend on its length."""
-    tiles = {"sources": [{"path": str(imagery)}], **PHASES["tiles"]}
-    return config(imagery, **{**PHASES, "tiles": tiles, "loop": {"steps": run_steps}, "schedule": schedule})
+    """Return a recipe all of whose phases depend on its length."""
+    return config(
+        imagery, tiles={"sources": [{"path": str(imagery)}], "tile_px": 64}, terms={"gram": 1.0}, gram={"start": 0.5},
+        high_resolution={"start": 0.7, "global_px": 64, "local_px": 24}, loop={"steps": run_steps}, schedule=schedule,
+        monitor_every=100,  # a few steps on one scene of noise end collapsed
+    )  # fmt: skip
 
 
 def test_a_run_that_is_lengthened_equals_one_that_was_longer_from_the_beginning(imagery: Path, tmp_path: Path) -> None:
@@ -113,7 +110,7 @@ def test_a_run_that_is_lengthened_equals_one_that_was_longer_from_the_beginning(
         ({"kind": "constant"}, {"loop": {"steps": 5, "seed": 1}}, "differs from the configuration"),
     ],
 )
-def test_another_recipe_is_no_longer_run(
+def test_only_more_steps_of_constant_rates_lengthen_a_run(
     imagery: Path, tmp_path: Path, schedule: Any, changes: Any, message: str
 ) -> None:
     pretrain(config(imagery, loop={"steps": 3}, schedule=schedule), tmp_path / "run")
@@ -121,6 +118,14 @@ def test_another_recipe_is_no_longer_run(
     with pytest.raises(TrainingError, match=message):
         pretrain(config(imagery, schedule=schedule, **changes), tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_a_run_without_a_checkpoint_may_begin_anew_with_any_length(imagery: Path, tmp_path: Path) -> None:
+    pretrain(config(imagery, loop={"steps": 2}), tmp_path / "run")
+    for path in [*(tmp_path / "run" / "checkpoints").iterdir(), tmp_path / "run" / "last.safetensors"]:
+        path.unlink()
+    pretrain(config(imagery, loop={"steps": 3}), tmp_path / "run", resume=True)
+    assert load_config(tmp_path / "run" / "config.yaml", PretrainConfig).loop.steps == 3
 
 
 def test_the_bundle_contains_the_teachers_encoder(imagery: Path, tmp_path: Path) -> None:

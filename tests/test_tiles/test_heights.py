@@ -202,6 +202,7 @@ OTHER_RASTERS = {
     "canopy/prediction/lazy.py": "imagery",
     "canopy/products/change.py": "its own unfinished rasters",
     "canopy/products/change_stands.py": "a raster of change that it has written",
+    "canopy/products/project.py": "the CRS of products",
     "canopy/products/trees.py": "masks",
     "pretrain/geotiff.py": "imagery",
     "pretrain/probe.py": "images",

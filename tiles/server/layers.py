@@ -227,6 +227,8 @@ def read_layer(path: Path, layer_id: str, title: str, kind: Literal["height", "i
             gsd_m = true_gsd_m(src.transform, src.shape, crs)
             bounds = transform_bounds(src.crs, "OGC:CRS84", *src.bounds, densify_pts=21)
             tags = src.tags()
+            product = (tags.get(PRODUCT_TAG) or None) if kind == "imagery" else None
+            unit = UNIT if kind == "height" else (src.units[0] or None) if product else None
             return Layer(
                 id=layer_id,
                 title=title,
@@ -239,15 +241,15 @@ def read_layer(path: Path, layer_id: str, title: str, kind: Literal["height", "i
                 shape=src.shape,
                 gsd_m=gsd_m,
                 zooms=_zooms(gsd_m, bounds, src.shape),
-                bands=_bands(src, kind),
+                bands=_bands(src, kind, product),
                 interval=(interval[0], interval[1]) if interval and kind == "height" else None,
                 acquired=_acquired(tags.get("CANOPY_ACQUISITION_DATETIME")),
                 model=tags.get("CANOPY_MODEL"),
                 sources=_names(tags.get("CANOPY_IMAGERY") or tags.get("CANOPY_LIDAR")),
                 version=tags.get("CANOPY_VERSION"),
                 attribution=tags.get("CANOPY_IMAGERY_ATTRIBUTION"),
-                product=tags.get(PRODUCT_TAG) if kind == "imagery" else None,
-                unit=UNIT if kind == "height" else src.units[0] or None if PRODUCT_TAG in tags else None,
+                product=product,
+                unit=unit,
                 dates_path=_dates_path(path, src),
             )
     except RASTER_ERRORS as error:
@@ -272,9 +274,10 @@ def _is_picture(src: Any) -> bool:
     return has_colours or (src.dtypes[0] == "uint8" and UNIT not in src.units)
 
 
-def _bands(src: Any, kind: str) -> tuple[Band, ...]:
-    if PRODUCT_TAG in src.tags() and kind == "imagery":
-        name = src.descriptions[0] or src.tags()[PRODUCT_TAG]
+def _bands(src: Any, kind: str, product: str | None) -> tuple[Band, ...]:
+    if product is not None:
+        # Further bands are the ends of an interval.
+        name = src.descriptions[0] or product
         return (Band(name, name.replace("_", " ").capitalize(), (1,), _ranges(_sample(src, [1]))[0]),)
     if kind == "imagery":
         colours = [n for n in src.indexes if src.colorinterp[n - 1] != ColorInterp.alpha][:3]

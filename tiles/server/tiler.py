@@ -99,13 +99,14 @@ Number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?"
 RangeText = Annotated[
     str | None, Query(pattern=rf"^{Number},{Number}$", max_length=60, description="Two numbers: low,high.")
 ]
+PRODUCT_RAMPS: dict[str, Ramp] = {"cover": COVER_RAMP, "change": CHANGE_RAMP}
+"""Name of a product -> ramp of its style; any other is drawn in viridis, from its 2nd to its 98th percentile."""
 RAMPS: dict[str, Ramp | str] = {
     "height": HEIGHT_RAMP,
     "width": WIDTH_RAMP,
     **{name: name for name in ("viridis", "cividis", "magma", "gray", "rdbu")},
+    **PRODUCT_RAMPS,
 }
-PRODUCT_RAMPS: dict[str, Ramp] = {"cover": COVER_RAMP, "change": CHANGE_RAMP}
-"""Name of a product -> ramp of its style; any other is drawn in viridis, from its 2nd to its 98th percentile."""
 RampName = Literal["height", "width", "viridis", "cividis", "magma", "gray", "rdbu"]
 
 
@@ -131,7 +132,8 @@ async def drawing(
     if layer.kind == "imagery":
         if request.query_params.keys() - {"tilesize"}:
             raise HTTPException(400, f"layer {layer.id!r} is {layer.content}; expected no query but tilesize")
-        return Drawing(Source(layer, layer.bands[0]), "color", *_product_ramp(layer), None)
+        ramp_and_range = ("gray", HEIGHT_RANGE_M) if layer.product is None else _product_ramp(layer.product, layer)
+        return Drawing(Source(layer, layer.bands[0]), "color", *ramp_and_range, None)
     chosen = find_band(layer, band)
     subtracted = None
     if minus is not None:
@@ -144,10 +146,11 @@ async def drawing(
     return Drawing(Source(layer, chosen, subtracted), encoding, name, limits, fill)
 
 
-def _product_ramp(layer: Layer) -> tuple[str, tuple[float, float]]:
+def _product_ramp(product: str, layer: Layer) -> tuple[str, tuple[float, float]]:
     """Return the name of the ramp of a product, and the values at its ends."""
-    if (ramp := PRODUCT_RAMPS.get(layer.product or "")) is not None:
-        return str(layer.product), (ramp[0][0], ramp[-1][0])
+    if product in PRODUCT_RAMPS:
+        ramp = PRODUCT_RAMPS[product]
+        return product, (ramp[0][0], ramp[-1][0])
     limits = layer.bands[0].range
     low, high = (limits.p02, limits.p98) if limits else (0.0, 1.0)
     return "viridis", (low, high if high > low else low + 1.0)
@@ -226,7 +229,7 @@ def encode_colour(heights_m: NDArray[np.float32], range_m: tuple[float, float]) 
 
 def palette(name: str) -> Palette:
     """Return the colours of a ramp, stretched over 255 indexes."""
-    ramp = (RAMPS | PRODUCT_RAMPS)[name]
+    ramp = RAMPS[name]
     if isinstance(ramp, str):
         table = cmap.get(ramp)
         # rio-tiler's table has 256 colours, of which one gives way to the transparent index.
@@ -239,7 +242,7 @@ def palette(name: str) -> Palette:
     return Palette(bytes(3) + colours.astype(np.uint8).tobytes())
 
 
-_PALETTES = {name: palette(name) for name in RAMPS | PRODUCT_RAMPS}
+_PALETTES = {name: palette(name) for name in RAMPS}
 
 
 # Dependencies that compute nothing are coroutines: FastAPI runs any other in a thread of its own, one after the other,

@@ -102,7 +102,7 @@ def test_a_folder_that_is_absent_is_refused(tmp_path: Path) -> None:
 
 def test_a_bucket_that_is_absent_is_an_error(store: Store) -> None:
     if store.url.startswith("s3"):
-        with pytest.raises(StoreError, match=r"cannot write x"):
+        with pytest.raises(StoreError, match="cannot write x"):
             open_store("s3://no-such-bucket/x").create("x", b"1")
 
 
@@ -131,6 +131,14 @@ def test_a_conflict_of_a_plain_write_passes(answers: WebServer, tmp_path: Path) 
     answers.fail(*[Fault(409, refusal("OperationAborted"))] * 2)
     open_store("s3://batches/x").upload("data/a.tif", tmp_path / "file")
     assert [call.body for call in answers.calls] == [b"heights"] * 3
+
+
+def test_a_conflict_of_a_lease_is_no_other_owner(answers: WebServer) -> None:
+    """409 ConditionalRequestConflict: nobody has replaced the version, so the lease is still ours."""
+    answers.route("/", Reply(headers={"ETag": '"2"'}))
+    answers.fail(Fault(409, refusal("ConditionalRequestConflict")))
+    assert open_store("s3://batches/x").replace("leases/a", b"renewed", '"1"') == '"2"'
+    assert [call.headers.get("if-match") for call in answers.calls] == ['"1"'] * 2
 
 
 def test_a_conflict_that_stays_is_an_error(answers: WebServer, tmp_path: Path) -> None:

@@ -25,6 +25,14 @@ def leaves(name: str, command: click.Command) -> Iterator[tuple[str, click.Comma
         yield from leaves(f"{name} {word}", child)
 
 
+def test_commands_of_other_packages_are_added_once(commands: dict[str, click.Command]) -> None:
+    """A program may call the command again in the same process."""
+    assert {"canopy pretrain", "canopy serve"} <= commands.keys()
+    registered = len(app.app.registered_commands)
+    app.mount(app.app)
+    assert len(app.app.registered_commands) == registered
+
+
 def test_every_command_says_what_it_does_first(commands: dict[str, click.Command]) -> None:
     assert len(commands) >= 20
     for name, command in commands.items():

@@ -7,9 +7,11 @@ import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+import geopandas
 import numpy as np
 import pytest
-from product_maps import height_map
+from product_maps import UTM, height_map
+from rasters import make_raster
 
 from canopy.errors import CanopyError, OutputError, ProductError
 from canopy.products.cover import derive_cover
@@ -60,6 +62,31 @@ def test_areas_lie_over_rasters_and_those_over_the_map(folder: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_layer_has_its_own_crs(folder: Path) -> None:
+    """A product of another zone, and one of degrees, lie where they are."""
+    make_raster(folder / "other.tif", crs="EPSG:32632", dtype="float32", values=np.zeros((1, 4, 4)))
+    gaps = geopandas.read_file(folder / "gaps.gpkg", layer="gaps").to_crs(4326)
+    gaps.to_file(folder / "degrees.gpkg", layer="gaps")
+    named = [folder / name for name in ("other.tif", "degrees.gpkg", "gaps.gpkg")]
+    project = write_product_project(folder / "map.tif", folder / "forest.qgz", named)
+    with zipfile.ZipFile(project) as archive:
+        root = ElementTree.fromstring(archive.read(archive.namelist()[0]))
+    crs = {layer.findtext("datasource"): layer.findtext("srs/spatialrefsys/authid") for layer in root.iter("maplayer")}
+    assert crs == {
+        "./degrees.gpkg|layername=gaps": "EPSG:4326", "./gaps.gpkg|layername=gaps": UTM, "./other.tif": "EPSG:32632",
+        "./map.tif": UTM,
+    }  # fmt: skip
+    assert root.findtext("projectCrs/spatialrefsys/authid") == UTM
+
+
+def test_names_with_signs_are_names(folder: Path) -> None:
+    odd = folder / ".odd #1%41?"
+    odd.mkdir()
+    shutil.copy(folder / "gaps.gpkg", odd / "gaps.gpkg")
+    project = write_product_project(folder / "map.tif", folder / "forest.qgz", [odd / "gaps.gpkg"])
+    assert layers_of(project)[0] == ("./.odd #1%41?/gaps.gpkg|layername=gaps", "singleSymbol", True)
+
+
 def test_products_can_be_named(folder: Path) -> None:
     (folder / "map.json").unlink()
     project = write_product_project(folder / "map.tif", folder / "forest.qgz", [folder / "cover.tif"])
@@ -103,8 +130,10 @@ def test_nothing_is_replaced_unasked(folder: Path) -> None:
         (lambda folder: (folder / "map.json").unlink(), "no STAC item .*map.json"),
         (lambda folder: (folder / "map.json").write_text("{"), "no STAC item .*map.json"),
         (lambda folder: (folder / "map.json").write_text('{"assets": {}}'), "lists no GeoPackage or raster"),
-        (lambda folder: (folder / "cover.qml").write_text("<qgis>"), "style in .*cover.qml cannot be read"),
-        (lambda folder: (folder / "gaps.gpkg").write_bytes(b"SQLite"), "gaps.gpkg cannot be read"),
+        (lambda folder: (folder / "cover.qml").write_text("<qgis>"), "cover.tif or its QGIS style cannot be read"),
+        (lambda folder: (folder / "cover.qml").write_bytes(b"\xff"), "cover.tif or its QGIS style cannot be read"),
+        (lambda folder: (folder / "cover.tif").write_bytes(b"II"), "cover.tif or its QGIS style cannot be read"),
+        (lambda folder: (folder / "gaps.gpkg").write_bytes(b"SQLite"), "gaps.gpkg or its QGIS style cannot be read"),
     ],
 )
 def test_what_makes_no_project_is_one_line(folder: Path, damage, message: str) -> None:

@@ -17,24 +17,17 @@ from canopy.imagery.stac.api import RETRIED_IN_SEARCHES
 X, Y = ORIGIN
 
 
-@pytest.fixture(scope="package")
-def _server() -> Iterator[WebServer]:
-    with WebServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(_server: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> WebServer:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WebServer]:
     """A server without routes, and clients that do not pause."""
-    _server.forget()
-    _server.reset()
     quick = HttpClient(retry=Retry(attempts=3, pause_s=0), retried=RETRIED_IN_SEARCHES)
     plain = HttpClient(retry=Retry(attempts=3, pause_s=0))
     monkeypatch.setattr(remote, "client", lambda: plain)
     monkeypatch.setattr(opening, "client", lambda: quick)
     monkeypatch.setenv("CANOPY_CACHE", str(tmp_path / "cache"))
     forget_tokens()
-    return _server
+    with WebServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="package")

@@ -29,17 +29,12 @@ def expected(tile_folder: Path) -> np.ndarray:
     return open_tiles(tile_folder).read(grid()).values
 
 
-@pytest.fixture(scope="session")
-def running() -> Iterator[WebServer]:
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    """A server of the test's own: requests that a failed reading leaves on their way would count in the next test."""
+    monkeypatch.delenv("CANOPY_TILE_CACHE", raising=False)
     with WebServer() as server:
         yield server
-
-
-@pytest.fixture
-def server(running: WebServer, monkeypatch: pytest.MonkeyPatch) -> WebServer:
-    monkeypatch.delenv("CANOPY_TILE_CACHE", raising=False)
-    running.reset()
-    return running
 
 
 @pytest.fixture
