@@ -60,9 +60,12 @@ def pretrain(
     """
     if resume:
         config = lengthened(config, run)
-    # Order: lock, networks, data, first step; only then is the folder claimed, for all of them are good.
-    folder_lock = hold_run(run, config, resume=resume, goes_on=goes_on) if rank() == 0 else nullcontext()
-    with together() as device, folder_lock:
+    # Order: ranks, lock, networks, data, first step; only then is the folder claimed, for all of them are good.
+    # A process learns its rank when it joins the others: asked before, each is rank 0 and takes the lock.
+    with (
+        together() as device,
+        hold_run(run, config, resume=resume, goes_on=goes_on) if rank() == 0 else nullcontext(),
+    ):
         learner = SelfDistillation(config, device, teacher)
         patch_px = learner.student.encoder.patch_px
         check_crops(config, patch_px)
