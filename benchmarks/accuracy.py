@@ -36,7 +36,7 @@ from canopy.models.dpt import DETAIL, ENCODER
 from canopy.training.config import TrainConfig
 from canopy.training.decoder import height_loss, make_card, start_head, start_net, training_record
 from canopy.training.held_out import BinNet, predict_scene
-from canopy.training.loop import fit
+from canopy.training.loop import Supervised, fit
 from canopy.training.runs import report_entry
 from canopy.training.sampling import ChipSampler, Split, read_store
 
@@ -109,16 +109,15 @@ def with_detail(split: Split, config: TrainConfig, run: Path) -> Predict:
 def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Predict:
     """Train a network that ends in logits over height bins."""
     sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
+    loss = partial(height_loss, weights=config.loss, steps=config.loop.steps)
     average = fit(
-        net,
-        partial(height_loss, weights=config.loss, steps=config.loop.steps),
+        Supervised(net, loss, config.loop, {ENCODER: config.encoder_rate, DETAIL: config.detail_rate}),
         sampler.draw_batch,
         config.loop,
         run,
         resume=True,
         evaluate=lambda average, step: {},
         report=partial(report_entry, steps=config.loop.steps, report=lambda now: print(now.detail, file=sys.stderr)),
-        factors={ENCODER: config.encoder_rate, DETAIL: config.detail_rate},
     )
     return lambda scene: predict_scene(cast(BinNet, average), scene, config.chip_px)[0]
 

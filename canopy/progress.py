@@ -25,3 +25,12 @@ Report = Callable[[Progress], None]
 
 def ignore(progress: Progress) -> None:
     """Report nothing: the default of every `report` argument."""
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"about {seconds / 86_400:.1f} days"

@@ -6,32 +6,52 @@ from typing import Annotated
 
 import typer
 
-from canopy.cli.options import ConfigFile, Json, Resume, RunFolder, Settings
+from canopy.cli.options import ConfigFile, DryRun, Json, Resume, RunFolder, Settings
 from canopy.cli.terminal import show_progress
 from canopy.errors import ConfigError
 
 
-def pretrain(config: ConfigFile, out: RunFolder = None, set_: Settings = None, resume: Resume = False) -> None:
+def pretrain(
+    config: ConfigFile,
+    out: RunFolder = None,
+    set_: Settings = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
     """Pretrain an encoder on unlabelled imagery."""
     from canopy.config import load_config
     from pretrain.config import PretrainConfig
     from pretrain.training import pretrain as run
+    from pretrain.training import price
 
-    settings = load_config(config, PretrainConfig, tuple(set_ or ()))
+    settings, folder = load_config(config, PretrainConfig, tuple(set_ or ())), out or Path("runs") / config.stem
+    if dry_run:
+        typer.echo(price(settings, folder, resume=resume))
+        return
     with show_progress() as report:
-        bundle = run(settings, out or Path("runs") / config.stem, resume=resume, report=report)
+        bundle = run(settings, folder, resume=resume, report=report)
     typer.echo(bundle)
 
 
-def distill(config: ConfigFile, out: RunFolder = None, set_: Settings = None, resume: Resume = False) -> None:
+def distill(
+    config: ConfigFile,
+    out: RunFolder = None,
+    set_: Settings = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
     """Distil a small encoder from the run of a large one."""
     from canopy.config import load_config
     from pretrain.config import DistillConfig
     from pretrain.distill import distill as run
+    from pretrain.distill import price
 
-    settings = load_config(config, DistillConfig, tuple(set_ or ()))
+    settings, folder = load_config(config, DistillConfig, tuple(set_ or ())), out or Path("runs") / config.stem
+    if dry_run:
+        typer.echo(price(settings, folder, resume=resume))
+        return
     with show_progress() as report:
-        bundle = run(settings, out or Path("runs") / config.stem, resume=resume, report=report)
+        bundle = run(settings, folder, resume=resume, report=report)
     typer.echo(bundle)
 
 

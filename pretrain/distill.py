@@ -8,9 +8,10 @@ from canopy.config import load_config
 from canopy.errors import ConfigError, TrainingError
 from canopy.progress import Report, ignore
 from canopy.training.checkpoints import last_checkpoint
+from canopy.training.cost import TrainingCost
+from pretrain import training
 from pretrain.config import DistillConfig, PretrainConfig
 from pretrain.dinov2 import Distiller, build_distiller
-from pretrain.training import pretrain
 
 CONFIG = "config.yaml"
 """File that marks a folder as a run."""
@@ -36,9 +37,26 @@ def distill(config: DistillConfig, run: Path, *, resume: bool = False, report: R
         ModelError: The teacher's weights cannot be read or downloaded.
         TrainingError: The teacher's run has no checkpoint, or data or run are unusable.
     """
+    recipe, teacher = with_teacher(config)
+    return training.pretrain(recipe, run, resume=resume, teacher=teacher, report=report)
+
+
+def price(config: DistillConfig, run: Path, *, resume: bool = False) -> TrainingCost:
+    """Return what `distill` would cost with the same arguments, by some steps that are not kept; errors as there."""
+    recipe, teacher = with_teacher(config)
+    return training.price(recipe, run, resume=resume, teacher=teacher)
+
+
+def with_teacher(config: DistillConfig) -> tuple[DistillConfig, Distiller | None]:
+    """Return a recipe and its teacher with heads; a teacher without is a network that the recipe names.
+
+    Raises:
+        ConfigError: Student and teacher differ in prototypes, or terms need what the teacher does not have.
+        TrainingError: The teacher's run has no checkpoint.
+    """
     if config.teacher.is_dir():
-        return pretrain(config, run, resume=resume, teacher=load_teacher(config), report=report)
-    return pretrain(with_network(config), run, resume=resume, report=report)
+        return config, load_teacher(config)
+    return with_network(config), None
 
 
 def with_network(config: DistillConfig) -> DistillConfig:

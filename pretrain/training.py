@@ -3,12 +3,14 @@
 import json
 import logging
 import math
-from contextlib import nullcontext
-from dataclasses import fields
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from canopy.config import load_config
@@ -16,11 +18,12 @@ from canopy.errors import ConfigError, TrainingError
 from canopy.models.bundle import RGB, Architecture, Card
 from canopy.models.encoders import encoder_card
 from canopy.progress import Report, ignore
-from canopy.training.loop import fit_learner
+from canopy.training.cost import TrainingCost
+from canopy.training.loop import fit, rehearse
 from canopy.training.ranks import rank, together, whole
 from canopy.training.runs import RECORD, claim_run, has_run, hold_run, report_entry
 from canopy.version import __version__
-from pretrain.batch import crops_at, draw_batch
+from pretrain.batch import TileBatch, crops_at, draw_batch
 from pretrain.config import CropConfig, DistillConfig, PretrainConfig
 from pretrain.data import Tiles, read_tiles
 from pretrain.dinov2 import Distiller, SelfDistillation
@@ -62,28 +65,72 @@ def pretrain(
         config = lengthened(config, run)
     # Order: ranks, lock, networks, data, first step; only then is the folder claimed, for all of them are good.
     # A process learns its rank when it joins the others: asked before, each is rank 0 and takes the lock.
-    with (
-        together() as device,
-        hold_run(run, config, resume=resume, goes_on=goes_on) if rank() == 0 else nullcontext(),
-    ):
-        learner = SelfDistillation(config, device, teacher)
-        patch_px = learner.student.encoder.patch_px
-        check_crops(config, patch_px)
-        tiles = read_tiles(config.tiles)
-        check_tiles(config, tiles)
-        fit_learner(
-            learner,
-            partial(draw_batch, tiles=tiles, config=config, patch_px=patch_px),
+    with together() as device, _locked(run, config, resume=resume):
+        prepared = prepare(config, teacher, device)
+        fit(
+            prepared.learner,
+            prepared.batches,
             config.loop,
             run,
             resume=resume,
-            evaluate=_Export(run / "last.safetensors", config, tiles),
+            evaluate=_Export(run / "last.safetensors", config, prepared.tiles),
             report=partial(report_entry, steps=config.loop.steps, report=report),
             on_start=partial(claim_run, run, config),
         )
         if rank() == 0:
             require_health(config, run)
     return run / "last.safetensors"
+
+
+def price(config: PretrainConfig, run: Path, *, resume: bool = False, teacher: Distiller | None = None) -> TrainingCost:
+    """Return what `pretrain` would cost with the same arguments, by some steps that are not kept.
+
+    Raises:
+        ConfigError: Crops that patches do not fill, or an encoder that timm does not know.
+        TrainingError: Data or run are unusable, or the run is finished.
+    """
+    if resume:
+        config = lengthened(config, run)
+    with together() as device, _locked(run, config, resume=resume):
+        prepared = prepare(config, teacher, device)
+        return rehearse(prepared.learner, prepared.batches, config.loop, run)
+
+
+def _locked(run: Path, config: PretrainConfig, *, resume: bool) -> AbstractContextManager[None]:
+    """Return the lock of a run for rank 0, which alone writes; the other ranks need none."""
+    return hold_run(run, config, resume=resume, goes_on=goes_on) if rank() == 0 else nullcontext()
+
+
+@dataclass(frozen=True)
+class PreparedPretraining:
+    """All that the first step needs."""
+
+    learner: SelfDistillation
+    """Networks, objective and optimizer."""
+    batches: Callable[[int], TileBatch]
+    """Batch by its number."""
+    tiles: Tiles
+    """Unlabelled tiles."""
+
+
+def prepare(config: PretrainConfig, teacher: Distiller | None, device: torch.device) -> PreparedPretraining:
+    """Build the networks of a run and open its tiles.
+
+    Args:
+        config: The recipe and its data.
+        teacher: Network that gives the targets, frozen; the student's moving average if None.
+        device: Device of the networks.
+
+    Raises:
+        ConfigError: Crops that patches do not fill, or an encoder that timm does not know.
+        TrainingError: The data are unusable.
+    """
+    learner = SelfDistillation(config, device, teacher)
+    patch_px = learner.student.encoder.patch_px
+    check_crops(config, patch_px)
+    tiles = read_tiles(config.tiles)
+    check_tiles(config, tiles)
+    return PreparedPretraining(learner, partial(draw_batch, tiles=tiles, config=config, patch_px=patch_px), tiles)
 
 
 def lengthened(config: PretrainConfig, run: Path) -> PretrainConfig:

@@ -21,7 +21,7 @@ from canopy.cli.example import example
 from canopy.cli.fetch import fetch
 from canopy.cli.gedi import gedi
 from canopy.cli.models import models
-from canopy.cli.options import ConfigFile, Json, Resume, RunFolder, Settings, parse_nodata, parse_numbers
+from canopy.cli.options import ConfigFile, DryRun, Json, Resume, RunFolder, Settings, parse_nodata, parse_numbers
 from canopy.cli.panels import arrange
 from canopy.cli.predict import Bands, HaveRight, Nodata, Scale, predict
 from canopy.cli.signals import InterruptedWorkError, interrupt_on_signal
@@ -172,15 +172,25 @@ def calibrate(
 
 
 @app.command()
-def train(config: ConfigFile, out: RunFolder = None, set_: Settings = None, resume: Resume = False) -> None:
+def train(
+    config: ConfigFile,
+    out: RunFolder = None,
+    set_: Settings = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
     """Train a height model from pairs of imagery and lidar heights."""
     from canopy.config import load_config
     from canopy.training.config import TrainConfig
+    from canopy.training.decoder import price
     from canopy.training.decoder import train as run
 
-    settings = load_config(config, TrainConfig, tuple(set_ or ()))
+    settings, folder = load_config(config, TrainConfig, tuple(set_ or ())), out or Path("runs") / config.stem
+    if dry_run:
+        typer.echo(price(settings, folder, resume=resume))
+        return
     with show_progress() as report:
-        bundle = run(settings, out or Path("runs") / config.stem, resume=resume, report=report)
+        bundle = run(settings, folder, resume=resume, report=report)
     typer.echo(bundle)
 
 
@@ -191,17 +201,19 @@ def build(
     set_: Settings = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that read scenes.")] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace a store of another configuration.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Build a chip store; the same command continues an interrupted build."""
     from canopy.config import load_config
     from canopy.dataset import build as chips
     from canopy.dataset.config import DatasetConfig
 
-    settings = load_config(config, DatasetConfig, tuple(set_ or ()))
+    settings, folder = load_config(config, DatasetConfig, tuple(set_ or ())), out or Path("datasets") / config.stem
+    if dry_run:
+        typer.echo(chips.price(settings, folder, jobs=jobs))
+        return
     with show_progress() as report:
-        summary = chips.build(
-            settings, out or Path("datasets") / config.stem, jobs=jobs, overwrite=overwrite, report=report
-        )
+        summary = chips.build(settings, folder, jobs=jobs, overwrite=overwrite, report=report)
     for scene in summary.damaged:
         say(f"canopy: dropped {scene}")
     say(f"{summary.chips} chips kept, {summary.dropped} dropped: canopy dataset info {summary.folder}")

@@ -13,6 +13,7 @@ RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run (default
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Setting that overrides the configuration: a.b=value; repeatable.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the job will cost, and write nothing.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
 AreaLayer = Annotated[
     str | None, typer.Option("--layer", help="Layer of the file of --aoi, where several layers have areas.")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from canopy.cli.completion import complete_backend, complete_device, complete_model
-from canopy.cli.options import AreaLayer, Json, parse_nodata, parse_numbers
+from canopy.cli.options import AreaLayer, DryRun, Json, parse_nodata, parse_numbers
 from canopy.cli.terminal import say, show_progress
 
 Aoi = Annotated[
@@ -89,7 +89,6 @@ Overwrite = Annotated[
     bool, typer.Option(help="Replace an existing output, and drop the work of an interrupted run of another plan.")
 ]
 Force = Annotated[bool, typer.Option(help="Accept imagery coarser than twice the model's GSD.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the map will be and cost, and write nothing.")]
 Qgis = Annotated[bool, typer.Option("--qgis", help="Write a QGIS project (.qgz) next to the map.")]
 
 

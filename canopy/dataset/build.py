@@ -12,6 +12,8 @@ import hashlib
 import itertools
 import json
 import shutil
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +39,7 @@ from canopy.dataset.scene_files import SceneFiles, list_scenes
 from canopy.dataset.store import FORMAT, INDEX, STORE, PartWriter, read_records
 from canopy.dataset.workers import map_in_processes
 from canopy.errors import CanopyError, DatasetError, OutputError, one_line
-from canopy.progress import Progress, Report, ignore
+from canopy.progress import Progress, Report, duration, ignore
 from canopy.version import __version__
 from tiles.files import rename, replacing, reported, sync
 from tiles.locks import hold
@@ -64,6 +66,30 @@ class BuildSummary:
 
 
 @dataclass(frozen=True)
+class BuildCost:
+    """Cost of a build, or of what is left of it."""
+
+    scenes: int
+    """Scenes of the store, damaged ones included."""
+    scenes_left: int
+    """Scenes that are not cut yet."""
+    input_mb: float
+    """Files of these, megabytes."""
+    seconds: float
+    """Time of cutting them, by one task of each source that was cut."""
+    disk_mb: float
+    """Disk of their chips, uncompressed and with the store that is made of them, megabytes."""
+
+    def __str__(self) -> str:
+        cut = self.scenes - self.scenes_left
+        resumed = f", {cut:,} of them cut" if cut else ""
+        return (
+            f"cost: {self.scenes:,} scenes{resumed}, {self.input_mb:,.0f} MB to read: {duration(self.seconds)} on this "
+            f"machine, at most {self.disk_mb:,.0f} MB of disk, by a scene of each source"
+        )
+
+
+@dataclass(frozen=True)
 class _Task:
     """Scenes that are cut together."""
 
@@ -82,6 +108,11 @@ class _Task:
     def path(self) -> Path:
         """Records of the candidates; exists when the task is done."""
         return self.folder / f"{self.digest[:32]}.json"
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of the images of its scenes, at least 1."""
+        return max(1, sum(scene.image.stat().st_size for scene in self.scenes))
 
     @property
     def pixels(self) -> Path:
@@ -133,6 +164,52 @@ def build(
             _write(chips, tasks, config, out, digest)
         _sweep(out)
     return _summary(out)
+
+
+def price(config: DatasetConfig, out: Path, *, jobs: int = 1) -> BuildCost:
+    """Return what `build` would cost with the same arguments, by scenes of each source that are cut and thrown away.
+
+    Args:
+        config: Sources, curation, splits.
+        out: Folder of the store; scenes that an interrupted build has cut there cost nothing. Nothing is written.
+        jobs: Processes that read scenes.
+
+    Raises:
+        DatasetError: No scenes, or the store is finished.
+    """
+    tasks = _plan(config, out / _WORK)
+    pending = [task for task in tasks if not task.path.is_file()]
+    if (out / INDEX).is_file():
+        raise DatasetError(f"{out} is a finished store: canopy dataset info {out} describes it")
+    parts = [_part_cost([task for task in pending if task.scenes[0].source == name]) for name in config.sources]
+    return BuildCost(
+        scenes=sum(len(task.scenes) for task in tasks),
+        scenes_left=sum(len(task.scenes) for task in pending),
+        input_mb=sum(path.stat().st_size for path in _input_files(pending)) / 1e6,
+        seconds=sum(seconds for seconds, _ in parts) / max(1, min(jobs, len(pending))),
+        # the chips of all tasks, and the store that is made of them, are on disk at the same time
+        disk_mb=2 * sum(pixel_bytes for _, pixel_bytes in parts) / 1e6,
+    )
+
+
+def _input_files(tasks: Sequence[_Task]) -> set[Path]:
+    return {path for task in tasks for scene in task.scenes for path in scene.files()}
+
+
+def _part_cost(tasks: Sequence[_Task]) -> tuple[float, float]:
+    """Return seconds and bytes of pixels of the tasks of a source, by the one of middling size, which is cut.
+
+    Sizes are those of the images: a scene's other files may be shared, as the tree points of a city are.
+    """
+    if not tasks:
+        return 0.0, 0.0
+    by_size = sorted(tasks, key=lambda task: task.image_bytes)
+    middling = by_size[len(tasks) // 2]
+    share = sum(task.image_bytes for task in tasks) / middling.image_bytes
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        cut = _prepare(replace(middling, folder=Path(folder)))
+        return share * (time.perf_counter() - started), share * cut.pixels.stat().st_size
 
 
 def _sweep(out: Path) -> None:

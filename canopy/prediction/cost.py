@@ -10,6 +10,7 @@ from canopy.models.backends import BATCH
 from canopy.models.speeds import record_speed
 from canopy.prediction.engine import OVERLAP_PX
 from canopy.prediction.job import Job
+from canopy.progress import duration
 from tiles.aoi import to_crs
 from tiles.ground import unit_m
 
@@ -45,15 +46,6 @@ class Cost:
             f"cost: {self.area_ha:,.4g} ha, {self.tiles:,} tile(s){finished}, about {self.chips:,} chips of "
             f"{self.chip_s:.2g} s: {duration(self.seconds)} on this machine, at most {self.disk_mb:,.0f} MB of disk"
         )
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it."""
-    if seconds < 90:
-        return f"about {max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"about {seconds / 86_400:.1f} days"
 
 
 def count_chips(job: Job) -> int:

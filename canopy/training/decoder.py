@@ -23,9 +23,10 @@ from canopy.models.heads import HeightBins
 from canopy.models.weights import load_weights
 from canopy.progress import Report, ignore
 from canopy.training.config import LossWeights, TrainConfig, weight_at
+from canopy.training.cost import TrainingCost
 from canopy.training.held_out import ScenePrediction, held_out_intervals, predict_scene, score
 from canopy.training.log import LogEntry
-from canopy.training.loop import fit
+from canopy.training.loop import Evaluate, Supervised, fit, rehearse
 from canopy.training.losses import (
     absolute,
     best_shift,
@@ -115,36 +116,77 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
         OutputError: The run's folder cannot be written.
     """
     with hold_run(run, config, resume=resume), _flushed_denormals():
-        # Order: everything that can be wrong with data, weights or room is opened before the first step, which claims
-        # the folder; and the network is built from the seed before anything else draws from torch's generator.
-        split = read_store(config.store, config.batch, config.loop.seed, weak=config.weak_batch > 0)
-        sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
-        record = training_record(config, split)
-        card = make_card(config, record)
-        net = start_net(config, card, split)
-        card = card.model_copy(update={"domain": measure_domain(sampler, card.chip_px)})
-        # before the loop, which builds optimizer and average from the parameters on their device
-        net = net.to("cuda" if torch.cuda.is_available() else "cpu")
-        batches: Callable[[int], ChipBatch] = sampler.draw_batch
-        if config.pool:
-            tokens = TokenCache(net, run / "tokens", config.pool, sampler.augmentation.chip_px)
-            batches = PoolSampler(sampler, config.pool, tokens).draw_batch
-        if split.weak is not None:
-            batches = MixedSampler.of(sampler, split.weak, config.weak_batch).draw_batch
+        prepared = prepare(config, run)
         fit(
-            net,
-            partial(height_loss, weights=config.loss, steps=config.loop.steps),
-            batches,
+            prepared.learner,
+            prepared.batches,
             config.loop,
             run,
             resume=resume,
-            evaluate=_Evaluation(run, card, record, split.test),
+            evaluate=prepared.evaluate,
             report=partial(report_entry, steps=config.loop.steps, report=report),
             on_start=partial(claim_run, run, config),
-            factors={ENCODER: config.encoder_rate, DETAIL: config.detail_rate},
         )
         shutil.rmtree(run / "tokens", ignore_errors=True)
     return run / "best.safetensors"
+
+
+def price(config: TrainConfig, run: Path, *, resume: bool = False) -> TrainingCost:
+    """Return what `train` would cost with the same arguments, by some steps that are not kept.
+
+    Everything is opened as for the run, so that whatever is wrong with data, weights or room is an error here too.
+
+    Raises:
+        TrainingError: Data or run are unusable, or the run is finished.
+        OutputBusyError: Another process works on the run.
+    """
+    with hold_run(run, config, resume=resume), _flushed_denormals():
+        prepared = prepare(config, run)
+        return rehearse(prepared.learner, prepared.batches, config.loop, run)
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """All that the first step needs."""
+
+    learner: Supervised[ChipBatch]
+    """Network and optimizer."""
+    batches: Callable[[int], ChipBatch]
+    """Batch by its number."""
+    evaluate: Evaluate
+    """What writes and scores the bundles."""
+
+
+def prepare(config: TrainConfig, run: Path) -> PreparedTraining:
+    """Open the data and build the network of a run.
+
+    Args:
+        config: Data, network and recipe.
+        run: Folder of the run; only tokens of the pool, if any, are written there.
+
+    Raises:
+        TrainingError: Data or room are unusable.
+        ModelError: Weights that cannot be read, or do not fit.
+    """
+    # Order: everything that can be wrong with data, weights or room is opened before the first step, which claims
+    # the folder; and the network is built from the seed before anything else draws from torch's generator.
+    split = read_store(config.store, config.batch, config.loop.seed, weak=config.weak_batch > 0)
+    sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
+    record = training_record(config, split)
+    card = make_card(config, record)
+    net = start_net(config, card, split)
+    card = card.model_copy(update={"domain": measure_domain(sampler, card.chip_px)})
+    # before the learner, which builds optimizer and average from the parameters on their device
+    net = net.to("cuda" if torch.cuda.is_available() else "cpu")
+    batches: Callable[[int], ChipBatch] = sampler.draw_batch
+    if config.pool:
+        tokens = TokenCache(net, run / "tokens", config.pool, sampler.augmentation.chip_px)
+        batches = PoolSampler(sampler, config.pool, tokens).draw_batch
+    if split.weak is not None:
+        batches = MixedSampler.of(sampler, split.weak, config.weak_batch).draw_batch
+    loss = partial(height_loss, weights=config.loss, steps=config.loop.steps)
+    learner = Supervised[ChipBatch](net, loss, config.loop, {ENCODER: config.encoder_rate, DETAIL: config.detail_rate})
+    return PreparedTraining(learner, batches, _Evaluation(run, card, record, split.test))
 
 
 @contextmanager

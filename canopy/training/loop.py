@@ -5,6 +5,7 @@ a resumed run sees what an uninterrupted one sees, and ends at the same bits. Th
 """
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +22,9 @@ from torch.distributed.tensor import DTensor
 from canopy.errors import TrainingError
 from canopy.training.checkpoints import last_checkpoint, require_finite, restore_checkpoint, save_checkpoint
 from canopy.training.config import LoopConfig, StepConfig
+from canopy.training.cost import MEASURED_STEPS, TrainingCost, measured_cost
 from canopy.training.log import LogEntry, RunLog
-from canopy.training.ranks import finite_over_ranks, over_ranks, ranks, sync_gradients
+from canopy.training.ranks import finite_over_ranks, over_ranks, rank, ranks, sync_gradients
 
 Batch = TypeVar("Batch")
 Net = TypeVar("Net", bound=nn.Module)
@@ -34,6 +36,9 @@ NO_FACTORS: Mapping[str, float] = MappingProxyType({})
 """Every parameter learns at the loop's own rate."""
 MAX_SKIPPED = 10
 """Steps in a row that may be skipped for their gradients before a run stops."""
+LONG_STEPS = 20
+"""A run that has more steps to take says what they cost, once some are taken."""
+_LOG = logging.getLogger(__name__)
 
 
 class Learner(Protocol[Sample]):
@@ -113,46 +118,6 @@ class Supervised(Generic[Batch]):
 
 
 def fit(
-    net: nn.Module,
-    loss: Loss[Batch],
-    batches: Callable[[int], Batch],
-    config: LoopConfig,
-    run: Path,
-    *,
-    resume: bool,
-    evaluate: Evaluate,
-    report: Callable[[LogEntry], None],
-    on_start: Callable[[], None] = lambda: None,
-    factors: Mapping[str, float] = NO_FACTORS,
-) -> nn.Module:
-    """Train a network and return the moving average of its weights.
-
-    Args:
-        net: Network, trained in place.
-        loss: Scalar loss of the network on a batch at a step.
-        batches: Batch by its number, from 0; called from one background thread, ahead of need.
-        config: Steps, rates, checkpoints.
-        run: Folder for `log.jsonl` and `checkpoints/`.
-        resume: Whether to go on from the last checkpoint in `run`, if any.
-        evaluate: Function that is called with the averaged network every `evaluate_every` steps and at the end.
-        report: Function that is called with every line of the log.
-        on_start: Function that is called once, when the first step is taken and before anything is written.
-        factors: Prefix of the names of parameters with a rate of their own -> factor on that rate.
-
-    Returns:
-        The averaged network, in eval mode.
-
-    Raises:
-        TrainingError: The loss or the weights are not finite, gradients stay so, or the checkpoint does not fit.
-        OutputError: The run's folder cannot be written.
-    """
-    learner = Supervised(net, loss, config, factors)
-    return fit_learner(
-        learner, batches, config, run, resume=resume, evaluate=evaluate, report=report, on_start=on_start
-    )
-
-
-def fit_learner(
     learner: Learner[Batch],
     batches: Callable[[int], Batch],
     config: StepConfig,
@@ -163,11 +128,26 @@ def fit_learner(
     report: Callable[[LogEntry], None],
     on_start: Callable[[], None] = lambda: None,
 ) -> nn.Module:
-    """Step a learner, as `fit` does a network; arguments, result and errors are those of `fit`."""
+    """Step a learner to the end of its run, and return its averaged network, in eval mode.
+
+    Args:
+        learner: Network in training, changed in place.
+        batches: Batch by its number, from 0; called from one background thread, ahead of need.
+        config: Steps, checkpoints, precision.
+        run: Folder for `log.jsonl` and `checkpoints/`.
+        resume: Whether to go on from the last checkpoint in `run`, if any.
+        evaluate: Function that is called with the averaged network every `evaluate_every` steps and at the end.
+        report: Function that is called with every line of the log.
+        on_start: Function that is called once, when the first step is taken and before anything is written.
+
+    Raises:
+        TrainingError: The loss or the weights are not finite, gradients stay so, or the checkpoint does not fit.
+        OutputError: The run's folder cannot be written.
+    """
     start = restore_checkpoint(learner.parts(), run) if resume else 0
     log = RunLog(run, start, report, tensorboard=config.tensorboard)
     stream = _ahead(batches, start * config.accumulate, config.steps * config.accumulate)
-    skipped = 0
+    skipped, times_s = 0, list[float]()
     for step in range(start, config.steps):
         started = time.perf_counter()
         rates = learner.schedule(step)
@@ -177,8 +157,11 @@ def fit_learner(
         notes = _notes(learner.update(step), outcome)
         if step == start:
             on_start()
-        log.write(step=step, loss=outcome.loss, **rates, **notes, seconds=time.perf_counter() - started)
+        times_s.append(time.perf_counter() - started)
+        log.write(step=step, loss=outcome.loss, **rates, **notes, seconds=times_s[-1])
         number = step + 1
+        if number == start + 1 + MEASURED_STEPS and config.steps - start > LONG_STEPS and rank() == 0:
+            _LOG.info("%s", _cost(learner, times_s, start, config))
         evaluates = number % config.evaluate_every == 0 or number == config.steps
         saves = number % config.checkpoint_every == 0 or number == config.steps
         # Weights that are not finite reach neither a bundle nor a checkpoint, so that the last ones stay good.
@@ -190,6 +173,37 @@ def fit_learner(
         if saves:
             save_checkpoint(learner.parts(), run, number)
     return learner.average
+
+
+def rehearse(learner: Learner[Batch], batches: Callable[[int], Batch], config: StepConfig, run: Path) -> TrainingCost:
+    """Take the next steps of a run without keeping them, and return what those that are left cost.
+
+    Args:
+        learner: Learner as the run would begin with; changed by the steps.
+        batches: Batch by its number.
+        config: Steps of the run.
+        run: Folder whose last checkpoint, if any, the run goes on from; nothing is written there.
+
+    Raises:
+        TrainingError: The run has no steps left, or the checkpoint does not fit.
+    """
+    start = restore_checkpoint(learner.parts(), run)
+    if start >= config.steps:
+        raise TrainingError(f"{run} is finished: all of its {config.steps} steps are taken")
+    stop = min(start + 1 + MEASURED_STEPS, config.steps)
+    stream = _ahead(batches, start * config.accumulate, stop * config.accumulate)
+    times_s = []
+    for step in range(start, stop):
+        started = time.perf_counter()
+        learner.schedule(step)
+        _step(learner, stream, step, config)
+        learner.update(step)
+        times_s.append(time.perf_counter() - started)
+    return _cost(learner, times_s, start, config)
+
+
+def _cost(learner: Learner[Batch], times_s: list[float], start: int, config: StepConfig) -> TrainingCost:
+    return measured_cost(times_s, start, config.steps, next(learner.net.parameters()).device)
 
 
 @dataclass(frozen=True)

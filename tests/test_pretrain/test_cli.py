@@ -45,6 +45,10 @@ def test_a_command_mounts_through_its_entry_point(tmp_path: Path, monkeypatch: p
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(TINY))
     arguments = ["pretrain", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run"), "--set", "loop.steps=2",
                  "--set", f"tiles.sources=[{{path: {imagery}}}]"]  # fmt: skip
+    result = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("cost: 2 steps, ")
+    assert not (tmp_path / "run").exists()
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(tmp_path / "run" / "last.safetensors")

@@ -28,7 +28,7 @@ from rasters import make_raster
 from canopy.config import load_config
 from canopy.dataset import build as build_module
 from canopy.dataset import candidates
-from canopy.dataset.build import build
+from canopy.dataset.build import build, price
 from canopy.dataset.config import DatasetConfig
 from canopy.dataset.report import describe_dataset
 from canopy.dataset.scene_files import SceneFiles
@@ -41,10 +41,8 @@ STORED = [".lock", "chips.parquet", "chips.zarr", "config.yaml"]
 """All that a finished build leaves in its folder."""
 
 
-def test_a_build_cut_short_goes_on_to_the_same_bytes(
-    small_forests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = forest_config(small_forests / "data")
+def build_until_the_third_scene(config: DatasetConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Interrupt a build at its third scene, and return the list to which the name of every scene is added."""
     cut, scenes = build_module.cut_scene, list[str]()
 
     def stop_at_the_third(scene: SceneFiles, *rest: Any) -> Any:
@@ -55,7 +53,15 @@ def test_a_build_cut_short_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(build_module, "cut_scene", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        build(config, tmp_path / "cut")
+        build(config, out)
+    return scenes
+
+
+def test_a_build_cut_short_goes_on_to_the_same_bytes(
+    small_forests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = forest_config(small_forests / "data")
+    scenes = build_until_the_third_scene(config, tmp_path / "cut", monkeypatch)
     assert not (tmp_path / "cut" / INDEX).exists()
     with pytest.raises(DatasetError, match="canopy dataset build"):
         ChipStore.open(tmp_path / "cut")
@@ -63,6 +69,30 @@ def test_a_build_cut_short_goes_on_to_the_same_bytes(
     build(config, tmp_path / "cut")
     assert scenes == ["a_1", "a_2", "b_1", "go on", "b_1"]
     assert digests(tmp_path / "cut") == digests(small_forests / "store")
+
+
+def test_a_price_cuts_one_scene_and_leaves_nothing(small_forests: Path, tmp_path: Path) -> None:
+    config = forest_config(small_forests / "data")
+    cost = price(config, tmp_path / "new")
+    assert (cost.scenes, cost.scenes_left) == (3, 3)
+    files = [path for path in (small_forests / "data").rglob("*.tif") if not path.name.startswith("mask")]
+    assert cost.input_mb == pytest.approx(sum(path.stat().st_size for path in files) / 1e6, rel=0.01)
+    assert cost.seconds > 0
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(DatasetError, match="canopy dataset info"):
+        price(config, small_forests / "store")
+
+
+def test_the_price_of_an_interrupted_build_is_that_of_the_scenes_left(
+    small_forests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = forest_config(small_forests / "data")
+    build_until_the_third_scene(config, tmp_path / "cut", monkeypatch)
+    before = digests(tmp_path / "cut")
+    cost = price(config, tmp_path / "cut")
+    assert (cost.scenes, cost.scenes_left) == (3, 1)
+    assert "3 scenes, 2 of them cut" in str(cost)
+    assert digests(tmp_path / "cut") == before
 
 
 def test_several_processes_make_the_same_bytes(small_forests: Path, tmp_path: Path) -> None:

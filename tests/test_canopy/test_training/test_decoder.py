@@ -34,6 +34,7 @@ from canopy.training.decoder import (
     height_loss,
     make_card,
     measure_domain,
+    price,
     start_net,
     take_encoder,
     train,
@@ -55,6 +56,29 @@ def started(config: TrainConfig) -> DPTHeights:
 
 def logged(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("pool", [None, 8])
+def test_a_price_opens_all_that_a_run_opens_and_leaves_nothing(tmp_path: Path, pool: int | None) -> None:
+    loop = {"steps": 30, "warmup_steps": 3, "amp": False, "checkpoint_every": 10, "evaluate_every": 30}
+    changes = {"pool": pool, "encoder_rate": 0} if pool else {}
+    cost = price(tiny_config(loop=loop, **changes), tmp_path / "run")
+    assert (cost.steps, cost.steps_left) == (30, 30)
+    assert cost.seconds > 0
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(TrainingError, match=r"detail_weights .* architecture\.detail"):
+        price(tiny_config(detail_weights=tmp_path / "none.pt"), tmp_path / "run")
+
+
+def test_the_price_of_a_resumed_run_is_that_of_the_steps_left(tmp_path: Path) -> None:
+    config = tiny_config(loop={"steps": 6, "warmup_steps": 1, "amp": False, "checkpoint_every": 2, "evaluate_every": 2})
+    run = trained(config, tmp_path / "run")
+    (run / "checkpoints" / "00000006.pt").unlink()
+    with pytest.raises(TrainingError, match="--resume"):
+        price(config, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert price(config, run, resume=True).steps_left == 2
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_training_writes_bundles_and_learns(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from canopy.errors import TrainingError
 from canopy.training.config import LoopConfig
-from canopy.training.loop import Supervised, blend, computes_bf16, fit, frozen_copy, learning_rate
+from canopy.training.cost import measured_cost
+from canopy.training.loop import Supervised, blend, computes_bf16, fit, frozen_copy, learning_rate, rehearse
 
 LOOP = LoopConfig(steps=10, lr=0.01, warmup_steps=2, checkpoint_every=5, evaluate_every=5, amp=False)
 
@@ -32,7 +34,9 @@ def fit_line(run: Path, *, stop_at: int = 99, config: LoopConfig = LOOP, resume:
         if "loss" in entry and entry["step"] == stop_at:
             raise KeyboardInterrupt
 
-    return fit(net, loss, batch, config, run, resume=resume, evaluate=lambda model, step: {}, report=stop)
+    return fit(
+        Supervised(net, loss, config), batch, config, run, resume=resume, evaluate=lambda model, step: {}, report=stop
+    )
 
 
 def fit_one(run: Path, loss: Callable[[nn.Module, Tensor, int], Tensor], config: LoopConfig, **how: Any) -> nn.Module:
@@ -40,7 +44,8 @@ def fit_one(run: Path, loss: Callable[[nn.Module, Tensor, int], Tensor], config:
     net = nn.Linear(1, 1, bias=False)
     nn.init.ones_(net.weight)
     values: dict[str, Any] = {"resume": False, "evaluate": lambda model, step: {}, "report": lambda entry: None, **how}
-    return fit(net, loss, lambda number: torch.full((1, 1), float(number)), config, run, **values)
+    learner = Supervised(net, loss, config)
+    return fit(learner, lambda number: torch.full((1, 1), float(number)), config, run, **values)
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -286,8 +291,9 @@ def test_weights_that_are_not_finite_are_neither_evaluated_nor_saved(tmp_path: P
 def test_a_loss_that_is_not_finite_takes_no_step(tmp_path: Path) -> None:
     net = nn.Linear(1, 1, bias=False)
     nn.init.ones_(net.weight)
+    learner = Supervised(net, lambda model, x, step: model(x).sum() * torch.inf, LOOP)
     with pytest.raises(TrainingError, match="loss is inf at step 0"):
-        fit(net, lambda model, x, step: model(x).sum() * torch.inf, lambda number: torch.ones(1, 1), LOOP, tmp_path,
+        fit(learner, lambda number: torch.ones(1, 1), LOOP, tmp_path,
             resume=False, evaluate=lambda model, step: {}, report=lambda entry: None)  # fmt: skip
     assert net.weight.item() == 1
 
@@ -318,3 +324,43 @@ def test_the_start_is_reported_once_the_first_step_is_taken(tmp_path: Path) -> N
         on_start=lambda: events.append("started"), report=lambda entry: events.append(str(entry["step"])),
     )  # fmt: skip
     assert events == ["started", "0", "1", "1"]
+
+
+def test_a_long_run_says_once_what_it_costs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "canopy.training.loop")
+    fit_line(tmp_path / "short")
+    assert not caplog.messages
+    fit_line(tmp_path / "long", config=LOOP.model_copy(update={"steps": 40}))
+    assert len(caplog.messages) == 1
+    assert re.match(r"cost: 40 steps, \S+ s a step: about 1 s on \d+ CPU threads", caplog.messages[0])
+
+
+def test_a_rehearsal_measures_the_steps_that_are_left_and_writes_nothing(tmp_path: Path) -> None:
+    fit_line(tmp_path, config=LOOP)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    net, numbers = nn.Linear(4, 1), list[int]()
+
+    def batch(number: int) -> Tensor:
+        numbers.append(number)
+        return torch.ones(2, 4)
+
+    def learner(net: nn.Module) -> Supervised[Tensor]:
+        return Supervised(net, lambda model, x, step: model(x).sum(), LOOP)
+
+    longer = LOOP.model_copy(update={"steps": 30})
+    cost = rehearse(learner(net), batch, longer, tmp_path / "new")
+    assert (cost.steps, cost.steps_left, numbers) == (30, 30, [0, 1, 2])
+    assert not (tmp_path / "new").exists()
+    line = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    cost = rehearse(learner(line), batch, longer, tmp_path)
+    assert (cost.steps_left, numbers[3:]) == (20, [10, 11, 12])
+    assert "30 steps, 10 of them taken" in str(cost)
+    with pytest.raises(TrainingError, match="all of its 10 steps are taken"):
+        rehearse(learner(line), batch, LOOP, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_first_step_is_no_measure() -> None:
+    cost = measured_cost([100.0, 1.0, 3.0, 50.0], 10, 110, torch.device("cpu"))
+    assert (cost.step_s, cost.seconds) == (2.0, 200.0)
+    assert measured_cost([4.0], 0, 1, torch.device("cpu")).seconds == 4.0

@@ -74,7 +74,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from canopy.training.config import LoopConfig
-from canopy.training.loop import Supervised, fit_learner
+from canopy.training.loop import Supervised, fit
 from canopy.training.ranks import rank, together
 
 with together():
@@ -88,7 +88,7 @@ with together():
 
     learner = Supervised(net, loss, config := LoopConfig(steps=5, lr=0.1, warmup_steps=1, amp=False))
     learner.net = DistributedDataParallel(net)
-    fit_learner(learner, lambda n: torch.full((4, 2), n + rank() + 1.0), config, Path(sys.argv[1]), resume=False,
+    fit(learner, lambda n: torch.full((4, 2), n + rank() + 1.0), config, Path(sys.argv[1]), resume=False,
                 evaluate=lambda model, step: {}, report=lambda entry: None)
     Path(sys.argv[1], f"rank{rank()}.json").write_text(json.dumps(net.weight.tolist()))
 """
