@@ -5,13 +5,15 @@ Run: python benchmarks/held_out.py --store runs/store [--model canopy-small] [--
 The held-out chips of a store are joined scene by scene and written as imagery and heights; `canopy predict` maps the
 imagery with its defaults, and `canopy evaluate` scores the map. Scenes, maps and scores stay in --out, and the same
 command goes on where it was stopped. Scores of another model or another store never mix: their names are in the path.
+--figure FILE --draw SCENE ... draws imagery, lidar, map and error of some scenes.
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geom import box
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -28,14 +31,20 @@ from accuracy import HEADS, line, summarise
 import canopy
 from canopy.dataset.store import ChipStore
 from canopy.evaluation.comparison import evaluate
+from canopy.evaluation.figures import maps
 from canopy.evaluation.metrics import Totals, array_totals
 from canopy.evaluation.rasters import RegriddedHeights
+from canopy.evaluation.report import read_image
+from canopy.evaluation.wording import EVALUATION
 from canopy.models.bundle import DEFAULT_MODEL
 from canopy.models.model import CanopyModel, load_model
 from tiles.files import replacing
 from tiles.heights import open_heights
 from tiles.publish import item_path
 from tiles.windows import PixelWindow
+
+LIDAR = replace(EVALUATION, truth="lidar", prediction="canopy predict")
+"""What the panels of the figure are called."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,28 @@ def map_and_score(scene: HeldOutScene, model: CanopyModel, scenes: Path, maps: P
     return pred, truth
 
 
+def draw_scenes(pairs: list[tuple[Path, Path]], figure: Path) -> None:
+    """Write one picture of imagery, lidar, map and error, a row for each scene.
+
+    Args:
+        pairs: Paths of map and truth of each scene; the imagery lies next to the truth.
+        figure: PNG to write.
+    """
+    rows = []
+    for pred, truth in pairs:
+        imagery = truth.with_name(truth.name.replace("-chm.tif", "-rgb.tif"))
+        comparison = evaluate([pred], truth, draw=True)
+        (pictures,) = comparison.pictures.values()
+        png = maps(pictures, read_image(imagery, truth, comparison), LIDAR)
+        rows.append(Image.open(io.BytesIO(png)).convert("RGB"))
+    width = max(row.width for row in rows)
+    sheet = Image.new("RGB", (width, sum(row.height for row in rows)), "white")
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, sum(other.height for other in rows[:number])))
+    with replacing(figure) as draft:
+        sheet.save(draft, format="PNG", optimize=True)
+
+
 def totals_of(pred: Path, truth: Path) -> Totals:
     """Return the sums of a map against its truth, read from their files as `canopy evaluate` reads them."""
     with open_heights(truth) as reference, open_heights(pred) as predicted:
@@ -146,20 +177,28 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="device of the model")
     parser.add_argument("--backend", default="auto", help="library that runs the model")
     parser.add_argument("--out", type=Path, default=Path("runs/held_out"), help="folder of scenes, maps and scores")
+    parser.add_argument("--figure", type=Path, help="PNG to write, of the scenes of --draw")
+    parser.add_argument("--draw", nargs="+", default=[], help="names of scenes to draw, as they are printed")
     arguments = parser.parse_args()
     store, model = ChipStore.open(arguments.store), load_model(arguments.model, arguments.device, arguments.backend)
     scenes = arguments.out / f"scenes-{store.attributes['digest'][:12]}"
-    maps = arguments.out / f"{model.card.name}-{model.sha256[:12]}-{store.attributes['digest'][:12]}"
-    for folder in (scenes, maps):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = arguments.out / f"{model.card.name}-{model.sha256[:12]}-{store.attributes['digest'][:12]}"
+    for parent in (scenes, folder):
+        parent.mkdir(parents=True, exist_ok=True)
     totals: list[tuple[str, Totals]] = []
+    pairs: dict[str, tuple[Path, Path]] = {}
     for scene in read_scenes(store):
         if np.isnan(scene.height_m).all():
             continue
         print(scene.name, file=sys.stderr, flush=True)
-        totals.append((scene.source, totals_of(*map_and_score(scene, model, scenes, maps))))
+        pair = map_and_score(scene, model, scenes, folder)
+        totals.append((scene.source, totals_of(*pair)))
+        if scene.name in arguments.draw:
+            pairs[scene.name] = pair
+    if arguments.figure:
+        draw_scenes([pairs[name] for name in arguments.draw], arguments.figure)
     row: dict[str, Any] = summarise(totals)
-    (maps / "all.json").write_text(json.dumps(row, indent=1), encoding="utf-8")
+    (folder / "all.json").write_text(json.dumps(row, indent=1), encoding="utf-8")
     print(f"| {len(totals)} scenes | {' | '.join(HEADS)} |\n|{'---|' * (len(HEADS) + 1)}")
     print(line(f"`{model.card.name}` through canopy predict", row))
 

@@ -121,8 +121,10 @@ def _scale_bar(axes: Axes, width_px: int, px_m: float) -> None:
     axes.plot(
         [0, length_m / px_m], [-0.03, -0.03], transform=axes.get_xaxis_transform(), color=_INK, lw=3, clip_on=False
     )
-    right_of_bar = 1.02 * length_m / px_m
-    axes.text(right_of_bar, -0.03, label, transform=axes.get_xaxis_transform(), va="center", fontsize=9, color=_INK)
+    axes.annotate(
+        label, (length_m / px_m, -0.03), (6, 0), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+        va="center", fontsize=9, color=_INK, annotation_clip=False,
+    )  # fmt: skip
 
 
 def _top_m(joint: NDArray[np.int64]) -> float:
