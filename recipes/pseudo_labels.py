@@ -34,7 +34,7 @@ from canopy.training.config import TrainConfig
 from canopy.training.decoder import height_loss, start_head
 from canopy.training.held_out import ScenePrediction, predict_scene, score
 from canopy.training.log import LogEntry
-from canopy.training.loop import fit
+from canopy.training.loop import Supervised, fit
 from canopy.training.runs import claim_run, hold_run, report_entry
 from canopy.training.sampling import ChipSampler, read_store
 from tiles.files import replacing
@@ -87,8 +87,7 @@ def teach(config: TrainConfig, run: Path) -> None:
             return {"metrics": {name: group.to_json() for name, group in groups.items()}}
 
         fit(
-            net,
-            partial(height_loss, weights=config.loss, steps=config.loop.steps),
+            Supervised(net, partial(height_loss, weights=config.loss, steps=config.loop.steps), config.loop),
             sampler.draw_batch,
             config.loop,
             run,
