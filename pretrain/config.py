@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from canopy.config import Config
-from canopy.models.bundle import EncoderArgs, ModelName, NetworkName
+from canopy.models.bundle import Architecture, EncoderArgs, ModelName, NetworkName, Stem
 from canopy.training.config import StepConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -295,6 +295,8 @@ class PretrainConfig(Config):
     encoder_args: EncoderArgs = Field(default_factory=dict, validate_default=True)
     """Arguments over timm's own: reg_tokens, mlp_layer: swiglu, ...; init_values (LayerScale) is 1e-5 unless given, and
     0 leaves LayerScale out."""
+    stem: Stem = "patch"
+    """How patches become tokens: by one linear layer, or by convolutions that see nothing of masked patches (SCOTT)."""
     start: Path | None = Field(default=None, validation_alias=AliasChoices("start", "init"))
     """Encoder of the same network to start from: a bundle, a bundled one's name, ``timm:NAME``, or a file of weights as
     published, under timm's names; patches and positions are resampled. Configurations may name it `init`."""
@@ -330,6 +332,11 @@ class PretrainConfig(Config):
     def schedule_steps(self) -> int:
         """Steps that all shares of the run refer to."""
         return self.schedule.steps or self.loop.steps
+
+    @property
+    def architecture(self) -> Architecture:
+        """Shape of the encoder, for its card."""
+        return Architecture(encoder=self.encoder, encoder_args=self.encoder_args, stem=self.stem)
 
     @field_validator("encoder_args")
     @classmethod

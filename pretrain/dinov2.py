@@ -261,7 +261,9 @@ def build_distiller(config: PretrainConfig) -> Distiller:
     """Create the untrained student; its weights come from the global generator, seeded here."""
     torch.manual_seed(config.loop.seed)
     px = config.high_resolution.global_px if config.high_resolution else config.global_crops.px
-    encoder = Encoder(config.encoder, dict(config.encoder_args), px, config.mean, config.std, config.drop_path)
+    encoder = Encoder(
+        config.encoder, dict(config.encoder_args), px, config.mean, config.std, config.drop_path, stem=config.stem
+    )
     targets = {name: sum(levels) for name, levels in target_levels(config, encoder.patch_px).items()}
     return Distiller(
         encoder, config.heads, ibot=config.terms.ibot > 0, targets=targets, relations=config.terms.relations > 0

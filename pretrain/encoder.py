@@ -12,10 +12,11 @@ from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
 from canopy.errors import ConfigError, ModelError, TrainingError, one_line
-from canopy.models.bundle import Card, read_card, save_bundle
+from canopy.models.bundle import Card, Stem, read_card, save_bundle
 from canopy.models.dpt import ENCODER
 from canopy.models.encoders import TIMM, fit_weights, pretrained_weights, published_weights, read_encoder
 from canopy.models.network import PATCH_PX
+from canopy.models.stem import ConvStem, set_stem
 from canopy.models.weights import count_weights, load_weights, require_size
 
 MLP_LAYERS = {"swiglu": SwiGLUPacked}
@@ -34,9 +35,10 @@ class Encoder(nn.Module):
         mean: Mean of each channel, for normalisation.
         std: Standard deviation of each channel.
         drop_path: Rate of stochastic depth.
+        stem: How patches become tokens.
 
     Raises:
-        ConfigError: timm knows no such model or argument, or the model has no class token.
+        ConfigError: timm knows no such model or argument, the model has no class token, or it cannot have such a stem.
     """
 
     mean: Tensor
@@ -50,9 +52,12 @@ class Encoder(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         drop_path: float = 0.0,
+        *,
+        stem: Stem = "patch",
     ) -> None:
         super().__init__()
         self.vit = _create(name, args, image_px, drop_path, len(mean))
+        set_stem(self.vit, stem, len(mean))
         self.width = int(self.vit.num_features)
         self.mask_token = nn.Parameter(torch.zeros(self.width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -86,9 +91,9 @@ class Encoder(nn.Module):
         Returns:
             Class token (B, D) and patches (B, rows cols, D).
         """
-        self._mask = mask
+        self._set_mask(mask)
         tokens = self.vit.forward_features((image - self.mean) / self.std)
-        self._mask = None  # the next call may come without one
+        self._set_mask(None)  # the next call may come without one
         return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
 
     def watch_relations(self, block: int) -> None:
@@ -123,6 +128,13 @@ class Encoder(nn.Module):
         """Keep what a block's layer for q, k and v returns; rotary positions come later, and are not part of it."""
         self._qkv = qkv
 
+    def _set_mask(self, mask: Tensor | None) -> None:
+        """Set the mask of a call, which convolutions need before patches become tokens."""
+        self._mask = mask
+        stem = getattr(self.vit.patch_embed, "proj", None)
+        if isinstance(stem, ConvStem):
+            stem.mask = mask
+
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...], patches: Tensor) -> Tensor:
         """Replace masked patches by the mask token, right after the embedding of any timm model."""
         if self._mask is None:
@@ -150,7 +162,8 @@ def _create(name: str, args: dict[str, Any], image_px: int, drop_path: float, ba
 def from_card(card: Card, drop_path: float = 0.0) -> Encoder:
     """Create the untrained encoder that a card describes."""
     arch = card.architecture
-    return Encoder(arch.encoder, dict(arch.encoder_args), arch.enlarge * card.chip_px, card.mean, card.std, drop_path)
+    image_px = arch.enlarge * card.chip_px
+    return Encoder(arch.encoder, dict(arch.encoder_args), image_px, card.mean, card.std, drop_path, stem=arch.stem)
 
 
 def load_encoder(path: Path, *, rgb: bool = True) -> tuple[Card, Encoder]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from canopy.config import load_config
 from canopy.errors import ConfigError, TrainingError
-from canopy.models.bundle import RGB, Architecture, Card
+from canopy.models.bundle import RGB, Card
 from canopy.models.encoders import encoder_card
 from canopy.progress import Report, ignore
 from canopy.training.cost import TrainingCost
@@ -315,7 +315,7 @@ class _Export:
         return Card(
             name=config.name,
             family="encoder",
-            architecture=Architecture(encoder=config.encoder, encoder_args=config.encoder_args),
+            architecture=config.architecture,
             gsd_m=config.gsd_m,
             bands=(*RGB, *(f"band_{number}" for number in range(4, config.tiles.bands + 1))),
             chip_px=crops_at(config.loop.steps, config)[0].px,

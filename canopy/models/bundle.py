@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -27,8 +36,12 @@ DEFAULT_MODEL = "canopy-small"
 
 Family = Literal["dpt", "chmv1", "chmv2", "depth-any-canopy", "encoder"]
 """Kind of network: our own height model, a public one, or an encoder alone."""
+Stem = Literal["patch", "conv"]
+"""How patches become tokens: by one linear layer, or by convolutions that overlap."""
 Decode = Literal["median", "mean"]
 """How a height is read off the distribution over bins."""
+ENCODED_FAMILIES = ("dpt", "encoder")
+"""Families whose encoder may have a stem of ours."""
 LIBRARY_FAMILIES = ("chmv2", "depth-any-canopy")
 """Families that the transformers library runs."""
 Weights = dict[str, np.ndarray]
@@ -50,6 +63,10 @@ Gsd = Annotated[float, Field(gt=0, le=limits.GSD_M)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+OPTIONAL = {"stem": "patch"}
+"""Settings of an architecture that cards list only where they differ from these values, which leave them off."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -61,6 +78,8 @@ class Architecture(_Frozen):
     """timm name of a patch-16 vision transformer."""
     encoder_args: EncoderArgs = Field(default_factory=dict)
     """Arguments of timm's that differ from its own for this encoder."""
+    stem: Stem = "patch"
+    """How the encoder's patches become tokens; `canopy.models.stem` has the convolutions."""
     taps: Annotated[tuple[int, int, int, int], AfterValidator(limits.check_taps)] = (2, 5, 8, 11)
     """Blocks (0-based) whose tokens the decoder reads."""
     enlarge: int = Field(default=1, ge=1, le=8)
@@ -79,6 +98,12 @@ class Architecture(_Frozen):
     """Whether CHMv1's colour network first brings the colours of aerial imagery to those of satellite imagery."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Configuration of the ``transformers`` library's model, for the families that it runs."""
+
+    @model_serializer(mode="wrap")
+    def _listed(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave settings out that are off: cards without them stay as earlier versions write and read them."""
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if name not in OPTIONAL or value != OPTIONAL[name]}
 
 
 class HeightHead(_Frozen):
@@ -180,6 +205,8 @@ class Card(_Frozen):
                 f"a height model of chips of {self.chip_px} px and {len(self.bands)} bands: "
                 f"a multiple of {MULTIPLE_PX} and {len(RGB)} expected"
             )
+        if self.family not in ENCODED_FAMILIES and self.architecture.stem != "patch":
+            raise ValueError(f"a stem of the kind {self.architecture.stem} in a network of the family {self.family}")
         if not len(self.bands) == len(self.mean) == len(self.std) >= len(RGB):
             raise ValueError("mean and std: a value for each of the bands, at least three, expected")
         side_px = self.architecture.enlarge * self.chip_px

@@ -16,6 +16,7 @@ from canopy.errors import ModelError
 from canopy.models.bundle import Card
 from canopy.models.heads import HeightBins
 from canopy.models.network import MULTIPLE_PX, HeightNet
+from canopy.models.stem import set_stem
 
 ENCODER = "dpt.encoder.model."
 """Prefix of the encoder's weights."""
@@ -55,6 +56,7 @@ class DPTHeights(HeightNet):
             drop_path_rate=drop_path,
             **encoder_args,
         )
+        set_stem(self.dpt.encoder.model, arch.stem, len(card.bands))
         width = arch.fusion_channels
         # The head below takes the place of smp's own, which decodes at full resolution.
         self.dpt.segmentation_head = nn.Identity()

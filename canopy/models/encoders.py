@@ -22,8 +22,8 @@ from canopy.version import __version__
 
 TIMM = "timm:"
 """Prefix of the name of one of timm's encoders."""
-KERNEL = "patch_embed.proj.weight"
-"""Kernel that turns a patch into a token."""
+KERNELS = ("patch_embed.proj.weight", "patch_embed.proj.steps.0.0.weight")
+"""Kernel of the layer that reads the bands: that of the linear embedding, or the first of a convolutional stem."""
 TIMM_PX = 128
 """Side of the image for which timm creates an encoder, pixels."""
 
@@ -73,7 +73,7 @@ def rgb_only(card: Card, weights: Weights) -> tuple[Card, Weights]:
     if len(card.bands) == bands:
         return card, weights
     # A band at its mean is 0 after normalisation, and adds nothing to a token.
-    narrow = {**weights, KERNEL: weights[KERNEL][:, :bands]}
+    narrow = {**weights, **{name: weights[name][:, :bands] for name in KERNELS if name in weights}}
     update = {"bands": card.bands[:bands], "mean": card.mean[:bands], "std": card.std[:bands]}
     return card.model_copy(update=update), narrow
 
@@ -144,15 +144,16 @@ def fit_weights(vit: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     own = vit.state_dict()
     fitted = {name: tensor for name, tensor in weights.items() if name != "mask_token" and not name.startswith("head.")}
-    if KERNEL in fitted and KERNEL in own:
-        fitted[KERNEL] = _fit_kernel(fitted[KERNEL], own[KERNEL].shape)
+    for name in KERNELS:
+        if name in fitted and name in own:
+            fitted[name] = _fit_kernel(fitted[name], own[name].shape)
     if "reg_token" in own:
         fitted.setdefault("reg_token", own["reg_token"])
     return with_positions(vit, fitted)
 
 
 def _fit_kernel(kernel: Tensor, shape: torch.Size) -> Tensor:
-    """Resample the kernel of a patch embedding, (D, bands, h, w), to the patch and the bands of a shape."""
+    """Resample the kernel of a layer that reads the bands, (D, bands, h, w), to the patch and the bands of a shape."""
     if kernel.shape[-2:] != shape[-2:]:
         # so that the embedding of a resized patch stays the same (Beyer et al. 2023, FlexiViT, section 3.4)
         kernel = resample_patch_embed(kernel.float(), list(shape[-2:]))

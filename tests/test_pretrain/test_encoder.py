@@ -32,6 +32,22 @@ def test_masked_patches_are_hidden() -> None:
         assert (encoder(image, mask)[1] - encoder(image)[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("patch_px", [8, 14])
+def test_masked_patches_are_hidden_from_a_convolutional_stem(patch_px: int) -> None:
+    """Its convolutions overlap: the tokens next to a masked patch, and the class token, would see it."""
+    torch.manual_seed(0)
+    encoder = Encoder("vit_tiny_patch16_224", {**SMALL, "patch_size": patch_px}, 4 * patch_px, *GREY, stem="conv")
+    image = torch.rand(2, 3, 4 * patch_px, 4 * patch_px)
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, 1:3, 1:3] = mask[1, 0, 2] = True
+    hidden = mask.repeat_interleave(patch_px, 1).repeat_interleave(patch_px, 2)[:, None]
+    other = torch.where(hidden, torch.rand_like(image), image)
+    with torch.no_grad():
+        for own, changed in zip(encoder(image, mask), encoder(other, mask), strict=True):
+            assert torch.equal(own, changed)
+        assert (encoder(image)[1] - encoder(other)[1]).abs().max() > 1e-3, "the mask of a call ends with it"
+
+
 @pytest.mark.parametrize("args", [
     {"reg_tokens": 4}, {"init_values": 1e-5}, {"mlp_layer": "swiglu"}, {"patch_size": 16},
 ])  # fmt: skip
@@ -141,8 +157,9 @@ def test_pretraining_starts_from_an_encoder_of_its_kind(tmp_path: Path) -> None:
     assert loaded["pos_embed"].shape[1] < saved["pos_embed"].shape[1], "of crops of 32 px"
     average = second.average.encoder.vit.state_dict()
     assert all(torch.equal(average[name], value) for name, value in loaded.items())
-    with pytest.raises(TrainingError, match="another network"):
-        SelfDistillation(tiny_config(start=path, encoder_args={"embed_dim": 48}), CPU)
+    for other in ({"encoder_args": {"embed_dim": 48}}, {"stem": "conv"}):
+        with pytest.raises(TrainingError, match="another network"):
+            SelfDistillation(tiny_config(start=path, **other), CPU)
 
 
 def test_published_weights_start_an_encoder_of_other_patches_positions_and_registers(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rasters import make_raster
 
 from canopy.config import load_config
 from canopy.errors import ConfigError, ModelError, TrainingError
-from canopy.models.bundle import read_card
+from canopy.models.bundle import Architecture, read_card
 from canopy.models.model import load_model
 from pretrain import training
 from pretrain.cells import encode
@@ -99,6 +99,25 @@ def test_a_run_that_is_lengthened_equals_one_that_was_longer_from_the_beginning(
     assert len(losses[0]) == 10
     assert losses[0] == losses[1]
     assert load_config(tmp_path / "long" / "config.yaml", PretrainConfig).loop.steps == 10
+
+
+def test_a_run_with_a_convolutional_stem_ends_in_a_bundle_of_its_average(imagery: Path, tmp_path: Path) -> None:
+    settings = config(imagery, stem="conv", loop={"steps": 5}, monitor_every=100)
+    path = pretrain(settings, tmp_path / "run")
+    card, encoder = load_encoder(path)
+    assert card.architecture == Architecture(encoder=settings.encoder, encoder_args=settings.encoder_args, stem="conv")
+    learner = SelfDistillation(settings, torch.device("cpu"))
+    before = {name: p.clone() for name, p in learner.average.named_parameters()}
+    learner.average.load_state_dict(checkpoint(tmp_path / "run", 5)["average"])
+    stem = {name: p for name, p in learner.average.named_parameters() if ".patch_embed." in name}
+    assert len(stem) == 3 * 4 + 2
+    assert all(not torch.equal(p, before[name]) for name, p in stem.items()), "all of it is trained"
+    image = torch.rand(2, 3, 32, 32)
+    for own, expected in zip(encoder(image), learner.average.encoder(image), strict=True):
+        torch.testing.assert_close(own, expected, atol=5e-3, rtol=5e-3)  # half precision
+    picture = np.random.default_rng(0).integers(0, 256, (3, 64, 64), np.uint8)
+    assert np.isfinite(encode(encoder, picture)).all() and patch_map(encoder, picture).shape == (32, 32, 32)
+    assert SelfDistillation(settings.model_copy(update={"start": path}), torch.device("cpu")).student is not None
 
 
 @pytest.mark.parametrize(

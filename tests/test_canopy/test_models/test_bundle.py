@@ -12,6 +12,7 @@ from canopy.errors import ModelError
 from canopy.models.bundle import (
     BUNDLED,
     CARD_KEY,
+    Architecture,
     Card,
     find_bundle,
     models_folder,
@@ -112,6 +113,7 @@ def test_keys_of_a_card_stay() -> None:
         "encoder", "encoder_args", "taps", "enlarge", "normed", "decoder_channels", "fusion_channels", "detail",
         "detail_channels", "colour_matching", "config",
     }  # fmt: skip
+    assert set(Architecture(stem="conv").model_dump()) - set(Architecture().model_dump()) == {"stem"}, "where it is on"
 
 
 def test_bundled_models_open() -> None:
