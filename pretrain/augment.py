@@ -99,12 +99,12 @@ def crop(tiles: Tensor, gsd_m: Tensor, draws: Draws, px: int, nominal_gsd_m: flo
     if not len(draws.gsd):
         return torch.zeros(0, *tiles.shape[:2], px, px, device=tiles.device)
     device, side_px = tiles.device, torch.tensor(tiles.shape[:-3:-1], dtype=torch.float32, device=tiles.device)
+    reaches_px = _reach_px(draws, gsd_m, px, int(min(tiles.shape[-2:])), nominal_gsd_m)
     image = tiles.float() / 255
     crops = []
     # One crop of all tiles after the other: all crops at once would hold C copies of the sampling grid.
     for c in range(len(draws.gsd)):
-        reach_px = px * draws.gsd[c].to(device) * nominal_gsd_m / gsd_m.to(device)
-        reach_px = torch.minimum(reach_px, side_px.min())
+        reach_px = reaches_px[c].to(device)
         # The clamp is for a crop as large as its tile, whose centre has no room to move.
         room_px = (side_px - reach_px[:, None]).clamp(min=0)
         centre_px = reach_px[:, None] / 2 + draws.centre[c].to(device) * room_px
@@ -115,6 +115,21 @@ def crop(tiles: Tensor, gsd_m: Tensor, draws: Draws, px: int, nominal_gsd_m: flo
         grid = F.affine_grid(theta, [*tiles.shape[:2], px, px], align_corners=False)
         crops.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False))
     return recolour(torch.stack(crops), draws)
+
+
+def crop_gsd_m(tiles: Tensor, gsd_m: Tensor, draws: Draws, px: int, nominal_gsd_m: float) -> Tensor:
+    """Return the GSD of the crops that `crop` cuts with the same arguments.
+
+    Returns:
+        (C, B) float32, metres; finer than drawn where a crop is cut to its tile's side.
+    """
+    reach_px = _reach_px(draws, gsd_m, px, int(min(tiles.shape[-2:])), nominal_gsd_m)
+    return reach_px * gsd_m.to(reach_px.device) / px
+
+
+def _reach_px(draws: Draws, gsd_m: Tensor, px: int, side_px: int, nominal_gsd_m: float) -> Tensor:
+    """Return the sides (C, B) of crops in pixels of their tile, on the device of `gsd_m`; at most the tile's side."""
+    return (px * draws.gsd.to(gsd_m.device) * nominal_gsd_m / gsd_m).clamp(max=side_px)
 
 
 def recolour(image: Tensor, draws: Draws) -> Tensor:

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from canopy.dataset.scene import Scene
 from canopy.errors import TrainingError
-from pretrain.encoder import CELL_PX, Encoder, fit_grid
+from pretrain.encoder import CELL_PX, Encoder
 from pretrain.statistics import patch_statistics
 
 Array = NDArray[np.float64]
 Image = NDArray[np.uint8]
-Features = Callable[[Image], Array]
+Statistics = Callable[[Image], Array]
 """From an image (3, H, W) to the features (rows, cols, D) of its cells of `CELL_PX`."""
+Features = Callable[[Image, float], Array]
+"""The same of an image and its GSD in metres."""
 
 CHIP_PX = 128
 BLOCK_M = 128.0
@@ -40,6 +42,11 @@ class Ground:
     """From column and row of the scene's heights to metres along the CRS's axes."""
     site: str
     """Name of the group of scenes that lie close to each other."""
+
+    @property
+    def image_gsd_m(self) -> float:
+        """GSD of the scene's image, which has two pixels to one of the heights; metres along the CRS's axes."""
+        return math.hypot(self.cell_to_m.a, self.cell_to_m.d) / 2
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def _scene_cells(scene: Scene, ground: Ground, features: Features) -> Iterator[_
     rows, cols = (length // CELL_PX for length in scene.image.shape[1:])
     if not rows or not cols:
         return
-    by_cell = features(scene.image[:, : rows * CELL_PX, : cols * CELL_PX])
+    by_cell = features(scene.image[:, : rows * CELL_PX, : cols * CELL_PX], ground.image_gsd_m)
     # the image has two pixels to one of the heights
     side = CELL_PX // 2
     for row, col in np.ndindex(rows, cols):
@@ -132,7 +139,7 @@ def _scene_cells(scene: Scene, ground: Ground, features: Features) -> Iterator[_
 
 
 @torch.inference_mode()
-def encode(encoder: Encoder, image: Image, enlarge: int = 1) -> Array:
+def encode(encoder: Encoder, image: Image, gsd_m: float | None = None, enlarge: int = 1) -> Array:
     """Return the patch features of an image, averaged over cells.
 
     The image goes through in chips of 128 px (as the encoder sees them, so of fewer pixels where it is enlarged); what
@@ -141,6 +148,7 @@ def encode(encoder: Encoder, image: Image, enlarge: int = 1) -> Array:
     Args:
         encoder: Encoder in eval mode.
         image: (3, H, W) uint8 RGB; H and W multiples of the cell.
+        gsd_m: GSD of the image, metres; the encoder's own if None.
         enlarge: Factor by which the encoder sees the image enlarged.
 
     Returns:
@@ -149,20 +157,24 @@ def encode(encoder: Encoder, image: Image, enlarge: int = 1) -> Array:
     _, height, width = image.shape
     cells: Array = np.zeros((height // CELL_PX, width // CELL_PX, encoder.width))
     # The encoder sees chips of CHIP_PX, so positions are those of its training.
-    side = CHIP_PX // enlarge
+    side, seen_gsd_m = CHIP_PX // enlarge, (encoder.gsd_m if gsd_m is None else gsd_m) / enlarge
     for top in range(0, height, side):
         for left in range(0, width, side):
             chip = torch.from_numpy(image[:, top : top + side, left : left + side].copy())[None].float() / 255
             if enlarge > 1:
                 chip = F.interpolate(chip, scale_factor=enlarge, mode="bilinear", align_corners=False)
             rows, cols = (length // encoder.square_px for length in chip.shape[2:])
-            resized = fit_grid(chip, encoder.square_px, encoder.patch_px)
-            patches = encoder(resized)[1].view(rows, cols, -1).movedim(-1, 0)
+            patches = encoder.square_features(chip, seen_gsd_m).view(rows, cols, -1).movedim(-1, 0)
             # patches of a cell to their mean
             means = F.avg_pool2d(patches[None], enlarge * CELL_PX // encoder.square_px)[0].movedim(0, -1).numpy()
             row, col = top // CELL_PX, left // CELL_PX
             cells[row : row + means.shape[0], col : col + means.shape[1]] = means
     return cells
+
+
+def of_image(statistics: Statistics) -> Features:
+    """Return features that are statistics of an image, whatever its GSD."""
+    return lambda image, gsd_m: statistics(image)
 
 
 def colour_statistics(image: Image) -> Array:

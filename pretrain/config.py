@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from canopy.config import Config
-from canopy.models.bundle import Architecture, EncoderArgs, ModelName, NetworkName, Stem
+from canopy.models.bundle import Architecture, EncoderArgs, ModelName, NetworkName, Positions, Stem
 from canopy.training.config import StepConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -297,6 +297,10 @@ class PretrainConfig(Config):
     0 leaves LayerScale out."""
     stem: Stem = "patch"
     """How patches become tokens: by one linear layer, or by convolutions that see nothing of masked patches (SCOTT)."""
+    positions: Positions = "learned"
+    """Positions of patches: learned, or sines and cosines on the ground, which say the GSD of each crop (Scale-MAE)."""
+    reference_gsd_m: Positive | None = None
+    """GSD at which patches are one apart, for `positions: gsd`; `gsd_m` if None."""
     start: Path | None = Field(default=None, validation_alias=AliasChoices("start", "init"))
     """Encoder of the same network to start from: a bundle, a bundled one's name, ``timm:NAME``, or a file of weights as
     published, under timm's names; patches and positions are resampled. Configurations may name it `init`."""
@@ -336,7 +340,14 @@ class PretrainConfig(Config):
     @property
     def architecture(self) -> Architecture:
         """Shape of the encoder, for its card."""
-        return Architecture(encoder=self.encoder, encoder_args=self.encoder_args, stem=self.stem)
+        reference_gsd_m = (self.reference_gsd_m or self.gsd_m) if self.positions == "gsd" else None
+        return Architecture(
+            encoder=self.encoder,
+            encoder_args=self.encoder_args,
+            stem=self.stem,
+            positions=self.positions,
+            reference_gsd_m=reference_gsd_m,
+        )
 
     @field_validator("encoder_args")
     @classmethod
@@ -350,6 +361,12 @@ class PretrainConfig(Config):
                 f"mean and std have {len(self.mean)} and {len(self.std)} values: one for each of tiles.bands, "
                 f"{self.tiles.bands}, expected"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_of_positions(self) -> "PretrainConfig":
+        if self.reference_gsd_m is not None and self.positions != "gsd":
+            raise ValueError("reference_gsd_m is that of positions: gsd; learned ones have none")
         return self
 
     @model_validator(mode="after")

@@ -61,10 +61,12 @@ def embed(tiles: Tiles, encoder: Encoder, path: Path, batch: int) -> Vectors:
     with replacing(path) as draft:
         tokens = np.lib.format.open_memmap(draft, "w+", np.float32, (len(tiles), encoder.width))
         for first in range(0, len(tiles), batch):
-            images = np.stack([tiles[i] for i in range(first, min(first + batch, len(tiles)))])
+            numbers = range(first, min(first + batch, len(tiles)))
+            images = np.stack([tiles[i] for i in numbers])
+            gsd_m = torch.tensor([tiles.gsd_m(i) for i in numbers])
             # whole patches only
             rows, cols = (length // encoder.patch_px * encoder.patch_px for length in images.shape[2:])
-            cls = encoder(torch.from_numpy(images[:, :3, :rows, :cols]).float() / 255)[0]
+            cls = encoder(torch.from_numpy(images[:, :3, :rows, :cols]).float() / 255, gsd_m=gsd_m)[0]
             tokens[first : first + len(images)] = F.normalize(cls, dim=-1).numpy()
         tokens.flush()
     mapped: Vectors = np.load(path, mmap_mode="r")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from canopy.training.loop import blend, frozen_copy
-from pretrain.augment import crop
+from pretrain.augment import crop, crop_gsd_m
 from pretrain.batch import TileBatch
 from pretrain.config import HeadConfig, HeadShape, PretrainConfig
 from pretrain.depth import set_drop_path
@@ -42,6 +42,19 @@ class Tokens(NamedTuple):
     """(C B, P, values) predicted from the patches' tokens, by target; (C B, 1 + P, 3 D) queries, keys and values."""
 
 
+class Views(NamedTuple):
+    """What student and teacher see of a batch of B tiles."""
+
+    global_crops: Tensor
+    """(C, B, bands, H, W) float32 in [0, 1], first RGB."""
+    local_crops: Tensor
+    """(L, B, bands, h, w) float32 in [0, 1], first RGB."""
+    masks: Tensor
+    """(C, B, rows, cols) bool, True where a patch of a global crop is masked."""
+    gsds_m: tuple[Tensor, Tensor]
+    """(C, B) GSD of the global crops and (L, B) of the local ones, metres."""
+
+
 class Distiller(nn.Module):
     """An encoder with its projection heads.
 
@@ -65,7 +78,15 @@ class Distiller(nn.Module):
             encoder.watch_relations(-1)
         self.tellers = nn.ModuleDict({name: nn.Linear(encoder.width, count) for name, count in targets.items()})
 
-    def forward(self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, *, blind: bool) -> Tokens:
+    def forward(
+        self,
+        global_crops: Tensor,
+        local_crops: Tensor | None,
+        masks: Tensor,
+        *,
+        blind: bool,
+        gsds_m: tuple[Tensor, Tensor] | None = None,
+    ) -> Tokens:
         """Return tokens and logits of crops.
 
         Args:
@@ -73,14 +94,16 @@ class Distiller(nn.Module):
             local_crops: (L, B, bands, h, w) float32 in [0, 1], or None for none.
             masks: (C, B, rows, cols) bool.
             blind: Whether masked patches are hidden from the encoder.
+            gsds_m: (C, B) GSD of the global crops and (L, B) of the local ones, metres; the encoder's own if None.
         """
         crops, batch = global_crops.shape[:2]
         by_image = masks.flatten(0, 1)
-        cls, patches = self.encoder(global_crops.flatten(0, 1), by_image if blind else None)
+        global_gsd_m, local_gsd_m = (None, None) if gsds_m is None else (gsd_m.flatten() for gsd_m in gsds_m)
+        cls, patches = self.encoder(global_crops.flatten(0, 1), by_image if blind else None, global_gsd_m)
         relations = {"relations": self.encoder.take_relations()} if self.relations else {}
         all_cls = cls.view(crops, batch, -1)
         if local_crops is not None and len(local_crops):
-            local_cls = self.encoder(local_crops.flatten(0, 1))[0]
+            local_cls = self.encoder(local_crops.flatten(0, 1), gsd_m=local_gsd_m)[0]
             if self.relations:
                 self.encoder.take_relations()  # those of local crops are not used
             all_cls = torch.cat([all_cls, local_cls.view(len(local_crops), batch, -1)])
@@ -156,20 +179,14 @@ class SelfDistillation:
 
         The teacher goes first, without gradients, so that its activations are freed before the student's are kept.
         """
-        global_crops, local_crops, masks = self._views(batch)
-        teacher = None
-        if self.config.terms.dino or self.config.terms.ibot:
-            with torch.no_grad():
-                sides = (self.student.encoder.patch_px, self.teacher.encoder.patch_px)
-                resized = fit_grid(global_crops.flatten(0, 1), *sides)
-                teacher = self.teacher(
-                    resized.view(*global_crops.shape[:2], *resized.shape[1:]), None, masks, blind=False
-                )
-        student = self.net(global_crops, local_crops, masks, blind=self.config.masks.hide)
+        views = self._views(batch)
+        global_crops, local_crops, masks, gsds_m = views
+        teacher = self._teach(views) if self.config.terms.dino or self.config.terms.ibot else None
+        student = self.net(global_crops, local_crops, masks, blind=self.config.masks.hide, gsds_m=gsds_m)
         # losses in float32: exp and log of bf16 lose the small probabilities
         with torch.autocast(global_crops.device.type, enabled=False):
-            terms = self._loss_terms(student, teacher, global_crops, masks, step)
-            terms |= self.targets.losses(student.predictions, global_crops.flatten(0, 1))
+            terms = self._loss_terms(student, teacher, views, step)
+            terms |= self.targets.losses(student.predictions, global_crops.flatten(0, 1), gsds_m[0].flatten())
             if teacher is not None and step % self.config.monitor_every == 0:
                 self._signs = collapse_signs(teacher.cls_logits, teacher.cls, self.schedules.temperature(step))
         total = global_crops.new_zeros(())
@@ -194,21 +211,31 @@ class SelfDistillation:
         warning = signs.warning() if warmed else None
         return entry | asdict(signs) | ({} if warning is None else {"warning": warning})
 
-    def _views(self, batch: TileBatch) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def _teach(self, views: Views) -> Tokens:
+        """Return what the teacher makes of the whole global crops, resized where its patches differ in size."""
+        own_px, teacher_px = self.student.encoder.patch_px, self.teacher.encoder.patch_px
+        resized = fit_grid(views.global_crops.flatten(0, 1), own_px, teacher_px)
+        resized = resized.view(*views.global_crops.shape[:2], *resized.shape[1:])
+        gsd_m = views.gsds_m[0] * own_px / teacher_px
+        tokens: Tokens = self.teacher(resized, None, views.masks, blind=False, gsds_m=(gsd_m, gsd_m[:0]))
+        return tokens
+
+    def _views(self, batch: TileBatch) -> Views:
         """Cut global crops, local crops and masks of a batch, on the student's device."""
         device = next(self.student.parameters()).device
         tiles, gsd_m = batch.tiles.to(device, non_blocking=True), batch.gsd_m.to(device, non_blocking=True)
+        kinds = (batch.global_draws, batch.global_px), (batch.local_draws, batch.local_px)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            global_crops = crop(tiles, gsd_m, batch.global_draws, batch.global_px, self.config.gsd_m)
-            local_crops = crop(tiles, gsd_m, batch.local_draws, batch.local_px, self.config.gsd_m)
-        return global_crops, local_crops, batch.masks.to(device)
+            global_crops, local_crops = (crop(tiles, gsd_m, *kind, self.config.gsd_m) for kind in kinds)
+            global_gsd_m, local_gsd_m = (crop_gsd_m(tiles, gsd_m, *kind, self.config.gsd_m) for kind in kinds)
+        return Views(global_crops, local_crops, batch.masks.to(device), (global_gsd_m, local_gsd_m))
 
     def _loss_terms(
         self,
         student: Tokens,
         teacher: Tokens | None,
-        global_crops: Tensor,
-        masks: Tensor,
+        views: Views,
         step: int,
     ) -> dict[str, Tensor]:
         """Return the terms that compare student and teacher, by name, without their weights."""
@@ -219,7 +246,7 @@ class SelfDistillation:
             terms["dino"] = dino_loss(student.cls_logits, cls_target, target.student_temperature)
         if weights.ibot and teacher is not None:
             patch_target = self._target(teacher.patch_logits, step, 1)
-            crops = masks.flatten(0, 1)
+            crops = views.masks.flatten(0, 1)
             weight = patch_weights(crops)
             terms["ibot"] = ibot_loss(
                 student.patch_logits, patch_target, weight, len(crops), target.student_temperature
@@ -228,7 +255,8 @@ class SelfDistillation:
             # crop by crop, for two crops of one tile may lie close together; a sum over crops, as in DINOv2's code
             terms["koleo"] = torch.stack([koleo_loss(cls, self._koleo_group) for cls in student.cls]).sum()
         if self.anchor is not None and step >= self._gram_start():
-            terms["gram"] = gram_loss(student.patches, self.anchor(global_crops.flatten(0, 1))[1])
+            anchored = self.anchor(views.global_crops.flatten(0, 1), gsd_m=views.gsds_m[0].flatten())[1]
+            terms["gram"] = gram_loss(student.patches, anchored)
         return terms
 
     @torch.no_grad()
@@ -261,9 +289,11 @@ def build_distiller(config: PretrainConfig) -> Distiller:
     """Create the untrained student; its weights come from the global generator, seeded here."""
     torch.manual_seed(config.loop.seed)
     px = config.high_resolution.global_px if config.high_resolution else config.global_crops.px
+    arch = config.architecture
     encoder = Encoder(
-        config.encoder, dict(config.encoder_args), px, config.mean, config.std, config.drop_path, stem=config.stem
-    )
+        arch.encoder, dict(arch.encoder_args), px, config.mean, config.std, config.drop_path,
+        stem=arch.stem, reference_gsd_m=arch.reference_gsd_m, gsd_m=config.gsd_m,
+    )  # fmt: skip
     targets = {name: sum(levels) for name, levels in target_levels(config, encoder.patch_px).items()}
     return Distiller(
         encoder, config.heads, ibot=config.terms.ibot > 0, targets=targets, relations=config.terms.relations > 0

@@ -16,6 +16,7 @@ from canopy.models.bundle import Card, Stem, read_card, save_bundle
 from canopy.models.dpt import ENCODER
 from canopy.models.encoders import TIMM, fit_weights, pretrained_weights, published_weights, read_encoder
 from canopy.models.network import PATCH_PX
+from canopy.models.positions import Gsd, set_positions
 from canopy.models.stem import ConvStem, set_stem
 from canopy.models.weights import count_weights, load_weights, require_size
 
@@ -36,9 +37,12 @@ class Encoder(nn.Module):
         std: Standard deviation of each channel.
         drop_path: Rate of stochastic depth.
         stem: How patches become tokens.
+        reference_gsd_m: GSD at which patches are one apart, for positions on the ground; None for learned ones.
+        gsd_m: GSD of images of which no other is given; the reference if None.
 
     Raises:
-        ConfigError: timm knows no such model or argument, the model has no class token, or it cannot have such a stem.
+        ConfigError: timm knows no such model or argument, the model has no class token, or it cannot have such a stem
+            or such positions.
     """
 
     mean: Tensor
@@ -54,6 +58,8 @@ class Encoder(nn.Module):
         drop_path: float = 0.0,
         *,
         stem: Stem = "patch",
+        reference_gsd_m: float | None = None,
+        gsd_m: float | None = None,
     ) -> None:
         super().__init__()
         self.vit = _create(name, args, image_px, drop_path, len(mean))
@@ -66,6 +72,9 @@ class Encoder(nn.Module):
         # The mask reaches the patches by a hook: timm's forward_features has no argument for it.
         self._mask: Tensor | None = None
         self.vit.patch_embed.register_forward_hook(self._hide)
+        # After the mask, for a masked patch has a position too.
+        self.reference_gsd_m, self.gsd_m = reference_gsd_m, gsd_m or reference_gsd_m or 1.0
+        self._positions = set_positions(self.vit, reference_gsd_m, self.gsd_m)
         self._qkv: Tensor | None = None
 
     @property
@@ -81,20 +90,34 @@ class Encoder(nn.Module):
         """
         return self.patch_px if CELL_PX % self.patch_px == 0 else PATCH_PX
 
-    def forward(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, mask: Tensor | None = None, gsd_m: Gsd | None = None) -> tuple[Tensor, Tensor]:
         """Return the features after the last norm.
 
         Args:
             image: (B, bands, H, W) float32 in [0, 1], first RGB; H and W multiples of the patch.
             mask: (B, rows, cols) bool, True where a patch is replaced by the mask token.
+            gsd_m: GSD of all images or (B,) of each, metres, for positions on the ground; the encoder's own if None.
 
         Returns:
             Class token (B, D) and patches (B, rows cols, D).
         """
+        if self._positions is not None:
+            self._positions.gsd_m = self.gsd_m if gsd_m is None else gsd_m
         self._set_mask(mask)
         tokens = self.vit.forward_features((image - self.mean) / self.std)
         self._set_mask(None)  # the next call may come without one
         return tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :]
+
+    def square_features(self, image: Tensor, gsd_m: Gsd | None = None) -> Tensor:
+        """Return the features (B, rows cols, D) of squares of `square_px`, each shown as one patch.
+
+        Args:
+            image: (B, bands, H, W) float32 in [0, 1], first RGB; H and W multiples of the square.
+            gsd_m: GSD of the images, metres; the encoder's own if None.
+        """
+        seen_gsd_m = (self.gsd_m if gsd_m is None else gsd_m) * self.square_px / self.patch_px
+        patches: Tensor = self(fit_grid(image, self.square_px, self.patch_px), gsd_m=seen_gsd_m)[1]
+        return patches
 
     def watch_relations(self, block: int) -> None:
         """Keep the queries, keys and values that a block computes, for `take_relations`.
@@ -163,7 +186,10 @@ def from_card(card: Card, drop_path: float = 0.0) -> Encoder:
     """Create the untrained encoder that a card describes."""
     arch = card.architecture
     image_px = arch.enlarge * card.chip_px
-    return Encoder(arch.encoder, dict(arch.encoder_args), image_px, card.mean, card.std, drop_path, stem=arch.stem)
+    return Encoder(
+        arch.encoder, dict(arch.encoder_args), image_px, card.mean, card.std, drop_path,
+        stem=arch.stem, reference_gsd_m=arch.reference_gsd_m, gsd_m=card.gsd_m,
+    )  # fmt: skip
 
 
 def load_encoder(path: Path, *, rgb: bool = True) -> tuple[Card, Encoder]:
@@ -203,14 +229,20 @@ def start_from(encoder: Encoder, path: Path) -> None:
 
     Raises:
         ModelError: The weights cannot be read.
-        TrainingError: They are of another network.
+        TrainingError: They are of another network, or of one with other positions.
     """
     if str(path).startswith(TIMM):
         weights = pretrained_weights(str(path).removeprefix(TIMM))
     elif is_published(path):
         weights = published_weights(path)
     else:
-        weights = load_encoder(path, rgb=False)[1].vit.state_dict()
+        other = load_encoder(path, rgb=False)[1]
+        if other.reference_gsd_m != encoder.reference_gsd_m:
+            raise TrainingError(
+                f"start {path}: the reference_gsd_m of its positions is {other.reference_gsd_m}, the configuration's "
+                f"{encoder.reference_gsd_m} (None: learned positions); name the same"
+            )
+        weights = other.vit.state_dict()
     load_fitted(encoder, weights, f"start {path}")
 
 

@@ -54,19 +54,28 @@ def match_patches(first: NDArray[np.float32], second: NDArray[np.float32], count
     )
 
 
-def save_matches(path: Path, encoder: Encoder, images: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> Matches:
+def save_matches(
+    path: Path,
+    encoder: Encoder,
+    images: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    gsds_m: tuple[float, float] | None = None,
+) -> Matches:
     """Write a PNG of two images next to each other, enlarged, with their matches as lines.
 
     Args:
         path: Path of the PNG.
         encoder: Encoder in eval mode.
         images: Two images (3, H, W) uint8 RGB.
+        gsds_m: GSD of each, metres; the encoder's own if None.
 
     Returns:
         The matches that are drawn.
     """
     large = [_enlarged(image) for image in images]
-    first, second = (patch_map(encoder, image, steps=1) for image in large)
+    first, second = (
+        patch_map(encoder, image, steps=1, gsd_m=gsd_m / ENLARGED)
+        for image, gsd_m in zip(large, gsds_m or (encoder.gsd_m,) * 2, strict=True)
+    )
     matches = match_patches(first, second)
     height, left_px = max(image.shape[1] for image in large), large[0].shape[2] + GAP_PX
     sheet = np.full((height, left_px + large[1].shape[2], 3), 255, np.uint8)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from pretrain.encoder import Encoder, fit_grid
+from pretrain.encoder import Encoder
 from tiles.files import replacing
 from tiles.fill import extend
 
@@ -20,7 +20,9 @@ ENLARGED = 2
 
 
 @torch.inference_mode()
-def patch_map(encoder: Encoder, image: NDArray[np.uint8], steps: int = STEPS) -> NDArray[np.float32]:
+def patch_map(
+    encoder: Encoder, image: NDArray[np.uint8], steps: int = STEPS, gsd_m: float | None = None
+) -> NDArray[np.float32]:
     """Return patch features on a lattice as fine as the patches or finer, by shifting the image.
 
     Only the inner half of each chip is used, so that no seams show between chips.
@@ -29,6 +31,7 @@ def patch_map(encoder: Encoder, image: NDArray[np.uint8], steps: int = STEPS) ->
         encoder: Encoder in eval mode.
         image: (3, H, W) uint8 RGB; mirrored beyond its border.
         steps: Cells of the lattice along the side of a patch.
+        gsd_m: GSD of the image, metres; the encoder's own if None.
 
     Returns:
         (rows, cols, D) float32.
@@ -43,8 +46,7 @@ def patch_map(encoder: Encoder, image: NDArray[np.uint8], steps: int = STEPS) ->
     for down, across, i, j in np.ndindex(steps, steps, *chips):
         top, left = i * inner + down * shift, j * inner + across * shift
         chip = torch.from_numpy(padded[:, top : top + CHIP_PX, left : left + CHIP_PX].copy())
-        resized = fit_grid(chip[None].float() / 255, encoder.square_px, encoder.patch_px)
-        patches = encoder(resized)[1].view(side, side, -1)
+        patches = encoder.square_features(chip[None].float() / 255, gsd_m).view(side, side, -1)
         # Patches of one shift are steps cells apart.
         rows, cols = (slice(start // shift, start // shift + used * steps, steps) for start in (top, left))
         features[rows, cols] = patches[first : first + used, first : first + used].numpy()
@@ -63,12 +65,20 @@ def principal_colours(features: NDArray[np.float32]) -> NDArray[np.uint8]:
     return grid.transpose(2, 0, 1)
 
 
-def save_principal_colours(path: Path, encoder: Encoder, image: NDArray[np.uint8]) -> None:
-    """Write an image, enlarged, and to its right its patch features as colours."""
+def save_principal_colours(path: Path, encoder: Encoder, image: NDArray[np.uint8], gsd_m: float | None = None) -> None:
+    """Write an image, enlarged, and to its right its patch features as colours.
+
+    Args:
+        path: Path of the PNG.
+        encoder: Encoder in eval mode.
+        image: (3, H, W) uint8 RGB.
+        gsd_m: GSD of the image, metres; the encoder's own if None.
+    """
     pixels = F.interpolate(torch.from_numpy(image)[None].float(), scale_factor=ENLARGED, mode="bicubic")
     large = pixels.round().clamp(0, 255).byte()[0].numpy()
     step = encoder.square_px // STEPS
-    colours = principal_colours(patch_map(encoder, large)).repeat(step, axis=1).repeat(step, axis=2)
+    features = patch_map(encoder, large, gsd_m=(encoder.gsd_m if gsd_m is None else gsd_m) / ENLARGED)
+    colours = principal_colours(features).repeat(step, axis=1).repeat(step, axis=2)
     # A feature stands for the middle of its patch.
     offset = (encoder.square_px - step) // 2
     shown = large[:, offset:, offset:]

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from canopy.dataset.scene import Scene
 from canopy.errors import ConfigError, TrainingError
 from canopy.models.bundle import Card, find_bundle, read_bundle, save_bundle
-from pretrain.cells import Array, Features, Ground, colour_statistics, edge_statistics, encode, measure
+from pretrain.cells import Array, Features, Ground, colour_statistics, edge_statistics, encode, measure, of_image
 from pretrain.encoder import Encoder, from_card, load_encoder
 from pretrain.matching import save_matches
 from pretrain.picture import save_principal_colours
@@ -79,8 +79,8 @@ def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0, untrai
     kinds: dict[str, list[Features]] = {
         "encoder": [partial(encode, trained, enlarge=enlarge)],
         "random": [partial(encode, net, enlarge=enlarge) for net in _untrained(card, untrained, seed)],
-        "statistics": [edge_statistics],
-        "colour": [colour_statistics],
+        "statistics": [of_image(edge_statistics)],
+        "colour": [of_image(colour_statistics)],
     }
     cells = {name: [measure(scenes, grounds, f) for f in features] for name, features in kinds.items()}
     # cells, blocks and sites are those of the scenes, whatever the features
@@ -180,15 +180,17 @@ def picture_scene(encoder: Path, picture: Path, image: Path | None, pairs: Path 
     """
     _, trained = load_encoder(encoder)
     if image is not None:
-        pixels = _read_middle(image)
+        pixels, gsd_m = _read_middle(image)
     elif pairs is not None:
         from canopy.dataset.scene_folders import read_scenes
 
-        largest = max(read_scenes(pairs), key=lambda scene: scene.height_m.size).image
-        pixels = largest[:, *_middle(largest.shape[1:])]
+        largest = max(read_scenes(pairs), key=lambda scene: scene.height_m.size)
+        pixels = largest.image[:, *_middle(largest.image.shape[1:])]
+        # Positions on the ground need a scene's place, which one in degrees has none of in metres.
+        gsd_m = trained.gsd_m if trained.reference_gsd_m is None else locate_scenes(pairs, [largest])[0].image_gsd_m
     else:
         raise ConfigError("no image for the picture: give --scene IMAGE or --pairs DIR")
-    save_principal_colours(picture, trained, pixels)
+    save_principal_colours(picture, trained, pixels, gsd_m)
 
 
 def picture_matches(encoder: Path, picture: Path, images: tuple[Path, Path]) -> int:
@@ -207,12 +209,13 @@ def picture_matches(encoder: Path, picture: Path, images: tuple[Path, Path]) -> 
         ImageryError: No imagery.
     """
     _, trained = load_encoder(encoder)
-    matches = save_matches(picture, trained, (_read_middle(images[0]), _read_middle(images[1])))
+    (first, first_gsd_m), (second, second_gsd_m) = (_read_middle(image) for image in images)
+    matches = save_matches(picture, trained, (first, second), (first_gsd_m, second_gsd_m))
     return len(matches.similarity)
 
 
-def _read_middle(path: Path) -> NDArray[np.uint8]:
-    """Read the middle of an image, (3, H, W), at its own GSD."""
+def _read_middle(path: Path) -> tuple[NDArray[np.uint8], float]:
+    """Read the middle of an image, (3, H, W), at its own GSD, which is returned with it, in metres."""
     import rasterio
     from odc.geo.geobox import GeoBox
 
@@ -222,7 +225,7 @@ def _read_middle(path: Path) -> NDArray[np.uint8]:
     with rasterio.open(path) as opened:
         grid = GeoBox(opened.shape, opened.transform, opened.crs)[_middle(opened.shape)]
     pixels: NDArray[np.uint8] = np.round(np.nan_to_num(source.read(grid).values) * 255).astype(np.uint8)
-    return pixels
+    return pixels, source.gsd_m
 
 
 def record_probe(encoder: Path, result: ProbeResult) -> None:

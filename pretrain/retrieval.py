@@ -42,8 +42,8 @@ class Retrieval:
 def under_another_light(features: Features) -> Features:
     """Return features of the same cells, from an image that is turned by half a turn and recoloured."""
 
-    def changed(image: Image) -> Array:
-        return features(recolour(image[:, ::-1, ::-1]))[::-1, ::-1]
+    def changed(image: Image, gsd_m: float) -> Array:
+        return features(recolour(image[:, ::-1, ::-1]), gsd_m)[::-1, ::-1]
 
     return changed
 

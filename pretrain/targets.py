@@ -4,8 +4,6 @@ A student regresses what others compute from an image (Romero et al. 2015, FitNe
 MaskFeat): a linear layer predicts, from each patch's token alone, the standardised values of the same patch.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import timm
@@ -42,32 +40,31 @@ class PatchTargets(nn.Module):
         self._levels = target_levels(config, patch_px)
         self.standardisers = nn.ModuleDict({name: Standardiser(sum(levels)) for name, levels in self._levels.items()})
         # Only the standardisers enter checkpoints: the network is the same for a whole run.
-        self._truth: dict[str, Callable[[Tensor], Tensor]] = {"statistics": partial(_statistics, patch_px=patch_px)}
-        self._relation_heads = 0
+        self._patch_px, self._relation_heads = patch_px, 0
         if "features" in self._levels or config.terms.relations:
             self.features: NetworkFeatures | VitFeatures
             if is_vit(config.features.network):
                 self.features = VitFeatures(config.features, patch_px, config.global_crops.px // patch_px)
             else:
                 self.features = NetworkFeatures(config.features, patch_px)
-            self._truth["features"] = self.features
         if config.terms.relations:
             self._relation_heads = _watch(self.features, encoder, config.relations)
         self.requires_grad_(False).eval()
 
-    def losses(self, predictions: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
+    def losses(self, predictions: dict[str, Tensor], image: Tensor, gsd_m: Tensor) -> dict[str, Tensor]:
         """Return the distance of predictions from each target.
 
         Args:
             predictions: (n, patches, count) of each target, and the student's queries, keys and values.
             image: (n, bands, H, W) float32 in [0, 1], first RGB, as the student sees it.
+            gsd_m: (n,) GSD of each image, metres.
         """
         losses = {}
         image = image[:, :3]  # targets are of RGB
         # The network is called once, for its features and its relations.
         names = [*self._levels, *(["features"] if self._relation_heads and "features" not in self._levels else [])]
         for name in names:
-            truth = self._truth[name](image)
+            truth = self._truth(name, image, gsd_m)
             if name in self._levels:
                 # The standardiser takes the batch in first, so that the very first batch has mean 0 and variance 1.
                 truth = self.standardisers[name](truth)
@@ -77,6 +74,15 @@ class PatchTargets(nn.Module):
             expected = self.features.encoder.take_relations()
             losses["relations"] = relation_loss(predictions["relations"], expected, self._relation_heads)
         return losses
+
+    def _truth(self, name: str, image: Tensor, gsd_m: Tensor) -> Tensor:
+        """Return the values (n, patches, count) of a target."""
+        if name == "statistics":
+            return _statistics(image, self._patch_px)
+        # Of the networks, vision transformers alone may know where their patches lie on the ground.
+        where = (gsd_m,) if isinstance(self.features, VitFeatures) else ()
+        values: Tensor = self.features(image, *where)
+        return values
 
 
 def _statistics(image: Tensor, patch_px: int) -> Tensor:

@@ -41,9 +41,19 @@ class VitFeatures(nn.Module):
         self._patch_px, self.encoder = patch_px, _open(config, grid).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the features after the last norm, (n, patches, D), of an image (n, 3, H, W) in [0, 1]."""
-        patches: Tensor = self.encoder(fit_grid(image, self._patch_px, self.encoder.patch_px))[1].float()
+    def forward(self, image: Tensor, gsd_m: Tensor | None = None) -> Tensor:
+        """Return the features after the last norm.
+
+        Args:
+            image: (n, 3, H, W) float32 RGB in [0, 1], as the student sees it.
+            gsd_m: (n,) GSD of each image, metres; the network's own if None.
+
+        Returns:
+            (n, patches, D) float32.
+        """
+        seen_gsd_m = None if gsd_m is None else gsd_m * self._patch_px / self.encoder.patch_px
+        resized = fit_grid(image, self._patch_px, self.encoder.patch_px)
+        patches: Tensor = self.encoder(resized, gsd_m=seen_gsd_m)[1].float()
         return patches
 
 

@@ -38,10 +38,12 @@ Family = Literal["dpt", "chmv1", "chmv2", "depth-any-canopy", "encoder"]
 """Kind of network: our own height model, a public one, or an encoder alone."""
 Stem = Literal["patch", "conv"]
 """How patches become tokens: by one linear layer, or by convolutions that overlap."""
+Positions = Literal["learned", "gsd"]
+"""Positions of patches: learned, or on the ground, from the GSD of the image."""
 Decode = Literal["median", "mean"]
 """How a height is read off the distribution over bins."""
 ENCODED_FAMILIES = ("dpt", "encoder")
-"""Families whose encoder may have a stem of ours."""
+"""Families whose encoder may have stem and positions of ours."""
 LIBRARY_FAMILIES = ("chmv2", "depth-any-canopy")
 """Families that the transformers library runs."""
 Weights = dict[str, np.ndarray]
@@ -63,7 +65,7 @@ Gsd = Annotated[float, Field(gt=0, le=limits.GSD_M)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-OPTIONAL = {"stem": "patch"}
+OPTIONAL: dict[str, object] = {"stem": "patch", "positions": "learned", "reference_gsd_m": None}
 """Settings of an architecture that cards list only where they differ from these values, which leave them off."""
 
 
@@ -80,6 +82,10 @@ class Architecture(_Frozen):
     """Arguments of timm's that differ from its own for this encoder."""
     stem: Stem = "patch"
     """How the encoder's patches become tokens; `canopy.models.stem` has the convolutions."""
+    positions: Positions = "learned"
+    """Positions of patches: `canopy.models.positions` has those of the ground."""
+    reference_gsd_m: Gsd | None = None
+    """GSD at which patches are one apart, for positions on the ground; metres."""
     taps: Annotated[tuple[int, int, int, int], AfterValidator(limits.check_taps)] = (2, 5, 8, 11)
     """Blocks (0-based) whose tokens the decoder reads."""
     enlarge: int = Field(default=1, ge=1, le=8)
@@ -98,6 +104,17 @@ class Architecture(_Frozen):
     """Whether CHMv1's colour network first brings the colours of aerial imagery to those of satellite imagery."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Configuration of the ``transformers`` library's model, for the families that it runs."""
+
+    @property
+    def has_options(self) -> bool:
+        """Whether the encoder has parts of ours in place of timm's."""
+        return any(getattr(self, name) != value for name, value in OPTIONAL.items())
+
+    @model_validator(mode="after")
+    def _reference(self) -> Self:
+        if (self.positions == "gsd") != (self.reference_gsd_m is not None):
+            raise ValueError("positions: gsd need a reference_gsd_m, and learned ones have none")
+        return self
 
     @model_serializer(mode="wrap")
     def _listed(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -205,8 +222,8 @@ class Card(_Frozen):
                 f"a height model of chips of {self.chip_px} px and {len(self.bands)} bands: "
                 f"a multiple of {MULTIPLE_PX} and {len(RGB)} expected"
             )
-        if self.family not in ENCODED_FAMILIES and self.architecture.stem != "patch":
-            raise ValueError(f"a stem of the kind {self.architecture.stem} in a network of the family {self.family}")
+        if self.family not in ENCODED_FAMILIES and self.architecture.has_options:
+            raise ValueError(f"stem and positions of ours in a network of the family {self.family}")
         if not len(self.bands) == len(self.mean) == len(self.std) >= len(RGB):
             raise ValueError("mean and std: a value for each of the bands, at least three, expected")
         side_px = self.architecture.enlarge * self.chip_px

@@ -16,6 +16,7 @@ from canopy.errors import ModelError
 from canopy.models.bundle import Card
 from canopy.models.heads import HeightBins
 from canopy.models.network import MULTIPLE_PX, HeightNet
+from canopy.models.positions import set_positions
 from canopy.models.stem import set_stem
 
 ENCODER = "dpt.encoder.model."
@@ -57,6 +58,8 @@ class DPTHeights(HeightNet):
             **encoder_args,
         )
         set_stem(self.dpt.encoder.model, arch.stem, len(card.bands))
+        # Images come at the card's GSD, which an enlarged image has only a share of.
+        set_positions(self.dpt.encoder.model, arch.reference_gsd_m, card.gsd_m / arch.enlarge)
         width = arch.fusion_channels
         # The head below takes the place of smp's own, which decodes at full resolution.
         self.dpt.segmentation_head = nn.Identity()

@@ -335,7 +335,10 @@ def take_encoder(net: DPTHeights, card: Card, bundle: Path) -> None:
     for name, expected, actual in (
         ("encoder", card.architecture.encoder, source.architecture.encoder),
         ("encoder_args", card.architecture.encoder_args, source.architecture.encoder_args),
-        ("stem", card.architecture.stem, source.architecture.stem),
+        *(
+            (name, getattr(card.architecture, name), getattr(source.architecture, name))
+            for name in ("stem", "positions", "reference_gsd_m")
+        ),
         ("mean", card.mean, source.mean),
         ("std", card.std, source.std),
     ):

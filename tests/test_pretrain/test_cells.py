@@ -23,7 +23,7 @@ def encoder() -> Encoder:
     return Encoder("vit_tiny_patch16_224", args, 128, (0.5,) * 3, (0.2,) * 3).eval()
 
 
-def indices(image: np.ndarray) -> np.ndarray:
+def indices(image: np.ndarray, gsd_m: float) -> np.ndarray:
     """Row and column of every cell, as its features."""
     rows, cols = (length // CELL_PX for length in image.shape[1:])
     return np.indices((rows, cols)).transpose(1, 2, 0).astype(float)

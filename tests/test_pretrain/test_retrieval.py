@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.cells import Cells, colour_statistics
+from pretrain.cells import Cells, colour_statistics, of_image
 from pretrain.regression import Fold
 from pretrain.retrieval import nearest, recolour, retrieve, under_another_light
 
@@ -59,6 +59,6 @@ def test_the_nearest_are_those_of_the_whole_matrix(chunk: int, monkeypatch: Any)
 
 def test_another_light_turns_the_image_and_gives_the_cells_back_in_place() -> None:
     image = RNG.integers(0, 255, (3, 64, 96)).astype(np.uint8)
-    changed = under_another_light(colour_statistics)(image)
+    changed = under_another_light(of_image(colour_statistics))(image, 0.5)
     np.testing.assert_allclose(changed, colour_statistics(recolour(image)))
     assert np.abs(changed - colour_statistics(image)).max() > 0.02

@@ -93,7 +93,7 @@ def test_networks_without_a_linear_embedding_and_odd_patches_are_refused() -> No
         set_stem(timm.create_model("test_vit", img_size=28, patch_size=7), "conv", 3)
     with pytest.raises(ConfigError, match="a linear patch embedding, which ResNet lacks"):
         set_stem(timm.create_model("test_resnet"), "conv", 3)
-    with pytest.raises(ValueError, match="a stem of the kind conv in a network of the family chmv1"):
+    with pytest.raises(ValueError, match="stem and positions of ours in a network of the family chmv1"):
         Card.model_validate({**tiny_card(architecture=CONV).model_dump(), "family": "chmv1"})
 
 

@@ -212,6 +212,7 @@ def test_a_slow_encoder_moves_less(tmp_path: Path) -> None:
     ({"mean": (0.5, 0.5, 0.5)}, "its mean is"),
     ({"architecture": Architecture(encoder="vit_small_patch16_224")}, "its encoder is vit_small"),
     ({"architecture": TINY.model_copy(update={"stem": "conv"})}, "its stem is conv, the configuration's patch"),
+    ({"architecture": TINY.model_copy(update={"positions": "gsd", "reference_gsd_m": 1.0})}, "its positions is gsd"),
 ])  # fmt: skip
 def test_an_encoder_that_differs_is_a_clear_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     bundle = encoder_bundle(tmp_path / "encoder.safetensors", **changes)
