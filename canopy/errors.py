@@ -1,6 +1,6 @@
 """Errors of the product; the whole tree is drawn in `tiles.errors`."""
 
-from tiles.errors import AOIError, CanopyError, OutputBusyError, OutputError, RasterError, one_line
+from tiles.errors import AOIError, CanopyError, OutputBusyError, OutputError, RasterError, VectorError, one_line
 
 __all__ = [
     "AOIError",
@@ -19,6 +19,7 @@ __all__ = [
     "RasterError",
     "SourceError",
     "TrainingError",
+    "VectorError",
     "one_line",
 ]
 

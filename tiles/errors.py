@@ -5,6 +5,7 @@
     CanopyError                 what a user can cause; the command line prints it in one line, exit 1
     ├── AOIError                the area of interest cannot be read or mapped
     ├── RasterError             a raster is damaged, or breaks the height profile
+    ├── VectorError             a file of features cannot be read or shown
     ├── OutputError             an output cannot be written: disk full, permissions, a foreign file in the way
     │   └── OutputBusyError     another run works on the same output
     ├── ImageryError            imagery cannot be read, placed or interpreted       (canopy.errors)
@@ -33,6 +34,10 @@ class AOIError(CanopyError):
 
 class RasterError(CanopyError):
     """A raster is damaged, or does not hold to the height profile."""
+
+
+class VectorError(CanopyError):
+    """A file of features cannot be read or shown."""
 
 
 class OutputError(CanopyError):

@@ -204,7 +204,7 @@ def _list_layers(path: Path, origin: Path) -> list[_Layer]:
         files = _vector_files(path)
         return [layer for file in files for layer in _list_layers(file, origin)] or _list_ogr(path)
     if path.is_file():
-        _refuse_pointers(path, origin)
+        refuse_pointers(path, origin)
         with path.open("rb") as file:
             if file.read(4) == b"PAR1":
                 return [_Layer(path.stem, "Unknown", path, ())]
@@ -295,8 +295,16 @@ def _targets(archive: zipfile.ZipFile, kmz: bool) -> Iterator[tuple[zipfile.ZipI
         yield info, Path(str(folders.setdefault(parent, len(folders))), *names)
 
 
-def _refuse_pointers(path: Path, origin: Path) -> None:
-    """Refuse files that would make GDAL open other files or URLs."""
+def refuse_pointers(path: Path, origin: Path) -> None:
+    """Refuse files that would make GDAL open other files or URLs.
+
+    Args:
+        path: File to look into.
+        origin: File or archive that messages name.
+
+    Raises:
+        AOIError: The file points to other data.
+    """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     text = head.replace(b"\0", b"").lower()
@@ -345,21 +353,39 @@ def _read_parquet(path: Path, origin: Path) -> tuple[Polygons, str | None]:
         raise AOIError(f"{origin}: GeoParquet needs pyarrow; pip install pyarrow, or give another format") from error
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        geo = json.loads((file.schema_arrow.metadata or {}).get(b"geo", b"null"))
-        if not isinstance(geo, dict):
-            raise AOIError(f"{origin}: has no geometry; expected GeoParquet, write it with geopandas or ogr2ogr")
-        name = str(geo["primary_column"])
-        column = geo["columns"][name]
-        if column["encoding"].upper() != "WKB":
-            raise AOIError(f"{origin}: its geometries are encoded as {column['encoding']!r}; expected WKB")
+        name, column = geometry_column(file.schema_arrow.metadata, origin)
         _require_small(file, name, origin)
         values = file.read([name]).column(name).to_numpy()
     except (pyarrow.ArrowException, KeyError, TypeError, AttributeError, OSError, ValueError, OverflowError) as error:
         raise AOIError(f"{origin}: cannot be read ({one_line(error, 200)}); expected GeoParquet") from error
+    return shapely.force_2d(shapely.from_wkb(values, on_invalid="fix")), parquet_crs(column)
+
+
+def geometry_column(metadata: Mapping[bytes, bytes] | None, origin: Path) -> tuple[str, dict[str, Any]]:
+    """Return the name of the geometries of a GeoParquet file, and what its metadata says of them.
+
+    Args:
+        metadata: Metadata of the file's schema.
+        origin: File that messages name.
+
+    Raises:
+        AOIError: The file has no geometries, or none as WKB.
+        LookupError, TypeError, AttributeError, ValueError: The metadata is damaged.
+    """
+    geo = json.loads((metadata or {}).get(b"geo", b"null"))
+    if not isinstance(geo, dict):
+        raise AOIError(f"{origin}: has no geometry; expected GeoParquet, write it with geopandas or ogr2ogr")
+    name = str(geo["primary_column"])
+    column: dict[str, Any] = geo["columns"][name]
+    if column["encoding"].upper() != "WKB":
+        raise AOIError(f"{origin}: its geometries are encoded as {column['encoding']!r}; expected WKB")
+    return name, column
+
+
+def parquet_crs(column: Mapping[str, Any]) -> str | None:
+    """Return the CRS of a GeoParquet column as text: longitude and latitude without one, None where it is null."""
     crs = column.get("crs", "OGC:CRS84")
-    return shapely.force_2d(shapely.from_wkb(values, on_invalid="fix")), json.dumps(crs) if isinstance(
-        crs, dict
-    ) else crs
+    return json.dumps(crs) if isinstance(crs, dict) else crs
 
 
 def _require_small(file: Any, name: str, origin: Path) -> None:

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from map_server import lonlat, make_map
+from map_server import X, Y, lonlat, make_map
+from product_maps import write_polygons
+from shapely import box
 
 from tiles.errors import CanopyError
 from tiles.server import cli
 
+SQUARE = box(X + 5, Y - 9, X + 9, Y - 5)
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
@@ -41,6 +44,32 @@ def test_command_says_its_address(
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\n", capsys.readouterr().out)
     (server,) = served
     assert len(server.config.app.state.catalog) == 1
+
+
+def test_further_layers_are_served_with_the_map(
+    tmp_path: Path, served: list[uvicorn.Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [make_map(tmp_path / "a.tif"), make_map(tmp_path / "b.tif"), write_polygons(tmp_path / "c.gpkg", [SQUARE])]
+    monkeypatch.setattr(sys, "argv", ["serve", *map(str, paths), "--port", "0"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    catalog = served[0].config.app.state.catalog
+    assert [layer.id for layer in catalog] == ["a", "b"]
+    assert [(vector.id, vector.is_shown) for vector in catalog.vectors] == [("c", True)]
+
+
+def test_bad_features_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trees.parquet"
+    path.write_bytes(b"no Parquet")
+    monkeypatch.setattr(sys, "argv", ["serve", str(make_map(tmp_path / "a.tif")), str(path), "--port", "0"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"canopy: {path}: cannot be read (")
+    assert error.count("\n") == 1
 
 
 class ClosedHandler(logging.Handler):

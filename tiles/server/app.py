@@ -11,14 +11,15 @@ from urllib.parse import urlencode
 import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, Response
 from morecantile import tms
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
-from tiles.server import queries, wmts
+from tiles.server import feature_queries, queries, wmts
 from tiles.server.catalog import Catalog
-from tiles.server.layers import Layer
+from tiles.server.layers import MAX_ZOOM, Layer
 from tiles.server.limits import HeadersMiddleware, add_error_handlers, read_body, require_known_query
 from tiles.server.tiler import (
     MATRIX_SET,
@@ -29,6 +30,7 @@ from tiles.server.tiler import (
     find_band,
     parse_range,
 )
+from tiles.server.vector_layers import VectorLayer
 from tiles.zonal import COVER_ABOVE_M
 
 WEB = Path(__file__).resolve().parent.parent / "web" / "static"
@@ -42,6 +44,7 @@ THREADS = 8
 
 Bins = Annotated[int, Query(ge=1, le=MAX_BINS, description="Bins of the histogram.")]
 BandName = Annotated[str | None, Query(max_length=100, description="Band of the layer.")]
+BoxText = Annotated[str, Query(max_length=120, description="west,south,east,north in degrees.")]
 Body = Annotated[bytes, Depends(read_body)]
 
 _WMTS_QUERY = {"service": ("wmts",), "request": ("getcapabilities",), "version": ("1.0.0",)}
@@ -173,13 +176,53 @@ def statistics(
 @router.get("/layers/{layer_id}/histogram")
 def histogram(
     layer: LayerOfRequest,
-    bbox: Annotated[str, Query(max_length=120, description="west,south,east,north in degrees.")],
+    bbox: BoxText,
     band: BandName = None,
     bins: Bins = 40,
     range: RangeText = None,
 ) -> dict[str, Any]:
     """Count the cells of a view by height."""
     return queries.view_histogram(layer, _height_band(layer, band), _parse_bbox(bbox), _edges(range, bins))
+
+
+def find_vector(request: Request, vector_id: Annotated[str, PathParameter(max_length=200)]) -> VectorLayer:
+    """Return a layer of features by its id, or answer 404."""
+    try:
+        vector: VectorLayer = request.app.state.catalog.vector(vector_id)
+    except KeyError:
+        raise HTTPException(404, f"no layer of features {vector_id[:100]!r}; /vectors lists them") from None
+    return vector
+
+
+VectorOfRequest = Annotated[VectorLayer, Depends(find_vector)]
+
+
+@router.get("/vectors")
+def vectors(request: Request) -> dict[str, Any]:
+    """List the layers of features."""
+    return {"vectors": [_with_feature_links(vector, request) for vector in request.app.state.catalog.vectors]}
+
+
+@router.get("/vectors/{vector_id}")
+def vector_document(vector: VectorOfRequest, request: Request) -> dict[str, Any]:
+    """Describe a layer of features."""
+    return _with_feature_links(vector, request)
+
+
+def _with_feature_links(vector: VectorLayer, request: Request) -> dict[str, Any]:
+    base = f"{request.base_url}vectors/{vector.id}"
+    return {**vector.to_json(), "links": {"self": base, "features": f"{base}/features"}}
+
+
+@router.get("/vectors/{vector_id}/features")
+def features(
+    vector: VectorOfRequest,
+    bbox: BoxText,
+    zoom: Annotated[float, Query(ge=0, le=MAX_ZOOM, allow_inf_nan=False, description="Zoom of 512 px tiles.")],
+) -> Response:
+    """Return the features of a view as GeoJSON; none where the view has more than an answer may have."""
+    document = feature_queries.view_features(vector, _parse_bbox(bbox), zoom)
+    return Response(document, media_type=feature_queries.MEDIA_TYPE)
 
 
 @plain_router.get("/wmts")

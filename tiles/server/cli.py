@@ -14,6 +14,10 @@ from tiles.errors import CanopyError, OutputError, one_line
 
 def serve(
     path: Annotated[Path, typer.Argument(help="Height map, folder of maps, VRT or batch collection.")],
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[LAYER]...", help="More maps, and products of them: cover.tif, trees.gpkg."),
+    ] = None,
     imagery: Annotated[Path | None, typer.Option(help="Raster to show next to the maps.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 8000,
@@ -29,7 +33,7 @@ def serve(
         ) from error
     from tiles.server.catalog import open_catalog
 
-    app = create_app(open_catalog(path, imagery), local_only=host in LOOPBACK)
+    app = create_app(open_catalog(path, imagery, others or ()), local_only=host in LOOPBACK)
     listener = listen(host, port)
     name = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{name}:{listener.getsockname()[1]}/")

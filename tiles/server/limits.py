@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tiles.errors import CanopyError, RasterError, one_line
+from tiles.errors import CanopyError, RasterError, VectorError, one_line
 from tiles.server.queries import OutsideError
 
 MAX_BODY_BYTES = 2**20
@@ -129,5 +129,5 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(OutsideError, refuse_outside)
     app.add_exception_handler(TileOutsideBounds, refuse_outside)
     app.add_exception_handler(CanopyError, refuse_input)
-    for kind in (RasterError, RasterioError, RioTilerError):
+    for kind in (RasterError, VectorError, RasterioError, RioTilerError):
         app.add_exception_handler(kind, fail)
