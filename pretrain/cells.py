@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from affine import Affine
 from numpy.typing import NDArray
+from torch import Tensor
 
 from canopy.dataset.scene import Scene
 from canopy.errors import TrainingError
@@ -138,7 +139,6 @@ def _scene_cells(scene: Scene, ground: Ground, features: Features) -> Iterator[_
             yield _Cell(by_cell[row, col], float(finite_m.mean()), cover, ground.lattice, centre_m, ground.site)
 
 
-@torch.inference_mode()
 def encode(encoder: Encoder, image: Image, gsd_m: float | None = None, enlarge: int = 1) -> Array:
     """Return the patch features of an image, averaged over cells.
 
@@ -154,22 +154,39 @@ def encode(encoder: Encoder, image: Image, gsd_m: float | None = None, enlarge: 
     Returns:
         (H / 32, W / 32, D) float64.
     """
+    seen_gsd_m = (encoder.gsd_m if gsd_m is None else gsd_m) / enlarge
+    return cell_means(lambda chip: encoder.square_features(chip, seen_gsd_m), encoder.square_px, image, enlarge)
+
+
+@torch.inference_mode()
+def cell_means(network: Callable[[Tensor], Tensor], patch_px: int, image: Image, enlarge: int = 1) -> Array:
+    """Return the means over cells of what a network says of an image's patches, chip by chip.
+
+    Args:
+        network: Function from chips (1, 3, H, W) float32 in [0, 1] to the values of their patches, (1, patches, D).
+        patch_px: Side of a patch, pixels of the enlarged image.
+        image: (3, H, W) uint8 RGB; H and W multiples of the cell.
+        enlarge: Factor by which the network sees the image enlarged.
+
+    Returns:
+        (H / 32, W / 32, D) float64.
+    """
     _, height, width = image.shape
-    cells: Array = np.zeros((height // CELL_PX, width // CELL_PX, encoder.width))
-    # The encoder sees chips of CHIP_PX, so positions are those of its training.
-    side, seen_gsd_m = CHIP_PX // enlarge, (encoder.gsd_m if gsd_m is None else gsd_m) / enlarge
+    # The network sees chips of CHIP_PX, so positions are those of its training.
+    side, rows_of_cells = CHIP_PX // enlarge, list[Array]()
     for top in range(0, height, side):
+        cells = []
         for left in range(0, width, side):
             chip = torch.from_numpy(image[:, top : top + side, left : left + side].copy())[None].float() / 255
             if enlarge > 1:
                 chip = F.interpolate(chip, scale_factor=enlarge, mode="bilinear", align_corners=False)
-            rows, cols = (length // encoder.square_px for length in chip.shape[2:])
-            patches = encoder.square_features(chip, seen_gsd_m).view(rows, cols, -1).movedim(-1, 0)
+            rows, cols = (length // patch_px for length in chip.shape[2:])
+            patches = network(chip).view(rows, cols, -1).movedim(-1, 0)
             # patches of a cell to their mean
-            means = F.avg_pool2d(patches[None], enlarge * CELL_PX // encoder.square_px)[0].movedim(0, -1).numpy()
-            row, col = top // CELL_PX, left // CELL_PX
-            cells[row : row + means.shape[0], col : col + means.shape[1]] = means
-    return cells
+            means = F.avg_pool2d(patches[None], enlarge * CELL_PX // patch_px)[0].movedim(0, -1)
+            cells.append(means.double().numpy())
+        rows_of_cells.append(np.concatenate(cells, axis=1))
+    return np.concatenate(rows_of_cells)
 
 
 def of_image(statistics: Statistics) -> Features:

@@ -82,6 +82,11 @@ def probe(
     ] = None,
     enlarge: Annotated[int, typer.Option(help="Factor by which encoders see images enlarged: 1, 2 or 4.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the untrained encoder, the folds and the bootstrap.")] = 0,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Network that the encoder learnt from: a name of timm's, or a bundle."),
+    ] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="File of the teacher's weights.")] = None,
     record: Annotated[bool, typer.Option(help="Store the result in the bundle's card.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -101,7 +106,7 @@ def probe(
         if picture:
             return
         raise ConfigError("nothing to do: give --pairs DIR to regress heights, or --picture FILE and --scene IMAGE")
-    result = run(encoder, pairs, enlarge=enlarge, seed=seed)
+    result = run(encoder, pairs, enlarge=enlarge, seed=seed, teacher=teacher, teacher_weights=teacher_weights)
     if record:
         record_probe(encoder, result)
     typer.echo(json.dumps(result.to_json()) if as_json else format_table(result))

@@ -16,13 +16,29 @@ from scipy.sparse.csgraph import connected_components
 from canopy.dataset.scene import Scene
 from canopy.errors import ConfigError, TrainingError
 from canopy.models.bundle import Card, find_bundle, read_bundle, save_bundle
-from pretrain.cells import Array, Features, Ground, colour_statistics, edge_statistics, encode, measure, of_image
+from canopy.models.network import PATCH_PX
+from pretrain.cells import (
+    CHIP_PX,
+    Array,
+    Features,
+    Ground,
+    Image,
+    cell_means,
+    colour_statistics,
+    edge_statistics,
+    encode,
+    measure,
+    of_image,
+)
+from pretrain.config import FeaturesConfig
 from pretrain.encoder import Encoder, from_card, load_encoder
 from pretrain.matching import save_matches
 from pretrain.picture import save_principal_colours
 from pretrain.regression import block_folds, site_folds
 from pretrain.retrieval import Retrieval, retrieve, under_another_light
 from pretrain.scores import GroundResult, compare_features
+from pretrain.targets import open_network
+from pretrain.teachers import VitFeatures
 
 UNTRAINED = 5
 SITE_M = 10_000.0
@@ -50,8 +66,17 @@ class ProbeResult:
         return {"name": self.name, **self.ground.to_json(), "sites": sites, "retrieval": retrieval}
 
 
-def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0, untrained: int = UNTRAINED) -> ProbeResult:
-    """Compare the features of an encoder with those of the same one untrained, and with hand-made statistics.
+def probe(
+    encoder: Path,
+    pairs: Path,
+    *,
+    enlarge: int = 1,
+    seed: int = 0,
+    untrained: int = UNTRAINED,
+    teacher: str | None = None,
+    teacher_weights: Path | None = None,
+) -> ProbeResult:
+    """Compare the features of an encoder with those of the same one untrained, of its teacher, and of statistics.
 
     Args:
         encoder: Bundle of an encoder or of a height model, or a bundled one's name.
@@ -59,9 +84,11 @@ def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0, untrai
         enlarge: Factor by which encoders see images enlarged, `architecture.enlarge` of a height model: 1, 2 or 4.
         seed: Seed of the untrained encoders, of the folds and of the bootstrap.
         untrained: Number of untrained encoders: R2 of one depends on its seed.
+        teacher: Network that the encoder learnt from, as `features.network` of a recipe names it: of timm, or a bundle.
+        teacher_weights: File of its weights; timm's own if None.
 
     Returns:
-        Scores of the features `encoder`, `random`, `statistics` and `colour`.
+        Scores of the features `encoder`, `random`, `teacher` where one is given, `statistics` and `colour`.
 
     Raises:
         ModelError: Not a bundle.
@@ -70,6 +97,8 @@ def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0, untrai
     """
     if enlarge not in (1, 2, 4):
         raise ConfigError(f"images enlarged {enlarge} times: 1, 2 or 4 expected")
+    if teacher_weights and not teacher:
+        raise ConfigError(f"--teacher-weights {teacher_weights}: name their network with --teacher")
     card, trained = load_encoder(encoder)
     # needs GDAL, which the rest of the stage does not
     from canopy.dataset.scene_folders import read_scenes
@@ -79,6 +108,7 @@ def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0, untrai
     kinds: dict[str, list[Features]] = {
         "encoder": [partial(encode, trained, enlarge=enlarge)],
         "random": [partial(encode, net, enlarge=enlarge) for net in _untrained(card, untrained, seed)],
+        **({"teacher": [teacher_features(teacher, teacher_weights, enlarge)]} if teacher else {}),
         "statistics": [of_image(edge_statistics)],
         "colour": [of_image(colour_statistics)],
     }
@@ -99,6 +129,29 @@ def probe(encoder: Path, pairs: Path, *, enlarge: int = 1, seed: int = 0, untrai
         sites={name: compare_features(cells, [fold], fold.test, seed) for name, fold in sites.items()},
         retrieval=tuple(retrieval),
     )
+
+
+def teacher_features(network: str, weights: Path | None, enlarge: int) -> Features:
+    """Return the features of a trained network at the patches of an encoder of ours.
+
+    Args:
+        network: timm name of a vision transformer or a convolutional network, or an encoder's bundle.
+        weights: File of its weights; timm's own if None.
+        enlarge: Factor by which encoders see images enlarged; a convolutional network sees them as they are.
+
+    Raises:
+        ConfigError: timm knows no such network, or has no weights for it.
+        ModelError: The weights cannot be read or downloaded.
+    """
+    config = FeaturesConfig.model_validate({"network": network, "weights": weights, "shrink": enlarge})
+    net = open_network(config, PATCH_PX, CHIP_PX // PATCH_PX).eval()
+
+    def features(image: Image, gsd_m: float | None) -> Array:
+        # Of the networks, vision transformers alone may know where their patches lie on the ground.
+        where = (torch.tensor([gsd_m / enlarge]),) if gsd_m and isinstance(net, VitFeatures) else ()
+        return cell_means(lambda chip: net(chip, *where), PATCH_PX, image, enlarge)
+
+    return features
 
 
 def _untrained(card: Card, count: int, seed: int) -> Iterator[Encoder]:

@@ -42,11 +42,7 @@ class PatchTargets(nn.Module):
         # Only the standardisers enter checkpoints: the network is the same for a whole run.
         self._patch_px, self._relation_heads = patch_px, 0
         if "features" in self._levels or config.terms.relations:
-            self.features: NetworkFeatures | VitFeatures
-            if is_vit(config.features.network):
-                self.features = VitFeatures(config.features, patch_px, config.global_crops.px // patch_px)
-            else:
-                self.features = NetworkFeatures(config.features, patch_px)
+            self.features = open_network(config.features, patch_px, config.global_crops.px // patch_px)
         if config.terms.relations:
             self._relation_heads = _watch(self.features, encoder, config.relations)
         self.requires_grad_(False).eval()
@@ -83,6 +79,24 @@ class PatchTargets(nn.Module):
         where = (gsd_m,) if isinstance(self.features, VitFeatures) else ()
         values: Tensor = self.features(image, *where)
         return values
+
+
+def open_network(config: FeaturesConfig, patch_px: int, grid: int) -> "NetworkFeatures | VitFeatures":
+    """Create a trained network that says something of each patch of an encoder.
+
+    Args:
+        config: Name of the network, file of its weights, and its scale.
+        patch_px: Side of the encoder's patches.
+        grid: Side of the grid of patches whose positions are resampled once.
+
+    Raises:
+        ConfigError: timm knows no such network, or has no weights for it.
+        ModelError: The weights cannot be read or downloaded.
+        TrainingError: The file of weights is of another network.
+    """
+    if is_vit(config.network):
+        return VitFeatures(config, patch_px, grid)
+    return NetworkFeatures(config, patch_px)
 
 
 def _statistics(image: Tensor, patch_px: int) -> Tensor:

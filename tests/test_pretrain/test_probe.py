@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from rasters import make_raster
@@ -24,6 +25,7 @@ from pretrain.probe import (
     picture_scene,
     probe,
     record_probe,
+    teacher_features,
 )
 from pretrain.retrieval import Retrieval
 from pretrain.scores import Comparison, GroundResult, Score
@@ -193,3 +195,40 @@ def test_the_picture_shows_the_middle_of_any_image_or_of_the_largest_scene(
         assert picture.size == (2 * (2 * 32 - 3), 2 * 32 - 3)
     with pytest.raises(ConfigError, match="--scene IMAGE or --pairs"):
         picture_scene(bundle, tmp_path / "c.png", None, None)
+
+
+def test_the_teacher_has_a_row_of_its_own(tmp_path: Path, pairs: Path) -> None:
+    torch.manual_seed(2)
+    args = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    card = Card(
+        name="wide", family="encoder", architecture=Architecture(encoder_args=args), gsd_m=0.5, chip_px=128,
+        mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), canopy_version="0", licence="CC0-1.0", provisional=True,
+    )  # fmt: skip
+    path = tmp_path / "wide.safetensors"
+    save_encoder(path, card, from_card(card).vit.state_dict())
+    result = probe(path, pairs, untrained=1, teacher=str(path))
+    for comparison in result.ground.comparisons:
+        assert list(comparison.scores) == ["encoder", "random", "teacher", "statistics", "colour"]
+        # here the teacher is the encoder itself
+        assert comparison.scores["teacher"].r2 == pytest.approx(comparison.scores["encoder"].r2, abs=1e-3)
+        assert comparison.gains["teacher"].r2 == pytest.approx(0, abs=1e-3)
+    assert "| teacher | height_m | linear |" in format_table(result)
+
+
+def test_a_convolutional_teacher_sees_the_image_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet.r160_in1k", features_only=True, pretrained=False)
+    torch.save(net.state_dict(), tmp_path / "teacher.pt")
+    image = RNG.integers(0, 255, (3, 64, 96)).astype(np.uint8)
+    once, twice = (
+        teacher_features("test_resnet.r160_in1k", tmp_path / "teacher.pt", enlarge)(image, 0.5) for enlarge in (1, 2)
+    )
+    assert once.shape[:2] == twice.shape[:2] == (2, 3)
+    assert np.isfinite(once).all() and np.isfinite(twice).all()
+    # patches of half the side have a quarter of the finest level's pixels
+    assert twice.shape[2] < once.shape[2]
+
+
+def test_weights_without_their_network_are_refused(bundle: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--teacher-weights"):
+        probe(bundle, pairs, teacher_weights=tmp_path / "teacher.pt")
