@@ -75,7 +75,7 @@ def draw_rows(number: int, rows: range, tiles: Tiles, config: PretrainConfig, pa
         for row, g in zip(rows, generators, strict=True)
     ]
     return TileBatch(
-        tiles=torch.from_numpy(np.stack([tiles[i] for i in chosen])),
+        tiles=torch.from_numpy(tiles.read(chosen)),
         gsd_m=torch.tensor([tiles.gsd_m(i) for i in chosen]),
         global_draws=draw(global_crops, config.colour, global_numbers),
         local_draws=draw(local_crops, config.colour, local_numbers),

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from canopy.cli.options import ConfigFile, DryRun, Json, Resume, RunFolder, Settings
-from canopy.cli.terminal import show_progress
+from canopy.cli.terminal import say, show_progress
 from canopy.errors import ConfigError
+from canopy.http import redacted
 
 
 def pretrain(
@@ -63,6 +64,27 @@ def curate(config: ConfigFile, out: RunFolder = None, set_: Settings = None) -> 
 
     settings = load_config(config, CurateConfig, tuple(set_ or ()))
     typer.echo(run(settings, out or Path("runs") / config.stem))
+
+
+def pack(
+    config: ConfigFile,
+    out: Annotated[str, typer.Option(help="Folder of the shards, or s3://bucket/folder, gs://, az://.")],
+    set_: Settings = None,
+    tiles_a_shard: Annotated[int, typer.Option(min=1, help="Tiles of a shard.")] = 512,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Quality of lossy WebP (default: without loss).")
+    ] = None,
+) -> None:
+    """Pack the tiles of a pretraining configuration into shards that many machines read."""
+    from canopy.config import load_config
+    from pretrain.config import PretrainConfig
+    from pretrain.pack import pack as run
+
+    settings = load_config(config, PretrainConfig, tuple(set_ or ()))
+    with show_progress() as report:
+        count = run(settings.tiles, out, shard_tiles=tiles_a_shard, quality=quality, report=report)
+    say(f"{count:,} tiles: canopy pretrain {config} --set tiles.shards={redacted(out)}")
+    typer.echo(redacted(out))
 
 
 def probe(

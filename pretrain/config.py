@@ -35,6 +35,8 @@ class TilesConfig(Config):
     store: Path | None = None
     """Chip store of `canopy dataset build`, in place of sources: its unlabelled chips and the images of its training
     chips; nothing held out is read."""
+    shards: str | None = None
+    """Folder or URI (``s3://bucket/folder``, ``gs://``, ``az://``) of `canopy pack`, in place of sources and store."""
     tile_px: int = Field(default=256, gt=0)
     """Side of the tiles that images are cut into; smaller images are mirrored up to it."""
     bands: int = Field(default=3, ge=3, le=32)
@@ -42,10 +44,11 @@ class TilesConfig(Config):
     empty: Share = 0.2
     """Tiles with more unknown pixels than this are left out."""
     shares: dict[str, Share] = Field(default_factory=dict)
-    """Prefix of a store's sources -> share of the tiles drawn; sources without a prefix are left out. Empty: every tile
-    is drawn equally often."""
+    """Prefix of the sources of a store or of shards -> share of the tiles drawn; sources without a prefix are left out.
+    Empty: every tile is drawn equally often."""
     max_bad: int = Field(default=10, ge=0)
-    """Files of the sources that may be unreadable, or not RGB uint8 with a known GSD: they are skipped and listed."""
+    """Files of the sources that may be unreadable, or not RGB uint8 with a known GSD, and tiles of shards that may be
+    damaged: they are skipped and listed."""
     index: Path | None = None
     """Parquet file of `canopy curate`: the tiles to draw, repeated as often as they come."""
     licences: tuple[str, ...] = ()
@@ -53,12 +56,14 @@ class TilesConfig(Config):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TilesConfig":
-        if bool(self.sources) == (self.store is not None):
-            raise ValueError("tiles.sources or tiles.store must be given, and not both")
+        if sum((bool(self.sources), self.store is not None, self.shards is not None)) != 1:
+            raise ValueError("one of tiles.sources, tiles.store and tiles.shards must be given")
         if self.store and self.bands != 3:
             raise ValueError(f"tiles.bands {self.bands}: chip stores have three; more are read from tiles.sources")
-        if self.shares and (self.store is None or self.index is not None):
-            raise ValueError("tiles.shares need tiles.store and stand in place of tiles.index: leave one of them out")
+        if self.shares and (self.sources or self.index is not None):
+            raise ValueError(
+                "tiles.shares need tiles.store or tiles.shards and stand in place of tiles.index: leave one of them out"
+            )
         return self
 
 

@@ -1,9 +1,9 @@
-"""Unlabelled tiles: in memory, in a chip store, or chosen from a pool."""
+"""Unlabelled tiles: in memory, in a chip store, in shards, or chosen from a pool."""
 
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from canopy.dataset.records import PARTS
 from canopy.dataset.store import ChipStore, longest_prefix
 from canopy.errors import TrainingError
 from pretrain.config import TilesConfig
+from pretrain.shards import ShardedTiles, open_shards
 from tiles.windows import window_starts
 
 IN_MEMORY_BYTES = 2**30
@@ -33,6 +34,10 @@ class Tiles(Protocol):
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
         """Return a tile, (bands, H, W) uint8, first RGB."""
+        ...
+
+    def read(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """Return some tiles, (n, bands, H, W)."""
         ...
 
     def gsd_m(self, number: int) -> float:
@@ -57,6 +62,10 @@ class ArrayTiles:
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
         tile: NDArray[np.uint8] = self.images[number]
         return tile
+
+    def read(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """Return some tiles, (n, bands, H, W)."""
+        return self.images[list(numbers)]
 
     def gsd_m(self, number: int) -> float:
         """Return the GSD of a tile, in true ground metres."""
@@ -99,6 +108,10 @@ class StoredTiles:
         image: NDArray[np.uint8] = self.parts[part].images([chip])[0]
         return image[:, row : row + self.tile_px, col : col + self.tile_px]
 
+    def read(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """Return some tiles, (n, bands, H, W)."""
+        return np.stack([self[number] for number in numbers])
+
     def gsd_m(self, number: int) -> float:
         """Return the GSD of a tile, in true ground metres."""
         return float(self.parts[int(self.origins[number, 0])].attributes["gsd_m"])
@@ -138,6 +151,10 @@ class ChosenTiles:
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
         return self.pool[int(self.numbers[number])]
 
+    def read(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """Return some tiles, (n, bands, H, W)."""
+        return self.pool.read([int(self.numbers[number]) for number in numbers])
+
     def gsd_m(self, number: int) -> float:
         """Return the GSD of a tile, in true ground metres."""
         return self.pool.gsd_m(int(self.numbers[number]))
@@ -154,7 +171,11 @@ def read_tiles(config: TilesConfig) -> Tiles:
         DatasetError: No chip store.
     """
     pool: Tiles  # all tiles first; which of them are drawn, and how often, comes after
-    if config.store is None:
+    if config.shards is not None:
+        pool = _checked(open_shards(config.shards, config.max_bad), config)
+        if config.shares:
+            return share_out(pool, pool.sources(), config.shares)
+    elif config.store is None:
         pool = _cut_files(config)
     else:
         stored = open_stored(config.store, config.tile_px)
@@ -164,37 +185,81 @@ def read_tiles(config: TilesConfig) -> Tiles:
     return pool if config.index is None else choose(pool, config.index)
 
 
+def _checked(tiles: ShardedTiles, config: TilesConfig) -> ShardedTiles:
+    """Refuse shards of other tiles than those that are expected."""
+    actual, expected = (tiles.format.tile_px, tiles.format.bands), (config.tile_px, config.bands)
+    if actual != expected:
+        raise TrainingError(
+            f"{config.shards}: (tile_px, bands) are {actual}, those of the configuration {expected}: give the former"
+        )
+    return tiles
+
+
+@dataclass
+class BadFiles:
+    """Files that cannot be used, each one line of the log, up to a number."""
+
+    most: int
+    """Most files that may be skipped, `tiles.max_bad`."""
+    lines: list[str] = field(default_factory=list)
+    """Path and reason of each."""
+
+    def skip(self, path: Path, reason: str) -> None:
+        """Skip a file.
+
+        Raises:
+            TrainingError: Too many cannot be used.
+        """
+        self.lines.append(f"{path}: {reason}")
+        _LOG.warning("skipped %s", self.lines[-1])
+        if len(self.lines) > self.most:
+            raise TrainingError(
+                f"{len(self.lines)} files cannot be used, the last {self.lines[-1]}; up to tiles.max_bad, {self.most}, "
+                "are skipped: fix or remove them, or raise it"
+            )
+
+    def require_tiles(self, count: int, config: TilesConfig) -> None:
+        """Refuse to go on without a tile, and say how many files were skipped.
+
+        Raises:
+            TrainingError: There is none.
+        """
+        if not count:
+            names = ", ".join(str(source.path) for source in config.sources)
+            skipped = f"; of the files skipped the first is {self.lines[0]}" if self.lines else ""
+            raise TrainingError(f"no tile of {names} is less than {config.empty:.0%} empty{skipped}")
+        if self.lines:
+            _LOG.warning("%d files skipped of up to %d (tiles.max_bad)", len(self.lines), self.most)
+
+
 def _cut_files(config: TilesConfig) -> ArrayTiles:
     """Read the tiles of GeoTIFFs into memory."""
-    try:  # a machine that reads a chip store needs no GDAL
-        from pretrain.geotiff import Cut, cut_files
+    geotiff, cuts, bad = require_gdal(), [], BadFiles(config.max_bad)
+    for source in config.sources:
+        for path in geotiff.list_files(source):
+            try:
+                cuts += geotiff.cut_file(path, source.gsd_m, config)
+            except TrainingError as error:
+                bad.skip(path, str(error))
+    bad.require_tiles(len(cuts), config)
+    images = np.stack([cut.image for cut in cuts])
+    return ArrayTiles(images, np.array([cut.gsd_m for cut in cuts]), hashlib.sha256(images.tobytes()).hexdigest())
+
+
+def require_gdal() -> Any:
+    """Return the module that reads GeoTIFFs: a machine that reads a chip store or shards needs no GDAL.
+
+    Raises:
+        TrainingError: GDAL or PROJ is missing.
+    """
+    try:
+        from pretrain import geotiff
     except ImportError as error:
         raise TrainingError(
             f"tiles.sources are GeoTIFFs, which need GDAL, and {error.name} is missing: install it, or give a chip "
-            "store as tiles.store"
+            "store as tiles.store, or shards as tiles.shards"
         ) from error
-
-    cuts, bad = list[Cut](), list[str]()
-    for source in config.sources:
-        for item in cut_files(source, config):
-            if isinstance(item, Cut):
-                cuts.append(item)
-                continue
-            bad.append(f"{item.path}: {item.reason}")
-            _LOG.warning("skipped %s", bad[-1])
-            if len(bad) > config.max_bad:
-                raise TrainingError(
-                    f"{len(bad)} files cannot be used, the last {bad[-1]}; up to tiles.max_bad, {config.max_bad}, are "
-                    "skipped: fix or remove them, or raise it"
-                )
-    if not cuts:
-        names = ", ".join(str(source.path) for source in config.sources)
-        skipped = f"; of the files skipped the first is {bad[0]}" if bad else ""
-        raise TrainingError(f"no tile of {names} is less than {config.empty:.0%} empty{skipped}")
-    if bad:
-        _LOG.warning("%d files skipped of up to %d (tiles.max_bad)", len(bad), config.max_bad)
-    images = np.stack([cut.image for cut in cuts])
-    return ArrayTiles(images, np.array([cut.gsd_m for cut in cuts]), hashlib.sha256(images.tobytes()).hexdigest())
+    return geotiff
 
 
 def open_stored(folder: Path, tile_px: int) -> StoredTiles:

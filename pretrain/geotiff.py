@@ -1,6 +1,5 @@
 """Tiles cut from plain GeoTIFFs; the only module of the stage's data path that needs GDAL and PROJ."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,45 +27,40 @@ class Cut:
     """GSD in true ground metres."""
 
 
-@dataclass(frozen=True)
-class BadFile:
-    """A file that is left out."""
-
-    path: Path
-    """The file."""
-    reason: str
-    """Why it cannot be used, in one line."""
-
-
-def cut_files(source: TileSourceConfig, config: TilesConfig) -> Iterator[Cut | BadFile]:
-    """Yield the tiles of a source, file by file in the order of names, and the files that cannot be used.
-
-    Args:
-        source: Files, and perhaps their GSD.
-        config: Side of the tiles, and the share of unknown pixels that a tile may have.
+def list_files(source: TileSourceConfig) -> list[Path]:
+    """List the files of a source, sorted.
 
     Raises:
         TrainingError: No files.
     """
-    for path in _files(source):
-        try:
-            image, valid, gsd_m = _read(path, source.gsd_m, config.bands)
-        except (TrainingError, RasterioError, CRSError, ProjError) as error:
-            yield BadFile(path, one_line(error))
-            continue
-        for rows, cols in tile_windows(image.shape[1:], config.tile_px):
-            if valid[rows, cols].mean() >= 1 - config.empty:
-                tile = image[:, rows, cols]
-                missing = (config.tile_px - tile.shape[1], config.tile_px - tile.shape[2])
-                yield Cut(extend(tile, (0, 0), missing), gsd_m)
-
-
-def _files(source: TileSourceConfig) -> list[Path]:
-    """List the files of a source, sorted."""
     files = [source.path] if source.path.is_file() else sorted(source.path.glob(source.pattern))
     if not files:
         raise TrainingError(f"no imagery at {source.path}: a GeoTIFF, or a folder with {source.pattern}, expected")
     return files
+
+
+def cut_file(path: Path, gsd_m: float | None, config: TilesConfig) -> list[Cut]:
+    """Cut the tiles of a file.
+
+    Args:
+        path: GeoTIFF.
+        gsd_m: GSD of its source; measured at its centre if None.
+        config: Side of the tiles, and the share of unknown pixels that a tile may have.
+
+    Raises:
+        TrainingError: The file cannot be used; one line says why.
+    """
+    try:
+        image, valid, measured_m = _read(path, gsd_m, config.bands)
+    except (RasterioError, CRSError, ProjError) as error:
+        raise TrainingError(one_line(error)) from error
+    cuts = []
+    for rows, cols in tile_windows(image.shape[1:], config.tile_px):
+        if valid[rows, cols].mean() >= 1 - config.empty:
+            tile = image[:, rows, cols]
+            missing = (config.tile_px - tile.shape[1], config.tile_px - tile.shape[2])
+            cuts.append(Cut(extend(tile, (0, 0), missing), measured_m))
+    return cuts
 
 
 def _read(path: Path, gsd_m: float | None, bands: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:

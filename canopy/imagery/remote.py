@@ -28,7 +28,7 @@ from canopy.errors import CanopyError, ImageryError, SourceError, one_line
 from canopy.http import Answer, HttpClient
 from canopy.imagery.files import shown
 from canopy.imagery.signing import sign
-from canopy.imagery.stores import open_store, store_credentials
+from canopy.stores import open_store, store_credentials
 
 SERVERS = ("http://", "https://")
 STORES = ("s3://", "gs://", "az://")

@@ -18,7 +18,7 @@ from canopy.errors import ImageryError, SourceError
 from canopy.http import HttpClient, Retry
 from canopy.imagery import open_imagery, remote
 from canopy.imagery.remote import Part, RemoteFile, merge
-from canopy.imagery.stores import store_credentials
+from canopy.stores import store_credentials
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,25 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from canopy.errors import one_line
+from canopy.http import redacted
+
+SCHEMES = ("s3", "gs", "az")
+"""Kinds of object stores."""
 
 
 @lru_cache(maxsize=64)
-def open_store(scheme: str, name: str, credentials: tuple[tuple[str, str], ...]) -> Any:
-    """Return a bucket or container."""
+def open_store(scheme: str, name: str, credentials: tuple[tuple[str, str], ...], prefix: str | None = None) -> Any:
+    """Return a bucket or container, or a prefix of it."""
     from obstore.store import AzureStore, GCSStore, S3Store
 
     options: dict[str, Any] = dict(credentials)
     kind = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
     # Plain HTTP is what an endpoint of this machine or of a private network speaks.
     plain = any(str(value).startswith("http://") for value in options.values())
-    return kind(name, config=options, client_options={"allow_http": plain, "timeout": "60s"})
+    return kind(name, prefix=prefix, config=options, client_options={"allow_http": plain, "timeout": "60s"})
 
 
 def store_credentials(scheme: str) -> tuple[tuple[str, str], ...]:
@@ -60,3 +67,30 @@ def _aws_profile() -> dict[str, str]:
     names = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key"}
     names["aws_session_token"] = "session_token"
     return {option: profile[name] for name, option in names.items() if name in profile}
+
+
+def open_prefix(address: str, refused: type[Exception]) -> Any:
+    """Return a folder, or the prefix of a bucket, as a store of obstore's; a folder is made.
+
+    Args:
+        address: Folder, or ``s3://bucket/prefix``, ``gs://``, ``az://``.
+        refused: Error of an address that cannot be opened.
+    """
+    from obstore.exceptions import BaseError
+    from obstore.store import LocalStore
+
+    parts = urlsplit(address)
+    if len(parts.scheme) < 2:  # a path, perhaps with a drive letter
+        folder = Path(address).absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return LocalStore(folder)
+        except OSError as error:
+            raise refused(f"{folder} cannot be opened: {error.strerror or error}") from error
+    if parts.scheme not in SCHEMES or not parts.netloc:
+        raise refused(f"{redacted(address)}: a folder, or s3://bucket/prefix, gs:// or az:// expected")
+    try:
+        prefix = unquote(parts.path).strip("/") or None
+        return open_store(parts.scheme, parts.netloc, store_credentials(parts.scheme), prefix)
+    except BaseError as error:
+        raise refused(f"{redacted(address)}: {one_line(error, 200)}") from None

@@ -1,0 +1,203 @@
+"""`canopy pack`: unlabelled tiles into shards that any number of machines read; streaming, resumable.
+
+A shard's rows are written after the shard, and the index of all after the last, so that the same command goes on with
+the shard that is missing and ends at the same bytes. Sources are read file by file, so that memory holds no more than a
+file and a shard.
+"""
+
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from canopy.errors import ConfigError, TrainingError
+from canopy.http import redacted
+from canopy.progress import Progress, Report, ignore
+from pretrain.config import TilesConfig
+from pretrain.data import BadFiles, open_stored, require_gdal
+from pretrain.shards import FORMAT, INDEX, Objects, ShardFormat, open_objects, part_key, shard_key
+
+RECORD = "pack.json"
+"""What the shards are made of; a folder with another record is another set of shards."""
+SHARD_TILES = 512
+"""Tiles of a shard: some tens of megabytes."""
+ENCODERS = 8
+"""Threads that encode tiles; the codecs run outside Python's lock."""
+SCHEMA = pa.schema(
+    {
+        "shard": pa.int32(), "offset": pa.int64(), "bytes": pa.int32(), "checksum": pa.uint32(),
+        "gsd_m": pa.float64(), "source": pa.dictionary(pa.int32(), pa.string()),
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a stream of tiles has been read."""
+
+    files: int
+    """Files that are finished; of a chip store, tiles."""
+    tiles: int
+    """Tiles of the next file that were taken."""
+
+
+@dataclass(frozen=True)
+class PlacedTile:
+    """A tile of a stream."""
+
+    image: NDArray[np.uint8]
+    """(bands, H, W)."""
+    gsd_m: float
+    """GSD, true ground metres."""
+    source: str
+    """Name of the source."""
+    after: Place
+    """Place behind the tile."""
+
+
+def pack(
+    config: TilesConfig,
+    out: str,
+    *,
+    shard_tiles: int = SHARD_TILES,
+    quality: int | None = None,
+    report: Report = ignore,
+) -> int:
+    """Pack the tiles of a configuration into shards, and return how many there are.
+
+    Args:
+        config: Sources or chip store of the tiles.
+        out: Folder or URI of the shards.
+        shard_tiles: Tiles of a shard.
+        quality: Quality of lossy WebP, 1 to 100; without loss if None.
+        report: Receiver of the progress, called after each shard.
+
+    Raises:
+        ConfigError: Shards in place of sources, an index or shares, or a quality for other bands than three.
+        TrainingError: No tiles, too many files that cannot be used, or shards of other tiles in the way.
+    """
+    if config.shards or config.index or config.shares:
+        raise ConfigError("canopy pack takes tiles.sources or tiles.store, without index and shares")
+    if quality is not None and config.bands != 3:
+        raise ConfigError(f"--quality {quality}: tiles of {config.bands} bands are packed without loss")
+    form = ShardFormat(config.tile_px, config.bands, quality)
+    stream = _Stream(config)
+    objects = open_objects(out)
+    _claim(objects, out, {"format": FORMAT, **asdict(form), "shard_tiles": shard_tiles, "tiles": stream.digest})
+    parts = _finished_parts(objects)
+    place = Place(**json.loads(parts[-1].schema.metadata[b"after"])) if parts else Place(0, 0)
+    tiles = stream.tiles(place)
+    with ThreadPoolExecutor(ENCODERS) as pool:
+        while chunk := list(itertools.islice(tiles, shard_tiles)):
+            number = len(parts)
+            encoded = list(pool.map(lambda tile: form.encode(tile.image), chunk))
+            objects.write(shard_key(number), b"".join(encoded))
+            parts.append(_rows(number, chunk, encoded))
+            objects.write(part_key(number), _parquet(parts[-1]))
+            done = chunk[-1].after.files
+            report(Progress(done, stream.files, "files", f"{sum(map(len, parts)):,} tiles in {len(parts)} shards"))
+    stream.bad.require_tiles(sum(map(len, parts)), config)
+    objects.write(INDEX, _parquet(_joined(parts, form)))
+    return sum(map(len, parts))
+
+
+class _Stream:
+    """The tiles of a configuration in their order, from any place on.
+
+    Args:
+        config: Sources or chip store of the tiles.
+    """
+
+    def __init__(self, config: TilesConfig) -> None:
+        self._config, self.bad = config, BadFiles(config.max_bad)
+        if config.store is not None:
+            self._stored = open_stored(config.store, config.tile_px)
+            self.files, self.digest = len(self._stored), self._stored.sha256
+            return
+        self._geotiff = require_gdal()
+        self._paths = [(source, path) for source in config.sources for path in self._geotiff.list_files(source)]
+        self.files = len(self._paths)
+        described = [(path.name, path.stat().st_size, source.gsd_m) for source, path in self._paths]
+        self.digest = hashlib.sha256(json.dumps([described, config.empty]).encode()).hexdigest()
+
+    def tiles(self, start: Place) -> Iterator[PlacedTile]:
+        """Yield the tiles behind a place."""
+        if self._config.store is not None:
+            sources = self._stored.sources()
+            for number in range(start.files, self.files):
+                gsd_m = self._stored.gsd_m(number)
+                yield PlacedTile(self._stored[number], gsd_m, sources[number], Place(number + 1, 0))
+            return
+        for number in range(start.files, self.files):
+            source, path = self._paths[number]
+            try:
+                cuts = self._geotiff.cut_file(path, source.gsd_m, self._config)
+            except TrainingError as error:
+                self.bad.skip(path, str(error))
+                continue
+            taken = start.tiles if number == start.files else 0
+            for tile in range(taken, len(cuts)):
+                after = Place(number + 1, 0) if tile + 1 == len(cuts) else Place(number, tile + 1)
+                yield PlacedTile(cuts[tile].image, cuts[tile].gsd_m, source.path.name, after)
+
+
+def _claim(objects: Objects, out: str, record: dict[str, Any]) -> None:
+    """Write the record of a set of shards, or refuse a folder that has another."""
+    content = json.dumps(record, sort_keys=True).encode()
+    try:
+        present = objects.read(RECORD)
+    except FileNotFoundError:
+        objects.write(RECORD, content)
+        return
+    if present != content:
+        raise TrainingError(f"{redacted(out)} has shards of other tiles or settings: name another --out")
+
+
+def _finished_parts(objects: Objects) -> list[pa.Table]:
+    """Read the rows of the shards that are finished."""
+    parts: list[pa.Table] = []
+    while True:
+        try:
+            parts.append(pq.read_table(pa.BufferReader(objects.read(part_key(len(parts)))), read_dictionary=["source"]))
+        except FileNotFoundError:
+            return parts
+
+
+def _rows(number: int, tiles: list[PlacedTile], encoded: list[bytes]) -> pa.Table:
+    """Return the rows of a shard, with the place behind it."""
+    sizes = np.array([len(content) for content in encoded])
+    columns = {
+        "shard": np.full(len(tiles), number), "offset": np.cumsum(sizes) - sizes, "bytes": sizes,
+        "checksum": np.array([zlib.crc32(content) for content in encoded], np.uint32),
+        "gsd_m": np.array([tile.gsd_m for tile in tiles]), "source": [tile.source for tile in tiles],
+    }  # fmt: skip
+    table = pa.table({name: pa.array(values).cast(SCHEMA.field(name).type) for name, values in columns.items()})
+    return table.replace_schema_metadata({"after": json.dumps(asdict(tiles[-1].after))})
+
+
+def _joined(parts: list[pa.Table], form: ShardFormat) -> pa.Table:
+    """Return the rows of all shards, with their format and a digest of all tiles."""
+    table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts]).unify_dictionaries()
+    digest = hashlib.sha256()
+    for name in ("checksum", "bytes", "gsd_m"):
+        digest.update(table[name].combine_chunks().to_numpy().tobytes())
+    quality = "" if form.quality is None else str(form.quality)
+    return table.replace_schema_metadata(
+        {"format": FORMAT, "sha256": digest.hexdigest(), "tile_px": str(form.tile_px), "bands": str(form.bands),
+         "quality": quality}
+    )  # fmt: skip
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
