@@ -264,6 +264,9 @@ class GramConfig(Config):
     """Share of the steps after which the teacher becomes the anchor."""
     refresh_steps: int = Field(default=10_000, gt=0)
     """Steps after which the anchor is replaced by the teacher again."""
+    resolution: Literal[1, 2] = 1
+    """Pixels along the side of a crop for the anchor, over those for the student; at 2, each of the student's patches
+    is four of the anchor's, whose features are brought to the student's grid."""
 
 
 class ScaleConfig(Config):

@@ -16,7 +16,16 @@ from pretrain.config import HeadConfig, HeadShape, PretrainConfig
 from pretrain.depth import set_drop_path
 from pretrain.encoder import Encoder, fit_grid, start_from
 from pretrain.heads import Head
-from pretrain.losses import Centre, dino_loss, gram_loss, ibot_loss, koleo_group, koleo_loss, sinkhorn_knopp
+from pretrain.losses import (
+    Centre,
+    dino_loss,
+    gram_loss,
+    ibot_loss,
+    koleo_group,
+    koleo_loss,
+    shrink_grid,
+    sinkhorn_knopp,
+)
 from pretrain.monitors import CollapseSigns, collapse_signs
 from pretrain.scale import scale_encoder, spread
 from pretrain.schedules import Schedules
@@ -186,6 +195,8 @@ class SelfDistillation:
         # losses in float32: exp and log of bf16 lose the small probabilities
         with torch.autocast(global_crops.device.type, enabled=False):
             terms = self._loss_terms(student, teacher, views, step)
+            if self.anchor is not None and step >= self._gram_start():
+                terms["gram"] = gram_loss(student.patches, self._anchor_patches(self.anchor, batch, views))
             terms |= self.targets.losses(student.predictions, global_crops.flatten(0, 1), gsds_m[0].flatten())
             if teacher is not None and step % self.config.monitor_every == 0:
                 self._signs = collapse_signs(teacher.cls_logits, teacher.cls, self.schedules.temperature(step))
@@ -254,10 +265,22 @@ class SelfDistillation:
         if weights.koleo:
             # crop by crop, for two crops of one tile may lie close together; a sum over crops, as in DINOv2's code
             terms["koleo"] = torch.stack([koleo_loss(cls, self._koleo_group) for cls in student.cls]).sum()
-        if self.anchor is not None and step >= self._gram_start():
-            anchored = self.anchor(views.global_crops.flatten(0, 1), gsd_m=views.gsds_m[0].flatten())[1]
-            terms["gram"] = gram_loss(student.patches, anchored)
         return terms
+
+    def _anchor_patches(self, anchor: Encoder, batch: TileBatch, views: Views) -> Tensor:
+        """Return the Gram teacher's features (C B, P, D) of the student's patches (DINOv3, sections 4.2 and 4.3).
+
+        At a resolution above 1 its crops are cut from the tiles again, with as many more pixels of the same ground: as
+        sharp as the imagery is, not as the student's crops are. Their blur, in pixels, is that much finer.
+        """
+        factor = self.config.gram.resolution
+        crops, gsd_m = views.global_crops, views.gsds_m[0].flatten() / factor
+        if factor > 1:
+            tiles, tile_gsd_m = batch.tiles.to(crops.device), batch.gsd_m.to(crops.device)
+            px, nominal_gsd_m = factor * batch.global_px, self.config.gsd_m / factor
+            crops = crop(tiles, tile_gsd_m, batch.global_draws, px, nominal_gsd_m)
+        patches: Tensor = anchor(crops.flatten(0, 1), gsd_m=gsd_m)[1]
+        return patches if factor == 1 else shrink_grid(patches, factor)
 
     @torch.no_grad()
     def _target(self, logits: Tensor, step: int, centre: int) -> Tensor:

@@ -3,6 +3,8 @@
 Every loss of a rank is scaled so that the mean over ranks is the loss of the whole batch.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,6 +148,23 @@ def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher = (F.normalize(x.float(), dim=-1) for x in (student, teacher))
     return F.mse_loss(student @ student.mT, teacher @ teacher.mT)
+
+
+def shrink_grid(patches: Tensor, factor: int) -> Tensor:
+    """Bring features of a finer grid of patches to a coarser one, by bicubic interpolation (DINOv3, section 4.3).
+
+    Args:
+        patches: (B, P, D) features of a square grid, in raster order.
+        factor: Patches of the finer grid along the side of one of the coarser grid.
+
+    Returns:
+        (B, P / factor^2, D) float32.
+    """
+    side = math.isqrt(patches.shape[1])
+    maps = patches.float().mT.reshape(len(patches), -1, side, side)
+    # with antialiasing, so that all patches of the finer grid have their share
+    coarse = F.interpolate(maps, size=[side // factor] * 2, mode="bicubic", antialias=True, align_corners=False)
+    return coarse.flatten(2).mT
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -255,6 +255,21 @@ def check_tiles(config: PretrainConfig, tiles: Tiles) -> None:
                     "GSD than drawn; a larger tiles.tile_px or a smaller gsd of the crops avoids it",
                     100 * share, name, crops.px,
                 )  # fmt: skip
+    if config.terms.gram and config.gram.resolution > 1:
+        _log_enlarged(config, gsds_m)
+
+
+def _log_enlarged(config: PretrainConfig, gsds_m: list[float]) -> None:
+    """Log the share of global crops of which imagery of these GSDs has no more to show to a Gram teacher."""
+    crops = config.global_crops
+    # what is coarser than a pixel of the tile is what would exceed a tile of as many pixels as the crop
+    share = sum(1 - _clipped(crops, config.gsd_m, crops.px * gsd_m) for gsd_m in gsds_m) / len(gsds_m)
+    if share > 0:
+        _LOG.warning(
+            "%.0f %% of the global_crops are no coarser than their imagery: the Gram teacher sees these enlarged, not "
+            "sharper; a coarser gsd of global_crops leaves gram.resolution: %d more to show",
+            100 * share, config.gram.resolution,
+        )  # fmt: skip
 
 
 def _clipped(crops: CropConfig, nominal_gsd_m: float, tile_m: float) -> float:

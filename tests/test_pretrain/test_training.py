@@ -48,13 +48,19 @@ def tensors(state: Any) -> list[torch.Tensor]:
     return [state] if isinstance(state, torch.Tensor) else []
 
 
-def test_five_steps_and_five_more_equal_ten_to_the_bit(imagery: Path, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("changes", [
+    {}, {"stem": "conv", "positions": "gsd", "gram": {"start": 0.3, "resolution": 2}},
+])  # fmt: skip
+def test_five_steps_and_five_more_equal_ten_to_the_bit(
+    imagery: Path, tmp_path: Path, monkeypatch: Any, changes: dict[str, Any]
+) -> None:
     tiles = {"sources": [{"path": str(imagery)}], "tile_px": 64}
-    settings = config(
-        imagery, tiles=tiles, drop_path=0.3, target={"kind": "centre"}, terms={"gram": 1.0, "statistics": 5.0},
-        gram={"start": 0.3}, high_resolution={"start": 0.7, "global_px": 64, "local_px": 24},
-        monitor_every=100,  # ten steps on one scene of noise end collapsed
-    )  # fmt: skip
+    common: dict[str, Any] = {
+        "tiles": tiles, "drop_path": 0.3, "target": {"kind": "centre"}, "terms": {"gram": 1.0, "statistics": 5.0},
+        "gram": {"start": 0.3}, "high_resolution": {"start": 0.7, "global_px": 64, "local_px": 24},
+        "monitor_every": 100,  # ten steps on one scene of noise end collapsed
+    }  # fmt: skip
+    settings = config(imagery, **{**common, **changes})
     pretrain(settings, tmp_path / "whole")
 
     def interrupt(entry: dict[str, Any], steps: int, report: object) -> None:
@@ -291,6 +297,16 @@ def test_the_share_of_crops_that_tiles_cut_short_is_logged(caplog: pytest.LogCap
     caplog.clear()
     check_tiles(tiny_config(global_crops={"gsd": [0.5, 2.0]}), coarser)
     assert not caplog.records, "a tile of twice the GSD is twice as large"
+
+
+def test_the_share_of_crops_that_a_gram_teacher_sees_no_sharper_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    crops = {"px": 16, "gsd": [0.5, 2.0]}  # log-uniform around the GSD of the tiles
+    finer = {"terms": {"gram": 1.0}, "gram": {"resolution": 2}}
+    check_tiles(tiny_config(global_crops=crops, terms={"gram": 1.0}), tiny_tiles())
+    check_tiles(tiny_config(global_crops=crops, **finer), replace(tiny_tiles(), gsds_m=np.full(12, 0.2)))
+    assert not [message for message in caplog.messages if "Gram" in message]
+    check_tiles(tiny_config(global_crops=crops, **finer), tiny_tiles())
+    assert caplog.messages[-1].startswith("50 % of the global_crops are no coarser than their imagery")
 
 
 def test_the_card_names_the_start_without_its_folder(imagery: Path, tmp_path: Path) -> None:
