@@ -11,6 +11,8 @@ import torch
 from rasters import make_raster
 
 from canopy.models.bundle import Architecture, Card, save_bundle
+from canopy.models.positions import set_positions
+from canopy.models.stem import set_stem
 from canopy.training.config import TrainConfig
 from canopy.training.decoder import train
 
@@ -49,8 +51,11 @@ def encoder_bundle(path: Path, **changes: Any) -> Path:
     """An encoder as `canopy pretrain` leaves it, learnt on images of another size."""
     torch.manual_seed(5)
     vit = timm.create_model(TINY.encoder, num_classes=0, img_size=64, dynamic_img_size=True, **dict(TINY.encoder_args))
+    card = tiny_card(family="encoder", **changes)
+    set_stem(vit, card.architecture.stem, len(card.bands))
+    set_positions(vit, card.architecture.reference_gsd_m, card.gsd_m)
     weights = {name: value.numpy() for name, value in vit.state_dict().items()}
-    save_bundle(path, tiny_card(family="encoder", **changes), weights)
+    save_bundle(path, card, weights)
     return path
 
 

@@ -278,7 +278,8 @@ def start_net(config: TrainConfig, card: Card, split: Split) -> DPTHeights:
     """Build the network with the weights that training starts from.
 
     Raises:
-        TrainingError: Weights for a detail network that the architecture does not have, or an encoder that differs.
+        TrainingError: Weights for a detail network that the architecture does not have, or an encoder or positions
+            that differ.
         ModelError: Weights that cannot be read, or do not fit.
     """
     # Order matters: what is random is drawn first, from the seed alone; then weights that are read replace it, those
@@ -291,7 +292,15 @@ def start_net(config: TrainConfig, card: Card, split: Split) -> DPTHeights:
             raise TrainingError("detail_weights are given, but architecture.detail names no detail network")
         load_stages(net.detail.stages, config.detail_weights)
     if config.start:
-        load_weights(net, read_bundle(config.start).weights, config.start)
+        start = read_bundle(config.start)
+        reference_gsd_m = start.card.architecture.reference_gsd_m
+        # No weight shows it: the positions of another reference are those of another ground.
+        if reference_gsd_m != card.architecture.reference_gsd_m:
+            raise TrainingError(
+                f"start {config.start}: its reference_gsd_m is {reference_gsd_m}, the configuration's "
+                f"{card.architecture.reference_gsd_m}: name the same in architecture"
+            )
+        load_weights(net, start.weights, config.start)
     if config.encoder:
         take_encoder(net, card, config.encoder)
     if config.encoder_rate == 0:

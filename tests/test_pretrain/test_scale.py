@@ -85,15 +85,18 @@ DROP_PATH = PretrainConfig.model_fields["drop_path"].default
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("terms", [{"gram": 1.0, "statistics": 5.0}, {"dino": 0, "ibot": 0, "statistics": 5.0}])
+@pytest.mark.parametrize("changes", [
+    {"terms": {"gram": 1.0, "statistics": 5.0}}, {"terms": {"dino": 0, "ibot": 0, "statistics": 5.0}},
+    {"terms": {"gram": 1.0}, "gram": {"start": 0.5, "resolution": 2}, "stem": "conv", "positions": "gsd"},
+])  # fmt: skip
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_ranks_equal_one_and_their_checkpoint_loads_on_one(
-    tmp_path: Path, sharding: str, terms: dict[str, float]
+    tmp_path: Path, sharding: str, changes: dict[str, Any]
 ) -> None:
     imagery = make_raster(tmp_path / "scene.tif", shape=(96, 128), pattern="noise")
     config = tiny_config(
         tiles={"sources": [{"path": str(imagery)}]}, loop={"steps": 4, "checkpoint_every": 2},
-        scale={"sharding": sharding}, terms=terms, gram={"start": 0.5}, drop_path=DROP_PATH,
+        scale={"sharding": sharding}, drop_path=DROP_PATH, **{"gram": {"start": 0.5}, **changes},
     )  # fmt: skip
     pretrain(config, tmp_path / "one")
     launch(config, tmp_path / "two", 2)

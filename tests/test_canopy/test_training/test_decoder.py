@@ -197,6 +197,24 @@ def test_a_frozen_encoder_stays_as_it_was_to_the_bit(tmp_path: Path) -> None:
     assert card.training["encoder"] == "tiny"
 
 
+def test_an_encoder_with_stem_and_positions_of_ours_is_taken_trained_and_mapped_with(tmp_path: Path) -> None:
+    shape = TINY.model_copy(update={"stem": "conv", "positions": "gsd", "reference_gsd_m": 1.0})
+    bundle = encoder_bundle(tmp_path / "encoder.safetensors", architecture=shape)
+    config = tiny_config(encoder=str(bundle), architecture=shape, encoder_rate=0)
+    state = started(config).state_dict()
+    stem = {name: value for name, value in read_bundle(bundle).weights.items() if name.startswith("patch_embed.")}
+    assert len(stem) == 4 * 4 + 2
+    assert all(np.array_equal(state[f"dpt.encoder.model.{name}"].numpy(), value) for name, value in stem.items())
+    model = load_model(trained(config, tmp_path / "run") / "last.safetensors", device="cpu", backend="eager")
+    assert model.card.architecture == shape
+    assert torch.isfinite(model.predict(torch.rand(1, 3, 40, 32))).all()
+    start = tmp_path / "run" / "last.safetensors"
+    started(tiny_config(start=start, architecture=shape))
+    other = shape.model_copy(update={"reference_gsd_m": 2.0})
+    with pytest.raises(TrainingError, match=r"its reference_gsd_m is 1\.0, the configuration's 2\.0: name the same"):
+        started(tiny_config(start=start, architecture=other))
+
+
 def test_a_slow_encoder_moves_less(tmp_path: Path) -> None:
     bundle = encoder_bundle(tmp_path / "encoder.safetensors")
     moved = []
