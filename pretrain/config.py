@@ -278,6 +278,20 @@ class ScaleConfig(Config):
     """torch.compile of the blocks."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: whole copies of the weights, or shares of them."""
+    replicas: int = Field(default=1, gt=0)
+    """Groups of ranks that have all shares among them, under fsdp (hybrid sharding): shares are gathered within a
+    group, a node say, and gradients are averaged over the groups."""
+    gather_bf16: bool = False
+    """Whether fsdp gathers the weights of blocks, and computes there, in bf16; shares, moments and the sums of
+    gradients stay float32."""
+    timeout_min: Positive = 30.0
+    """Longest time that a rank waits for the others before the run ends with an error."""
+
+    @model_validator(mode="after")
+    def _for_fsdp(self) -> "ScaleConfig":
+        if self.sharding != "fsdp" and (self.replicas > 1 or self.gather_bf16):
+            raise ValueError("scale.replicas and scale.gather_bf16 need scale.sharding: fsdp")
+        return self
 
 
 class PretrainSteps(StepConfig):

@@ -155,7 +155,7 @@ class SelfDistillation:
         self.targets = PatchTargets(config, self.student.encoder).to(device)
         # without a teacher of its own, average and teacher are one network, to be spread once
         frozen = dict.fromkeys(net for net in (self.average, self.teacher, self.anchor) if net is not None)
-        self.net = spread([self.student, *frozen], config.scale.sharding, idle=not config.terms.dino)
+        self.net = spread([self.student, *frozen], config.scale, idle=not config.terms.dino)
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             list(parameter_groups(self.student, config)), lr=1.0, betas=config.schedule.betas
         )

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import torch
-
 from canopy.config import load_config
 from canopy.errors import ConfigError, TrainingError
 from canopy.progress import Report, ignore
-from canopy.training.checkpoints import last_checkpoint
+from canopy.training.checkpoints import last_checkpoint, read_average
 from canopy.training.cost import TrainingCost
 from pretrain import training
 from pretrain.config import DistillConfig, PretrainConfig
@@ -91,7 +89,7 @@ def load_teacher(config: DistillConfig) -> Distiller:
     recipe, path = load_config(config.teacher / CONFIG, PretrainConfig), last_checkpoint(config.teacher)
     if path is None:
         raise TrainingError(f"no checkpoint under {config.teacher}: a finished run of canopy pretrain expected")
-    weights = torch.load(path, map_location="cpu", weights_only=True)["average"]
+    weights = read_average(path)
     if not any(name.endswith("ls1.gamma") for name in weights):
         # runs of versions that left LayerScale out unless it was asked for
         recipe = recipe.model_copy(update={"encoder_args": {**recipe.encoder_args, "init_values": 0}})

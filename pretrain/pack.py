@@ -1,7 +1,7 @@
 """`canopy pack`: unlabelled tiles into shards that any number of machines read; streaming, resumable.
 
 A shard's rows are written after the shard, and the index of all after the last, so that the same command goes on with
-the shard that is missing and ends at the same bytes. Sources are read file by file, so that memory holds no more than a
+the shard that is missing and ends at the same bytes. Sources are read file by file, so that memory has no more than a
 file and a shard.
 """
 
@@ -41,8 +41,8 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Place:
-    """How far a stream of tiles has been read."""
+class StreamPosition:
+    """How far a stream of tiles is read."""
 
     files: int
     """Files that are finished; of a chip store, tiles."""
@@ -60,8 +60,8 @@ class PlacedTile:
     """GSD, true ground metres."""
     source: str
     """Name of the source."""
-    after: Place
-    """Place behind the tile."""
+    after: StreamPosition
+    """StreamPosition behind the tile."""
 
 
 def pack(
@@ -94,8 +94,8 @@ def pack(
     objects = open_objects(out)
     _claim(objects, out, {"format": FORMAT, **asdict(form), "shard_tiles": shard_tiles, "tiles": stream.digest})
     parts = _finished_parts(objects)
-    place = Place(**json.loads(parts[-1].schema.metadata[b"after"])) if parts else Place(0, 0)
-    tiles = stream.tiles(place)
+    position = StreamPosition(**json.loads(parts[-1].schema.metadata[b"after"])) if parts else StreamPosition(0, 0)
+    tiles = stream.tiles(position)
     with ThreadPoolExecutor(ENCODERS) as pool:
         while chunk := list(itertools.islice(tiles, shard_tiles)):
             number = len(parts)
@@ -111,7 +111,7 @@ def pack(
 
 
 class _Stream:
-    """The tiles of a configuration in their order, from any place on.
+    """The tiles of a configuration in their order, from any position on.
 
     Args:
         config: Sources or chip store of the tiles.
@@ -129,13 +129,13 @@ class _Stream:
         described = [(path.name, path.stat().st_size, source.gsd_m) for source, path in self._paths]
         self.digest = hashlib.sha256(json.dumps([described, config.empty]).encode()).hexdigest()
 
-    def tiles(self, start: Place) -> Iterator[PlacedTile]:
-        """Yield the tiles behind a place."""
+    def tiles(self, start: StreamPosition) -> Iterator[PlacedTile]:
+        """Yield the tiles behind a position."""
         if self._config.store is not None:
             sources = self._stored.sources()
             for number in range(start.files, self.files):
                 gsd_m = self._stored.gsd_m(number)
-                yield PlacedTile(self._stored[number], gsd_m, sources[number], Place(number + 1, 0))
+                yield PlacedTile(self._stored[number], gsd_m, sources[number], StreamPosition(number + 1, 0))
             return
         for number in range(start.files, self.files):
             source, path = self._paths[number]
@@ -146,7 +146,7 @@ class _Stream:
                 continue
             taken = start.tiles if number == start.files else 0
             for tile in range(taken, len(cuts)):
-                after = Place(number + 1, 0) if tile + 1 == len(cuts) else Place(number, tile + 1)
+                after = StreamPosition(number + 1, 0) if tile + 1 == len(cuts) else StreamPosition(number, tile + 1)
                 yield PlacedTile(cuts[tile].image, cuts[tile].gsd_m, source.path.name, after)
 
 
@@ -173,7 +173,7 @@ def _finished_parts(objects: Objects) -> list[pa.Table]:
 
 
 def _rows(number: int, tiles: list[PlacedTile], encoded: list[bytes]) -> pa.Table:
-    """Return the rows of a shard, with the place behind it."""
+    """Return the rows of a shard, with the position behind it."""
     sizes = np.array([len(content) for content in encoded])
     columns = {
         "shard": np.full(len(tiles), number), "offset": np.cumsum(sizes) - sizes, "bytes": sizes,

@@ -229,16 +229,16 @@ class _Explained:
         import obstore
 
         if start is None or stop is None:
-            return bytes(self._asked(key, lambda: obstore.get(self._prefix, key).bytes()))
-        return bytes(self._asked(key, lambda: obstore.get_range(self._prefix, key, start=start, end=stop)))
+            return bytes(self._request(key, lambda: obstore.get(self._prefix, key).bytes()))
+        return bytes(self._request(key, lambda: obstore.get_range(self._prefix, key, start=start, end=stop)))
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object whole or not at all; see `Objects`."""
         import obstore
 
-        self._asked(key, partial(obstore.put, self._prefix, key, content))
+        self._request(key, partial(obstore.put, self._prefix, key, content))
 
-    def _asked(self, key: str, ask: Callable[[], Any]) -> Any:
+    def _request(self, key: str, ask: Callable[[], Any]) -> Any:
         from obstore.exceptions import BaseError
 
         try:

@@ -65,7 +65,7 @@ def pretrain(
         config = lengthened(config, run)
     # Order: ranks, lock, networks, data, first step; only then is the folder claimed, for all of them are good.
     # A process learns its rank when it joins the others: asked before, each is rank 0 and takes the lock.
-    with together() as device, _locked(run, config, resume=resume):
+    with together(config.scale.timeout_min) as device, _locked(run, config, resume=resume):
         prepared = prepare(config, teacher, device)
         fit(
             prepared.learner,
@@ -76,6 +76,7 @@ def pretrain(
             evaluate=_Export(run / "last.safetensors", config, prepared.tiles),
             report=partial(report_entry, steps=config.loop.steps, report=report),
             on_start=partial(claim_run, run, config),
+            images=config.batch * config.loop.accumulate,
         )
         if rank() == 0:
             require_health(config, run)
@@ -91,7 +92,7 @@ def price(config: PretrainConfig, run: Path, *, resume: bool = False, teacher: D
     """
     if resume:
         config = lengthened(config, run)
-    with together() as device, _locked(run, config, resume=resume):
+    with together(config.scale.timeout_min) as device, _locked(run, config, resume=resume):
         prepared = prepare(config, teacher, device)
         return rehearse(prepared.learner, prepared.batches, config.loop, run)
 

@@ -1,6 +1,7 @@
 """Checkpoints of a run: each written whole or not at all, the last two kept, damaged ones passed over."""
 
 import logging
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from canopy.errors import TrainingError, one_line
+from canopy.training.config import CheckpointKind
 from canopy.training.ranks import finite_over_ranks, rank, share, whole
+from canopy.training.sharded import SHARDS, BackgroundSave, read_part, verify
+from canopy.training.sharded import load as load_shards
 from tiles.files import replacing, reported
 
 KEEP_CHECKPOINTS = 2
@@ -20,13 +24,62 @@ REMEDY = "make room or change the permissions, then run again with --resume"
 _LOG = logging.getLogger(__name__)
 
 
-def save_checkpoint(parts: dict[str, Any], run: Path, step: int) -> None:
-    """Write the state of all parts after a number of steps; all ranks must call it, rank 0 writes.
+class CheckpointWriter:
+    """Writer of a run's checkpoints: whole ones at once, sharded ones in the background.
+
+    Args:
+        run: Folder of the run.
+        kind: ``whole``: one file of whole tensors, put together on rank 0; ``sharded``: a file of each rank.
+        keep_every: Checkpoints of multiples of this many steps stay for good; none if None.
+    """
+
+    def __init__(self, run: Path, kind: CheckpointKind = "whole", keep_every: int | None = None) -> None:
+        self._run, self._kind, self._keep_every = run, kind, keep_every
+        self._pending: BackgroundSave | None = None
+
+    def save(self, parts: dict[str, Any], step: int) -> None:
+        """Write the state of all parts after a number of steps; all ranks must call it.
+
+        A sharded checkpoint has its name when the next is written, or after `close`.
+
+        Args:
+            parts: Modules, optimizers and whatever else has a state_dict, by name.
+            step: Number of steps taken.
+
+        Raises:
+            OutputError: The disk is full, or the folder is not writable; the checkpoints before stay.
+        """
+        if self._kind == "whole":
+            save_checkpoint(parts, self._run, step, self._keep_every)
+            return
+        self.close()
+        folder = self._run / "checkpoints" / f"{step:08d}{SHARDS}"
+        with reported(folder, RuntimeError, remedy=REMEDY):
+            self._pending = BackgroundSave(parts, folder)
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written, and give it its name.
+
+        Raises:
+            OutputError: The disk is full, or the folder is not writable; the checkpoints before stay.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        with reported(pending.folder, RuntimeError, remedy=REMEDY):
+            pending.finish()
+            if rank() == 0:
+                _prune(self._run, _step_of(pending.folder), self._keep_every)
+
+
+def save_checkpoint(parts: dict[str, Any], run: Path, step: int, keep_every: int | None = None) -> None:
+    """Write the whole state of all parts after a number of steps; all ranks must call it, rank 0 writes.
 
     Args:
         parts: Modules, optimizers and whatever else has a state_dict, by name.
         run: Folder of the run.
         step: Number of steps taken.
+        keep_every: Checkpoints of multiples of this many steps stay for good; none if None.
 
     Raises:
         OutputError: The disk is full, or the folder is not writable; the checkpoints before stay.
@@ -40,18 +93,32 @@ def save_checkpoint(parts: dict[str, Any], run: Path, step: int) -> None:
         with replacing(path) as draft, draft.open("wb") as file:
             # Into an open file: given a path, torch writes its name into the archive, and equal states differ.
             torch.save(state, file)
-        # Old checkpoints go only now that the new one is on the disk. Those of later steps are damaged, or of a start
-        # that was given up: a resumed run must not go on from them.
-        numbered = checkpoint_paths(run)
-        earlier = [other for other in numbered if int(other.stem) <= step]
-        for other in set(numbered) - set(earlier[:KEEP_CHECKPOINTS]):
-            other.unlink()
+        _prune(run, step, keep_every)
+
+
+def _prune(run: Path, step: int, keep_every: int | None) -> None:
+    """Remove old checkpoints, now that a new one is on the disk.
+
+    Those of later steps are damaged, or of a start that was given up: a resumed run must not go on from them.
+    """
+    numbered = checkpoint_paths(run)
+    earlier = [path for path in numbered if _step_of(path) <= step]
+    lasting = {path for path in earlier if keep_every and _step_of(path) % keep_every == 0}
+    for path in set(numbered) - set(earlier[:KEEP_CHECKPOINTS]) - lasting:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem)
 
 
 def checkpoint_paths(run: Path) -> list[Path]:
     """Return the checkpoints of a run, sound or not, newest first."""
-    numbered = [path for path in (run / "checkpoints").glob("*.pt") if path.stem.isdecimal()]
-    return sorted(numbered, key=lambda path: int(path.stem), reverse=True)
+    numbered = [*(run / "checkpoints").glob("*.pt"), *(run / "checkpoints").glob(f"*{SHARDS}")]
+    return sorted((path for path in numbered if path.stem.isdecimal()), key=_step_of, reverse=True)
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -69,19 +136,32 @@ def restore_checkpoint(parts: dict[str, Any], run: Path) -> int:
     """
     for path, saved in _sound(run, tuple(parts)):
         try:
-            for name, part in parts.items():
-                _load(part, saved[name])
+            if saved is None:
+                load_shards(parts, path)
+            else:
+                for name, part in parts.items():
+                    _load(part, saved[name])
         except (RuntimeError, KeyError, ValueError) as error:
             raise TrainingError(f"cannot resume from {path}: {one_line(error, 200)}") from error
-        return int(saved["step"])
+        return _step_of(path) if saved is None else int(saved["step"])
     return 0
 
 
-def _sound(run: Path, names: tuple[str, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the checkpoints that can be read and trusted, newest first, with their state."""
+def read_average(path: Path) -> dict[str, Tensor]:
+    """Return the whole averaged weights of a checkpoint of either kind."""
+    if path.is_dir():
+        return read_part(path, "average")
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["average"]
+    return weights
+
+
+def _sound(run: Path, names: tuple[str, ...] = ()) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Yield the checkpoints that can be read and trusted, newest first, with their state; None for a sharded one."""
     for path in checkpoint_paths(run):
         try:
-            yield path, _read(path, names)
+            if path.is_dir():
+                verify(path)
+            yield path, None if path.is_dir() else _read(path, names)
         except Exception as error:  # a damaged file can make its readers raise anything
             _LOG.warning("%s is damaged (%s): going on from the one before", path, one_line(error, 120))
 

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from canopy.config import Config
 from canopy.models.bundle import Architecture, ChipSide, Decode, Gsd, HeightHead, ModelName, Positive
+
+CheckpointKind = Literal["whole", "sharded"]
+"""One file of whole tensors, or a file of each rank's share."""
 
 
 class StepConfig(Config):
@@ -21,7 +24,14 @@ class StepConfig(Config):
     amp: bool = True
     """bf16 autocast, where the device computes bf16 natively; otherwise ignored."""
     checkpoint_every: int = Field(default=100, gt=0)
+    checkpoints: CheckpointKind = "whole"
+    """``whole``: one file, put together on rank 0; ``sharded``: each rank writes its share while training goes on."""
+    keep_every: int | None = Field(default=None, gt=0)
+    """Checkpoints of multiples of this many steps stay; otherwise the last two do."""
     evaluate_every: int = Field(default=500, gt=0)
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Peak of the device in the type that it computes in, TFLOP/s: with it the log says which share is reached (`mfu`),
+    by the matrix products of a step as torch counts them; not with compiled blocks."""
     seed: int = 0
     tensorboard: bool = False
     """Also write the log's numbers for TensorBoard (extra `log`), into `tensorboard/` of the run."""

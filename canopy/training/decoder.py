@@ -126,6 +126,7 @@ def train(config: TrainConfig, run: Path, *, resume: bool = False, report: Repor
             evaluate=prepared.evaluate,
             report=partial(report_entry, steps=config.loop.steps, report=report),
             on_start=partial(claim_run, run, config),
+            images=config.batch * config.loop.accumulate,
         )
         shutil.rmtree(run / "tokens", ignore_errors=True)
     return run / "best.safetensors"

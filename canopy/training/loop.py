@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from canopy.errors import TrainingError
-from canopy.training.checkpoints import last_checkpoint, require_finite, restore_checkpoint, save_checkpoint
+from canopy.training.checkpoints import CheckpointWriter, last_checkpoint, require_finite, restore_checkpoint
 from canopy.training.config import LoopConfig, StepConfig
 from canopy.training.cost import MEASURED_STEPS, TrainingCost, measured_cost
 from canopy.training.log import LogEntry, RunLog
 from canopy.training.ranks import finite_over_ranks, over_ranks, rank, ranks, sync_gradients
+from canopy.training.speed import Speed
 
 Batch = TypeVar("Batch")
 Net = TypeVar("Net", bound=nn.Module)
@@ -127,6 +128,7 @@ def fit(
     evaluate: Evaluate,
     report: Callable[[LogEntry], None],
     on_start: Callable[[], None] = lambda: None,
+    images: int = 1,
 ) -> nn.Module:
     """Step a learner to the end of its run, and return its averaged network, in eval mode.
 
@@ -139,6 +141,7 @@ def fit(
         evaluate: Function that is called with the averaged network every `evaluate_every` steps and at the end.
         report: Function that is called with every line of the log.
         on_start: Function that is called once, when the first step is taken and before anything is written.
+        images: Images of a step over all ranks, for the rate in the log.
 
     Raises:
         TrainingError: The loss or the weights are not finite, gradients stay so, or the checkpoint does not fit.
@@ -147,18 +150,30 @@ def fit(
     start = restore_checkpoint(learner.parts(), run) if resume else 0
     log = RunLog(run, start, report, tensorboard=config.tensorboard)
     stream = _ahead(batches, start * config.accumulate, config.steps * config.accumulate)
+    checkpoints = CheckpointWriter(run, config.checkpoints, config.keep_every)
+    speed = Speed(images, config.peak_tflops)
     skipped, times_s = 0, list[float]()
     for step in range(start, config.steps):
         started = time.perf_counter()
         rates = learner.schedule(step)
-        outcome = _step(learner, stream, step, config)
+        with speed.counting():
+            outcome = _step(learner, stream, step, config)
         skipped = 0 if outcome.taken else skipped + 1
         _require_progress(outcome, skipped, step, run)
         notes = _notes(learner.update(step), outcome)
         if step == start:
             on_start()
         times_s.append(time.perf_counter() - started)
-        log.write(step=step, loss=outcome.loss, **rates, **notes, seconds=times_s[-1])
+        rate = speed.of(times_s[-1], outcome.wait_s)
+        log.write(
+            step=step,
+            loss=outcome.loss,
+            gradient_norm=outcome.logged_norm,
+            **rates,
+            **notes,
+            seconds=times_s[-1],
+            speed=rate,
+        )
         number = step + 1
         if number == start + 1 + MEASURED_STEPS and config.steps - start > LONG_STEPS and rank() == 0:
             _LOG.info("%s", _cost(learner, times_s, start, config))
@@ -171,7 +186,8 @@ def fit(
         if evaluates:
             log.write(step=step, **evaluate(learner.average, step))
         if saves:
-            save_checkpoint(learner.parts(), run, number)
+            checkpoints.save(learner.parts(), number)
+    checkpoints.close()
     return learner.average
 
 
@@ -216,6 +232,13 @@ class StepOutcome:
     """Norm of the gradient before it was clipped; NaN or infinite where it is on any rank."""
     taken: bool
     """Whether the optimizer took the step: loss and gradient are finite on every rank."""
+    wait_s: float
+    """Time in which the step waited for its data, seconds."""
+
+    @property
+    def logged_norm(self) -> float | None:
+        """Norm of the gradient as JSON has it; None where it is not finite."""
+        return self.gradient_norm if math.isfinite(self.gradient_norm) else None
 
 
 def _require_progress(outcome: StepOutcome, skipped: int, step: int, run: Path) -> None:
@@ -266,10 +289,14 @@ def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: S
     device = next(learner.net.parameters()).device
     learner.net.train()
     total = torch.zeros((), device=device)
+    wait_s = 0.0
     for part in range(config.accumulate):
         sync_gradients(learner.net, now=part + 1 == config.accumulate)
+        wait_began = time.perf_counter()
+        batch = next(stream)
+        wait_s += time.perf_counter() - wait_began
         with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and computes_bf16(device)):
-            value = learner.loss(next(stream), step) / config.accumulate
+            value = learner.loss(batch, step) / config.accumulate
         value.backward()  # type: ignore[no-untyped-call]
         total += value.detach()
     loss = float(over_ranks(total)) / ranks()
@@ -281,7 +308,7 @@ def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: S
     if taken:
         learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
-    return StepOutcome(loss, float(norm), taken)
+    return StepOutcome(loss, float(norm), taken, wait_s)
 
 
 def _groups(net: nn.Module, weight_decay: float, factors: Mapping[str, float]) -> Iterator[dict[str, Any]]:

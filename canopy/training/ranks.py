@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,8 +25,13 @@ def rank() -> int:
 
 
 @contextmanager
-def together() -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, and give the device of this process."""
+def together(timeout_min: float = 30.0) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did, and give the device of this process.
+
+    Args:
+        timeout_min: Longest time that a process waits for the others; then the run ends with an error, so that a
+            scheduler can start it again.
+    """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
@@ -33,7 +39,7 @@ def together() -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_min))
     try:
         yield device
     finally:

@@ -14,6 +14,7 @@ from canopy.progress import Progress, Report
 from canopy.training.checkpoints import REMEDY, checkpoint_paths
 from canopy.training.log import LogEntry
 from canopy.training.ranks import rank
+from canopy.training.sharded import sweep_shards
 from tiles.files import make_folder, replacing, reported, sweep_drafts
 from tiles.locks import hold
 
@@ -53,6 +54,7 @@ def hold_run(run: Path, config: Recipe, *, resume: bool, goes_on: GoesOn[Recipe]
             check_run(run, config, resume=resume, goes_on=goes_on)
             for folder in (run, run / "checkpoints", run / "tokens"):
                 sweep_drafts(folder)
+            sweep_shards(run / "checkpoints")
             yield
         finally:
             # While the lock is held, and only then: a folder that another process works on is never removed.

@@ -75,7 +75,7 @@ def contents(run: Path) -> dict[str, Any]:
     checkpoints = sorted(name for name in files if name.endswith(".pt"))
     state = torch.load(run / checkpoints[-1], weights_only=True)
     return {name: content for name, content in files.items() if name not in checkpoints} | {
-        "log.jsonl": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
+        "log.jsonl": [{key: value for key, value in line.items() if key not in ("seconds", "speed")} for line in lines],
         "checkpoints": checkpoints,
         "state": [tensor.tolist() for tensor in _tensors(state)],
     }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 import torch
 import yaml
 from pretraining import CPU, tiny_config
+from pydantic import ValidationError
 from rasters import make_raster
 
 from canopy.errors import TrainingError
-from pretrain import losses
+from canopy.training.checkpoints import last_checkpoint, read_average
+from pretrain import losses, scale
 from pretrain.config import PretrainConfig, ScaleConfig
 from pretrain.dinov2 import build_distiller
 from pretrain.losses import koleo_group
@@ -25,7 +28,7 @@ from pretrain.training import pretrain
 
 def test_one_rank_needs_no_spreading() -> None:
     student = build_distiller(tiny_config())
-    assert spread([student], "ddp", idle=False) is student
+    assert spread([student], ScaleConfig(), idle=False) is student
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
@@ -41,13 +44,14 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
-def launch(config: PretrainConfig, run: Path, ranks: int) -> None:
+def launch(config: PretrainConfig, run: Path, ranks: int, *, resume: bool = False) -> None:
     """Run the stage on ranks of their own, as torchrun would."""
     run.with_suffix(".yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     launch_script(
         "import sys; from pathlib import Path; from canopy.config import load_config;"
         "from pretrain.config import PretrainConfig; from pretrain.training import pretrain;"
-        f"run = Path({str(run)!r}); pretrain(load_config(run.with_suffix('.yaml'), PretrainConfig), run)",
+        f"run = Path({str(run)!r}); "
+        f"pretrain(load_config(run.with_suffix('.yaml'), PretrainConfig), run, resume={resume})",
         ranks,
     )
 
@@ -113,6 +117,87 @@ def test_two_ranks_equal_one_and_their_checkpoint_loads_on_one(
     resumed = checkpoint(tmp_path / "two", 4)
     for name, weight in one["average"].items():
         torch.testing.assert_close(resumed["average"][name], weight, atol=2e-4, rtol=2e-3)
+
+
+def scaled(imagery: Path, **changes: Any) -> PretrainConfig:
+    """Return a recipe whose steps do not depend on the ranks."""
+    loop = {"steps": 4, "checkpoint_every": 2, **changes.pop("loop", {})}
+    return tiny_config(
+        tiles={"sources": [{"path": str(imagery)}]}, loop=loop, terms={"gram": 1.0, "statistics": 5.0},
+        gram={"start": 0.5}, drop_path=DROP_PATH, scale=changes,
+    )  # fmt: skip
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_average(run: Path, expected: dict[str, torch.Tensor]) -> None:
+    path = last_checkpoint(run)
+    assert path is not None
+    average = read_average(path)
+    assert average.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(average[name], weight, atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sharding", "ranks"), [("fsdp", 2), ("ddp", 1)])
+def test_sharded_checkpoints_load_on_another_number_of_ranks(tmp_path: Path, sharding: str, ranks: int) -> None:
+    imagery = make_raster(tmp_path / "scene.tif", shape=(96, 128), pattern="noise")
+    pretrain(scaled(imagery), tmp_path / "one")
+    expected = checkpoint(tmp_path / "one", 4)["average"]
+    config = scaled(imagery, sharding=sharding, loop={"checkpoints": "sharded"})
+    if ranks == 1:
+        pretrain(config, tmp_path / "run")
+    else:
+        launch(config, tmp_path / "run", ranks)
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["00000002.shards", "00000004.shards"]
+    assert len(list((folder / "00000004.shards").glob("*.safetensors"))) == ranks
+    assert_same_average(tmp_path / "run", expected)
+    # on one rank, from step 2
+    shutil.copytree(tmp_path / "run", tmp_path / "fewer")
+    shutil.rmtree(tmp_path / "fewer" / "checkpoints" / "00000004.shards")
+    pretrain(config, tmp_path / "fewer", resume=True)
+    assert_same_average(tmp_path / "fewer", expected)
+    losses = [[line.get("loss") for line in logged(tmp_path / name)][:4] for name in ("one", "fewer")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    # on three, from a whole checkpoint of one, and from a sharded one whose last is damaged
+    damaged = next((folder / "00000004.shards").glob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    launch(config, tmp_path / "run", 2, resume=True)
+    assert_same_average(tmp_path / "run", expected)
+
+
+@pytest.mark.slow
+def test_groups_of_ranks_that_share_equal_one_rank(tmp_path: Path) -> None:
+    imagery = make_raster(tmp_path / "scene.tif", shape=(96, 128), pattern="noise")
+    pretrain(scaled(imagery), tmp_path / "one")
+    launch(scaled(imagery, sharding="fsdp", replicas=2), tmp_path / "four", 4)
+    assert_same_average(tmp_path / "four", checkpoint(tmp_path / "one", 4)["average"])
+
+
+@pytest.mark.slow
+def test_weights_gathered_in_bf16_stay_float32_and_train_alike(tmp_path: Path) -> None:
+    imagery = make_raster(tmp_path / "scene.tif", shape=(96, 128), pattern="noise")
+    pretrain(scaled(imagery), tmp_path / "one")
+    launch(scaled(imagery, sharding="fsdp", gather_bf16=True), tmp_path / "two", 2)
+    losses = [[line.get("loss") for line in logged(tmp_path / name)][:4] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+    average = checkpoint(tmp_path / "two", 4)["average"]
+    assert {value.dtype for value in average.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_groups_need_shares_that_divide_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match=r"need scale\.sharding: fsdp"):
+        ScaleConfig(replicas=2)
+    with pytest.raises(ValidationError, match=r"need scale\.sharding: fsdp"):
+        ScaleConfig(gather_bf16=True)
+    monkeypatch.setattr(scale, "ranks", lambda: 4)
+    with pytest.raises(TrainingError, match=r"scale\.replicas 3 over 4 ranks"):
+        scale.rank_mesh(3, CPU)
 
 
 KOLEO = """

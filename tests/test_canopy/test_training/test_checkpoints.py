@@ -8,7 +8,15 @@ from full_disk import files_up_to
 from torch import nn
 
 from canopy.errors import OutputError, TrainingError
-from canopy.training.checkpoints import last_checkpoint, require_finite, restore_checkpoint, save_checkpoint
+from canopy.training.checkpoints import (
+    CheckpointWriter,
+    checkpoint_paths,
+    last_checkpoint,
+    require_finite,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from canopy.training.config import CheckpointKind
 
 
 def parts(value: float, width: int = 3) -> dict[str, nn.Module]:
@@ -34,12 +42,15 @@ def test_the_latest_is_loaded(tmp_path: Path) -> None:
     assert restored["net"].weight.tolist() == [[2.0] * 3]
 
 
-def test_an_optimizer_goes_on_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_an_optimizer_goes_on_as_it_was(tmp_path: Path, kind: CheckpointKind) -> None:
     nets = [nn.Linear(2, 1), nn.Linear(2, 1)]
     optimizers = [torch.optim.AdamW(net.parameters(), lr=0.1) for net in nets]
     for number in range(3):
         if number == 2:
-            save_checkpoint({"net": nets[0], "optimizer": optimizers[0]}, tmp_path, 2)
+            writer = CheckpointWriter(tmp_path, kind)
+            writer.save({"net": nets[0], "optimizer": optimizers[0]}, 2)
+            writer.close()
             restore_checkpoint({"net": nets[1], "optimizer": optimizers[1]}, tmp_path)
         for net, optimizer in zip(nets, optimizers, strict=True):
             optimizer.zero_grad()
@@ -144,3 +155,33 @@ def test_state_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
     net.running_var.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"norm\.running_var"):
         require_finite({"norm": net}, tmp_path, 2)
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_lasting_checkpoints_stay(tmp_path: Path, kind: CheckpointKind) -> None:
+    writer = CheckpointWriter(tmp_path, kind, keep_every=4)
+    for step in (2, 4, 6, 8, 10, 12):
+        writer.save(parts(step), step)
+    writer.close()
+    assert [int(path.stem) for path in checkpoint_paths(tmp_path)] == [12, 10, 8, 4]
+    restored = parts(0)
+    assert restore_checkpoint(restored, tmp_path) == 12
+    assert restored["net"].weight.tolist() == [[12.0] * 3]
+
+
+def test_a_sharded_checkpoint_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, "sharded")
+    writer.save(parts(1), 1)
+    assert last_checkpoint(tmp_path) is None
+    writer.save(parts(2), 2)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoints" / "00000001.shards"
+    writer.close()
+    path = last_checkpoint(tmp_path)
+    assert path == tmp_path / "checkpoints" / "00000002.shards"
+    file = next(path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-4])
+    restored = parts(0)
+    assert restore_checkpoint(restored, tmp_path) == 1
+    assert restored["net"].weight.tolist() == [[1.0] * 3]
+    with pytest.raises(TrainingError, match=r"cannot resume from .*00000001\.shards: .* is of another network"):
+        restore_checkpoint(parts(0, width=5), tmp_path)

@@ -43,7 +43,7 @@ def test_networks_that_exchange_no_gradients_are_left_alone() -> None:
 def test_a_group_of_one_rank_is_joined_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[str] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: joined.append(backend))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, timeout: joined.append(backend))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: joined.append("left"))
     with pytest.raises(KeyError), together():
         raise KeyError

@@ -176,7 +176,7 @@ def contents(run: Path) -> dict[str, bytes]:
     """Bytes of the files that a run leaves, less the log's seconds and the checkpoints."""
     files = {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     lines = [json.loads(line) for line in files["log.jsonl"].splitlines()]
-    log = json.dumps([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
+    log = json.dumps([{key: value for key, value in line.items() if key not in ("seconds", "speed")} for line in lines])
     return {name: b"" if name.endswith(".pt") else content for name, content in files.items()} | {
         "log.jsonl": log.encode()
     }
