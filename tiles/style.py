@@ -46,6 +46,8 @@ COVER_RAMP: Ramp = (
 
 CHANGE_RAMP: Ramp = ((-1.0, "#b2182b"), (0.0, "#f7f7f7"), (1.0, "#2166ac"))
 """(change, colour): loss, no detectable change and gain, apart for any colour vision."""
+CHANGE_LABELS = ("loss", "no detectable change", "gain")
+"""Texts of the steps of `CHANGE_RAMP`."""
 
 DATE_COLOURS = ("#fde725", "#35b779", "#31688e", "#440154")
 """Colours of acquisition dates, from the first to the last; between them colours are interpolated."""
@@ -136,8 +138,7 @@ def share_qml() -> str:
 
 def change_qml() -> str:
     """Return a QGIS 3 layer style (QML) that draws the first band, a change from -1 to 1, from loss to gain."""
-    labels = ("loss", "no detectable change", "gain")
-    return style_document(raster_pipe(_interpolated(1, CHANGE_RAMP, labels, suffix="")))
+    return style_document(raster_pipe(_interpolated(1, CHANGE_RAMP, CHANGE_LABELS, suffix="")))
 
 
 def date_renderer(days: Sequence[int]) -> ElementTree.Element:

@@ -31,7 +31,7 @@ from rasters import make_raster
 from shapely.geometry import shape
 from starlette.testclient import TestClient
 
-from tiles.server.tiler import encode_colour, encode_terrain, palette
+from tiles.server.tiler import encode_colour, encode_terrain, palette, product_ramp
 from tiles.style import HEIGHT_RAMP
 from tiles.zonal import zone_statistics
 
@@ -236,10 +236,43 @@ def test_products_have_the_colours_of_their_style(tmp_path: Path, product: str, 
     )  # fmt: skip
     with open_client(tmp_path) as client:
         known, unknown = (read_tile(client, east_m, 30, layer="/layers/a") for east_m in (20, 60))
-        refusal = client.get("/layers/a/histogram", params={"bbox": "15,0,15.1,0.1"})
+        refusal = client.post("/layers/a/statistics", json=square(5, 5, 5))
+        (west, south), (east, north) = lonlat(0, 60), lonlat(80, 0)
+        view = {"bbox": f"{west},{south},{east},{north}", "bins": 3, "range": "-1.5,1.5"}
+        histogram = client.get("/layers/a/histogram", params=view).json()
     assert known[:3].tolist() == [int(expected[i : i + 2], 16) for i in (1, 3, 5)]
     assert (known[3], unknown[3]) == (255, 0)
     assert (refusal.status_code, f"is {product};" in refusal.text) == (400, True)
+    assert np.flatnonzero(histogram["counts"]).tolist() == [round(value) + 1]
+
+
+@pytest.mark.parametrize(
+    ("product", "kind", "labels"),
+    [
+        ("cover", "ramp", ["0 %", "10 %", "30 %", "60 %", "100 %"]),
+        ("change", "classes", ["Loss", "No detectable change", "Gain"]),
+        ("biomass", "ramp", ["100", None, None, None, "150", None, None, None, "200"]),
+    ],
+)
+def test_a_product_has_the_legend_of_its_own(tmp_path: Path, product: str, kind: str, labels: list[str | None]) -> None:
+    values = np.linspace(98, 202, 120 * 160).reshape(1, 120, 160)
+    make_raster(
+        tmp_path / "a.tif", crs=UTM, origin=(X, Y), resolution=0.5, dtype="float32", values=values,
+        tags={"CANOPY_PRODUCT": product},
+    )  # fmt: skip
+    make_map(tmp_path / "b.tif")
+    with open_client(tmp_path) as client:
+        heights, layer = (client.get(f"/layers/{name}").json() for name in ("b", "a"))
+        assert heights["legend"] is None
+        legend = layer["legend"]
+        assert (legend["kind"], [entry["label"] for entry in legend["entries"]]) == (kind, labels)
+        # Each colour is the one in which tiles draw its value.
+        drawing = product_ramp(client.app.state.catalog.layer("a"))
+    colours = np.frombuffer(palette(drawing[0]).rgb, np.uint8).reshape(-1, 3)
+    for entry in legend["entries"]:
+        (((index,),),) = encode_colour(np.array([[[entry["value"]]]], np.float32), drawing[1])
+        colour = [int(entry["colour"][i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.abs(colours[index].astype(int) - colour).max() <= 3
 
 
 def test_a_product_without_a_style_is_drawn_over_its_values(tmp_path: Path) -> None:

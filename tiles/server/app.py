@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 from tiles.server import feature_queries, queries, wmts
 from tiles.server.catalog import Catalog
 from tiles.server.layers import MAX_ZOOM, Layer
+from tiles.server.legends import product_legend
 from tiles.server.limits import HeadersMiddleware, add_error_handlers, read_body, require_known_query
 from tiles.server.tiler import (
     MATRIX_SET,
@@ -113,9 +114,12 @@ def _with_links(layer: Layer, request: Request) -> dict[str, Any]:
         "tiles": f"{base}/tiles/{MATRIX_SET}/{{z}}/{{x}}/{{y}}.png",
         "point": f"{base}/point",
     }
+    if not layer.is_picture:
+        links["histogram"] = f"{base}/histogram"
     if layer.kind == "height":
-        links |= {"statistics": f"{base}/statistics", "histogram": f"{base}/histogram"}
-    return {**layer.to_json(), "links": links}
+        links["statistics"] = f"{base}/statistics"
+    legend = product_legend(layer)
+    return {**layer.to_json(), "legend": legend and legend.to_json(), "links": links}
 
 
 @router.get("/layers/{layer_id}/tilejson.json")
@@ -162,7 +166,9 @@ def statistics(
     format: Annotated[Literal["json", "csv"] | None, Query(description="Format of the answer.")] = None,
 ) -> Response:
     """Compute statistics of the polygons in the body."""
-    chosen = _height_band(layer, band)
+    if layer.kind == "imagery":
+        raise HTTPException(400, f"layer {layer.id!r} is {layer.content}; expected a layer of heights")
+    chosen = find_band(layer, band)
     if chosen.is_derived:
         raise HTTPException(400, f"band {chosen.name!r} is derived; expected a band of the file")
     edges = _edges(range, bins)
@@ -182,7 +188,9 @@ def histogram(
     range: RangeText = None,
 ) -> dict[str, Any]:
     """Count the cells of a view by height."""
-    return queries.view_histogram(layer, _height_band(layer, band), _parse_bbox(bbox), _edges(range, bins))
+    if layer.is_picture:
+        raise HTTPException(400, f"layer {layer.id!r} is {layer.content}; expected a layer of values")
+    return queries.view_histogram(layer, find_band(layer, band), _parse_bbox(bbox), _edges(range, bins))
 
 
 def find_vector(request: Request, vector_id: Annotated[str, PathParameter(max_length=200)]) -> VectorLayer:
@@ -235,12 +243,6 @@ def wmts_capabilities(request: Request) -> Response:
             raise HTTPException(400, f"{name[:40]!r} is {value[:40]!r}; expected service=WMTS&request=GetCapabilities")
     document = wmts.capabilities(request.app.state.catalog, str(request.base_url), tms.get(MATRIX_SET))
     return Response(document, media_type=wmts.MEDIA_TYPE)
-
-
-def _height_band(layer: Layer, name: str | None) -> Any:
-    if layer.kind == "imagery":
-        raise HTTPException(400, f"layer {layer.id!r} is {layer.content}; expected a layer of heights")
-    return find_band(layer, name)
 
 
 def _edges(text: str | None, bins: int) -> list[float]:

@@ -132,7 +132,7 @@ async def drawing(
     if layer.kind == "imagery":
         if request.query_params.keys() - {"tilesize"}:
             raise HTTPException(400, f"layer {layer.id!r} is {layer.content}; expected no query but tilesize")
-        ramp_and_range = ("gray", HEIGHT_RANGE_M) if layer.product is None else _product_ramp(layer.product, layer)
+        ramp_and_range = ("gray", HEIGHT_RANGE_M) if layer.product is None else product_ramp(layer)
         return Drawing(Source(layer, layer.bands[0]), "color", *ramp_and_range, None)
     chosen = find_band(layer, band)
     subtracted = None
@@ -146,11 +146,11 @@ async def drawing(
     return Drawing(Source(layer, chosen, subtracted), encoding, name, limits, fill)
 
 
-def _product_ramp(product: str, layer: Layer) -> tuple[str, tuple[float, float]]:
-    """Return the name of the ramp of a product, and the values at its ends."""
-    if product in PRODUCT_RAMPS:
-        ramp = PRODUCT_RAMPS[product]
-        return product, (ramp[0][0], ramp[-1][0])
+def product_ramp(layer: Layer) -> tuple[str, tuple[float, float]]:
+    """Return the name of the ramp in which a product is drawn, and the values at its ends."""
+    if layer.product in PRODUCT_RAMPS:
+        ramp = PRODUCT_RAMPS[layer.product]
+        return layer.product, (ramp[0][0], ramp[-1][0])
     limits = layer.bands[0].range
     low, high = (limits.p02, limits.p98) if limits else (0.0, 1.0)
     return "viridis", (low, high if high > low else low + 1.0)
