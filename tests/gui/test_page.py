@@ -69,8 +69,10 @@ def open_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
     contexts: list[Any] = []
     faults: list[str] = []
     hosts: set[str] = set()
+    served: set[str] = set()
 
     def open_one(fragment: str = "", ready: bool = True, address: str = server, **options: Any) -> Any:
+        served.add(urlsplit(address).netloc)
         context = browser.new_context(
             **{"viewport": {"width": 1100, "height": 720}, "accept_downloads": True, **options}
         )
@@ -89,7 +91,7 @@ def open_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert not [fault for fault in faults if "GPU stall" not in fault]
-    assert hosts - {""} == {urlsplit(server).netloc}
+    assert hosts - {""} == served
 
 
 def settle(page: Any) -> None:
@@ -404,6 +406,165 @@ def test_a_product_is_shown_left_of_the_swipe(browser: Any, sample_map: Path, tm
     assert chosen == "Change: ten_years"
     middle = shown[300:420, 480:700]
     assert (np.abs(middle - [33, 102, 172]).max(axis=2) < 12).mean() > 0.9
+
+
+CENTRE = (-110.643504, 44.962777)
+"""Longitude and latitude of the middle of the sample."""
+ORANGE = (255, 143, 0)
+"""Colour of the outlines of crowns."""
+
+
+def write_features(folder: Path) -> list[Path]:
+    """Write a crown in the middle of the sample and one next to it, and a hundred stands in rows around them."""
+    import geopandas
+
+    ((x,), (y,)) = rasterio.warp.transform("EPSG:4326", "EPSG:32612", [CENTRE[0]], [CENTRE[1]])
+    crowns = {
+        "tree_id": ["a", "b"], "height_m": [15.5, 9.0], "height_p05_m": [12.0, np.nan], "height_p95_m": [18.25, np.nan],
+        "crown_area_m2": [314.0, 200.0], "touches_unknown": [False, True],
+    }  # fmt: skip
+    discs = [shapely.Point(x, y).buffer(10), shapely.Point(x + 30, y).buffer(8)]
+    stands = [shapely.box(x + e, y + n, x + e + 10, y + n + 10) for e in range(-50, 50, 10) for n in range(-50, 50, 10)]
+    paths = [folder / "crowns.gpkg", folder / "stands.parquet"]
+    geopandas.GeoDataFrame(crowns, geometry=discs, crs="EPSG:32612").to_file(paths[0])
+    geopandas.GeoDataFrame({"cover_2m": [0.4] * 100}, geometry=stands, crs="EPSG:32612").to_parquet(paths[1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def product_server(sample_map: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server with the sample, cover, change and features of it."""
+    from tiles.server.app import create_app
+    from tiles.server.catalog import open_catalog
+
+    folder = tmp_path_factory.mktemp("products")
+    with rasterio.open(sample_map) as src:
+        profile = src.profile | {"count": 1, "driver": "GTiff"}
+        columns = np.arange(src.width) / src.width
+        shape = src.shape
+    values = {
+        "cover": np.full(columns.shape, 0.75),
+        "change": np.where(columns < 0.25, -1, np.where(columns < 0.5, 0, 1)),
+    }
+    for name, row in values.items():
+        with rasterio.open(folder / f"{name}.tif", "w", **profile) as dst:
+            dst.write(np.broadcast_to(row, (1, *shape)).astype(np.float32))
+            dst.update_tags(CANOPY_PRODUCT=name)
+            dst.units = ("1" if name == "cover" else "",)
+    others = [folder / "cover.tif", folder / "change.tif", *write_features(folder)]
+    with serving(create_app(open_catalog(sample_map, others=others))) as address:
+        yield address
+
+
+@pytest.fixture
+def open_products(open_page: Callable[..., Any], product_server: str) -> Callable[..., Any]:
+    def open_one(fragment: str, **options: Any) -> Any:
+        return open_page(fragment, address=product_server, **options)
+
+    return open_one
+
+
+def share_of(page: Any, colour: tuple[int, int, int]) -> float:
+    """Share of the free part of the map in a colour."""
+    drawn = picture(page, clip={"x": 380, "y": 80, "width": 660, "height": 600})
+    return float((np.abs(drawn - colour).max(axis=2) < 24).mean())
+
+
+def test_features_are_switched_and_described(open_products: Callable[..., Any], pictures: Path) -> None:
+    page = open_products(f"#view=18.5/{CENTRE[1]}/{CENTRE[0]}/0/0")
+    boxes = page.locator("#vectors input")
+    assert page.locator("#vectors label").all_inner_texts() == ["crowns", "stands"]
+    assert [boxes.nth(n).is_checked() for n in range(2)] == [True, True]
+    page.get_by_text("100 stands").wait_for()
+    page.locator("#map canvas").first.focus()
+    page.keyboard.press("Enter")
+    page.locator("#feature dl").first.wait_for()
+    picture(page, pictures / "features.png")
+    card = page.locator("#feature li").first
+    assert card.locator("h3").inner_text() == "crowns"
+    rows = dict(zip(card.locator("dt").all_inner_texts(), card.locator("dd").all_inner_texts(), strict=True))
+    assert rows == {
+        "Tree": "a", "Height": "15.5 m (12.0 to 18.3 m)", "Crown area": "314 m²", "Cut by unknown ground": "no",
+    }  # fmt: skip
+    assert "crowns: height 15.5 m" in page.locator("#live").inner_text()
+    assert "Cover above 2 m\n40 %" in page.locator("#feature").inner_text()
+    check_accessibility(page)
+    page.keyboard.press("Escape")
+    assert page.locator("#feature").is_hidden()
+    with_crowns = share_of(page, ORANGE)
+    boxes.nth(0).focus()
+    page.keyboard.press("Space")
+    settle(page)
+    assert share_of(page, ORANGE) < 0.2 * with_crowns
+    assert "vectors=stands" in page.url
+    again = open_products(f"#{urlsplit(page.url).fragment}")
+    assert [again.locator("#vectors input").nth(n).is_checked() for n in range(2)] == [False, True]
+
+
+def test_pointer_and_click_choose_a_feature(open_products: Callable[..., Any]) -> None:
+    page = open_products(f"#view=18.5/{CENTRE[1]}/{CENTRE[0]}/0/0&vectors=crowns")
+    x, y = page.viewport_size["width"] / 2, page.viewport_size["height"] / 2
+    page.mouse.move(x, y)
+    page.locator("#tooltip:not([hidden])").wait_for()
+    page.wait_for_timeout(600)
+    assert page.locator("#tooltip").inner_text().splitlines()[-1] == "crowns: height 15.5 m"
+    page.mouse.click(x, y)
+    page.locator("#feature dl").wait_for()
+    page.mouse.click(x, y + 250)
+    page.locator("#feature").wait_for(state="hidden")
+    draw_polygon(page, [(x - 40, y - 40), (x + 40, y - 40), (x, y + 40)])
+    page.locator("#cards dl").wait_for()
+
+
+def test_too_many_features_ask_to_zoom_in(
+    open_products: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, pictures: Path
+) -> None:
+    from tiles.server import feature_queries
+
+    monkeypatch.setattr(feature_queries, "MAX_FEATURES", 30)
+    page = open_products(f"#view=17.2/{CENTRE[1]}/{CENTRE[0]}/0/0")
+    page.get_by_text("zoom in to see stands", exact=True).wait_for()
+    assert page.locator("#vectors .note").first.inner_text() == "2 trees"
+    assert page.locator("#live").inner_text() == "Zoom in to see stands"
+    picture(page, pictures / "zoom-in.png")
+    page.locator("#map canvas").first.focus()
+    for _ in range(4):
+        page.keyboard.press("+")
+        page.wait_for_timeout(800)
+    page.get_by_text("100 stands").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_product_as_the_main_layer_has_its_own_legend(
+    open_products: Callable[..., Any], pictures: Path, scheme: str
+) -> None:
+    page = open_products("#layer=change&vectors=", color_scheme=scheme)
+    page.get_by_text("Change in this view").wait_for()
+    lines = page.locator("#legend .classes li").all_inner_texts()
+    shares = {line.split("\n")[0]: int(line.split("\n")[1].split()[0]) for line in lines}
+    assert list(shares) == ["Loss", "No detectable change", "Gain"]
+    assert (shares["Loss"], shares["Gain"]) == (pytest.approx(25, abs=2), pytest.approx(50, abs=2))
+    assert page.locator("#legend input").first.is_hidden() and page.locator("#ramp").is_hidden()
+    assert "m" not in page.locator("#legend .ticks").inner_text()
+    assert share_of(page, (33, 102, 172)) > 0.1
+    x, y = free_spot(page, 0.6, 0.5)
+    page.mouse.move(x, y)
+    page.locator("#tooltip:not([hidden])").wait_for()
+    page.wait_for_timeout(600)
+    assert page.locator("#tooltip strong").inner_text() == "Gain"
+    picture(page, pictures / f"change-{scheme}.png")
+    check_accessibility(page)
+    page.select_option("#layer", "cover")
+    page.get_by_text("Cover in this view").wait_for()
+    assert page.locator("#legend .ticks span").all_inner_texts() == ["0 %", "30 %", "60 %", "100 %"]
+    page.mouse.move(x, y + 5)
+    page.wait_for_timeout(900)
+    assert page.locator("#tooltip strong").inner_text() == "Cover 75 %"
+    check_accessibility(page)
+    page.select_option("#layer", "sample")
+    page.get_by_text("Heights in this view").wait_for()
+    assert page.locator("#legend .ticks span").last.inner_text() == "40 m"
+    assert page.locator("#legend .classes").is_hidden() and page.locator("#ramp").is_visible()
 
 
 def test_empty_and_broken_servers_are_said_in_words(browser: Any, server: str, pictures: Path) -> None:

@@ -50,7 +50,7 @@ class VectorLayer:
     title: str
     """Name for people."""
     content: str
-    """What the features are, for people: trees, gaps, stands; the title where it is not known."""
+    """What the features are, for people: trees, gaps, stands; "features" where that is not known."""
     geometry: Literal["polygon", "point"]
     """Kind of the geometries."""
     path: Path
@@ -147,7 +147,7 @@ def _geometry_of(table: TableInfo) -> Literal["polygon", "point"] | None:
 def _layer(path: Path, table: TableInfo, is_only: bool, signature: Signature, is_named: bool) -> VectorLayer:
     crs = parse_crs(table.crs, path).proj
     title = path.stem if is_only else f"{path.stem}: {table.name}"
-    content, colour = _CONTENTS.get(table.name, (title, _COLOURS[0]))
+    content, colour = _CONTENTS.get(table.name, ("features", _COLOURS[0]))
     geometry = _geometry_of(table) or "polygon"
     to_lonlat = pyproj.Transformer.from_crs(crs, _LONLAT, always_xy=True)
     return VectorLayer(

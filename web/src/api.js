@@ -31,6 +31,9 @@ const query = (values) => {
 const layerPath = (id) => `layers/${encodeURIComponent(id)}`;
 
 export const layers = async () => (await json("layers")).layers;
+export const vectors = async () => (await json("vectors")).vectors;
+export const features = (id, { bbox, zoom }, signal) =>
+  json(`vectors/${encodeURIComponent(id)}/features${query({ bbox: bbox.join(","), zoom })}`, { signal });
 export const point = (id, lon, lat, signal) => json(`${layerPath(id)}/point${query({ lon, lat })}`, { signal });
 export const histogram = (id, { bbox, band, bins, range }, signal) =>
   json(`${layerPath(id)}/histogram${query({ bbox: bbox.join(","), band, bins, range: range.join(",") })}`, { signal });

@@ -8,6 +8,23 @@ const month = new Intl.DateTimeFormat("en-GB", { month: "long", year: "numeric",
 export const metres = (value) => (value === null || value === undefined ? "unknown" : `${one.format(value)} m`);
 export const signed = (value) => (value > 0 ? `+${metres(value)}` : metres(value));
 export const percent = (value) => (value === null || value === undefined ? "unknown" : `${whole.format(100 * value)} %`);
+const two = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
+/** A value with its unit; "1" is the unit of a share. */
+export function quantity(value, unit) {
+  if (value === null || value === undefined) return "unknown";
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value !== "number") return String(value);
+  if (unit === "1") return percent(value);
+  if (unit === null || unit === undefined) return two.format(value);
+  const digits = unit === "ha" ? two : unit === "m²" && value >= 100 ? whole : one;
+  return `${digits.format(value)} ${unit}`;
+}
+/** Two values and their unit once. */
+export function span(low, high, unit) {
+  const [from, to] = [quantity(low, unit), quantity(high, unit)];
+  const tail = to.replace(/^[^ ]+/, "");
+  return `${tail && from.endsWith(tail) ? from.slice(0, -tail.length) : from} to ${to}`;
+}
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export const area = (m2) => (m2 >= 10000 ? `${one.format(m2 / 10000)} ha` : `${whole.format(m2)} m²`);
 export const interval = ({ low_m, high_m, level }) =>

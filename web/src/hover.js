@@ -4,8 +4,11 @@ import * as format from "./format.js";
 
 const WAIT_MS = 40, REMEMBERED = 400;
 
-/** `layerOf()` returns {first, minus}: the layer to read, and the one that is subtracted from it. */
-export function createHover(map, tooltip, live, { layerOf, bandOf }) {
+/**
+ * `layerOf()` returns {first, minus}: the layer to read, and the one that is subtracted from it; `linesAt(point)` a line
+ * on each feature there.
+ */
+export function createHover(map, tooltip, live, { layerOf, bandOf, linesAt }) {
   const remembered = new Map();
   let abort = null, timer = null, last = null;
 
@@ -21,10 +24,10 @@ export function createHover(map, tooltip, live, { layerOf, bandOf }) {
       });
     };
     const [here, other] = await Promise.all([one(first), minus ? one(minus) : null]);
-    return { here, other };
+    return { first, here, other };
   }
 
-  function describe({ here, other }) {
+  function describe({ first, here, other }) {
     const band = bandOf();
     const value = here.values[band] ?? null;
     if (other) {
@@ -36,6 +39,11 @@ export function createHover(map, tooltip, live, { layerOf, bandOf }) {
           `${format.acquired(here.acquired)}, ${format.acquired(other.acquired)}`,
         ], text: change === null ? "unknown" : format.signed(change),
       };
+    }
+    if (first.product) {
+      const label = first.legend.kind === "classes" ? first.legend.entries.find((entry) => entry.value === value)?.label : null;
+      const text = value === null ? `No ${first.product} known here` : label ?? `${format.capital(first.product)} ${format.quantity(value, here.unit)}`;
+      return { value, text, lines: [format.acquired(here.acquired)] };
     }
     return {
       value, text: value === null ? "No height known here" : format.metres(value),
@@ -69,11 +77,17 @@ export function createHover(map, tooltip, live, { layerOf, bandOf }) {
 
   async function look(point, lngLat, speak) {
     const layer = layerOf().first;
-    if (!layer || !inside(layer.bounds, lngLat)) return hide();
+    const features = linesAt(point);
+    if (!layer || !inside(layer.bounds, lngLat)) {
+      hide();
+      if (speak && features.length) live.textContent = features.join(", ");
+      return;
+    }
     abort?.abort();
     abort = new AbortController();
     try {
       const described = describe(await read(lngLat, abort.signal));
+      described.lines.push(...features);
       show(point, described);
       if (speak) live.textContent = [described.text, ...described.lines.filter(Boolean)].join(", ");
     } catch (error) {

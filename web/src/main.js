@@ -5,6 +5,7 @@ import { createLegend, domainOf, histogramOf } from "./legend.js";
 import * as ramps from "./ramps.js";
 import { createState, readLink, writeLink } from "./state.js";
 import { initTheme } from "./theme.js";
+import { createVectors, shownOf } from "./vectors.js";
 
 const $ = (id) => document.getElementById(id);
 const SHORT = { canopy_height: "Height", canopy_height_p05: "5th pct", canopy_height_p95: "95th pct", interval_width: "Interval" };
@@ -20,10 +21,14 @@ const library = painted.then(() => import("./map.js"));
 const state = createState();
 const byId = new Map();
 let heights = [], pictures = [], products = [], map = null, leftMap = null, unfollow = null, drawing = null, hover = null, legend = null;
-let histogramAbort = null, polygons = [];
+let histogramAbort = null, polygons = [], features = [], vectors = null;
 
 const values = () => state.get();
 const current = () => byId.get(values().layer);
+const mains = () => [...heights, ...products];
+/** The map of heights that polygons are measured on: the one that is shown, or that below a product. */
+const measuredMap = () => (current().product ? heights.find(({ bounds }) => overlaps(bounds, current().bounds)) : current());
+const titleOf = ({ title, kind, product }) => (kind === "imagery" ? `${format.capital(product ?? "imagery")}: ${title}` : title);
 const bandOf = (layer, name) => layer.bands.find((band) => band.name === name) ?? layer.bands[0];
 const isWidth = () => values().band === current().interval?.width;
 const rampOf = () => values().ramp ?? (values().minus ? "rdbu" : isWidth() ? "width" : "height");
@@ -35,12 +40,14 @@ start();
 async function start() {
   showState("Opening the maps…", { busy: true });
   try {
-    const layers = await api.layers();
+    const answers = await Promise.all([api.layers(), api.vectors()]);
+    const layers = answers[0];
+    features = answers[1];
     heights = layers.filter(({ kind }) => kind === "height");
     pictures = layers.filter(({ kind, product }) => kind === "imagery" && !product);
     products = layers.filter(({ product }) => product);
     for (const layer of layers) byId.set(layer.id, layer);
-    if (!heights.length) {
+    if (!mains().length) {
       $("title").textContent = "No maps";
       return showState("There is no height map here yet. Map an area with canopy predict, then name its folder to canopy serve.");
     }
@@ -57,9 +64,9 @@ async function start() {
 async function open(maps) {
   const link = readLink(location.hash);
   const known = (id) => (byId.has(id) ? id : null);
-  const layer = heights.find(({ id }) => id === link.layer) ?? heights[0];
+  const layer = mains().find(({ id }) => id === link.layer) ?? mains()[0];
   state.set({
-    ...link, layer: layer.id, band: bandOf(layer, link.band).name, minus: known(link.minus), left: known(link.left),
+    ...link, layer: layer.id, band: bandOf(layer, link.band).name, minus: layer.product ? null : known(link.minus), left: known(link.left),
   });
   // A view of another map's place would open on empty ground.
   const view = link.layer && link.layer !== layer.id ? null : link.view;
@@ -76,10 +83,15 @@ async function open(maps) {
   });
   legend = createLegend($("legend"), (range) => state.set({ range }));
   buildControls();
+  vectors = createVectors(map, features,
+    { section: $("vectors"), list: $("vectors").querySelector("ul"), card: $("feature"), live: $("live") },
+    { onSwitch: (ids) => state.set({ vectors: ids.join(",") }), isChoosing: () => document.body.dataset.mode === "select" });
+  vectors.update(shownOf(features, values().vectors));
   const [{ createHover }, { createDrawing }] = await Promise.all([import("./hover.js"), import("./draw.js")]);
   hover = createHover(map, $("tooltip"), $("live"), {
     layerOf: () => ({ first: current(), minus: values().minus && byId.get(values().minus) }),
     bandOf: () => values().band,
+    linesAt: vectors.linesAt,
   });
   draw(new Set(["layer", "band"]));
   drawing = createDrawing(map, (next) => { polygons = next; measure(); saveLink(); }, showMode);
@@ -98,7 +110,8 @@ async function open(maps) {
 function drawn(layer) {
   const { minus, band, opacity, imagery, hatch, shade, canopy3d } = values();
   return {
-    height: { layer, band, minus, opacity, ramp: rampOf(), range: rangeOf() },
+    height: layer.product ? null : { layer, band, minus, opacity, ramp: rampOf(), range: rangeOf() },
+    product: layer.product ? { layer, opacity } : null,
     imagery: imagery ? pictures.find((picture) => overlaps(picture.bounds, layer.bounds)) : null,
     hatch, shade, canopy3d,
   };
@@ -114,11 +127,16 @@ async function draw(changed) {
   applyDrawing(map, drawn(layer));
   await drawLeft(applyDrawing);
   showControls(layer);
-  legend.update({
-    domain: isWidth() ? [0, 40] : domainOf(layer.bands[0], values().minus), ramp: rampOf(), range: rangeOf(),
-  });
+  if (layer.product) {
+    if (changed.has("layer") || changed.has("band")) legend.showProduct(layer.legend, format.capital(layer.product), layer.bands[0].unit);
+  } else {
+    legend.update({
+      domain: isWidth() ? [0, 40] : domainOf(layer.bands[0], values().minus), ramp: rampOf(), range: rangeOf(),
+    });
+  }
   if (["layer", "band", "minus"].some((key) => changed.has(key))) showHistogram();
   if (["layer", "threshold", "band", "ramp", "range"].some((key) => changed.has(key))) measure();
+  if (changed.has("vectors")) vectors.update(shownOf(features, values().vectors));
   if (changed.has("canopy3d") && drawing) {
     map.easeTo(values().canopy3d ? { pitch: 62, bearing: -24 } : { pitch: 0, bearing: 0 });
   }
@@ -130,6 +148,7 @@ async function drawLeft(applyDrawing) {
   $("left").hidden = $("swipe").hidden = $("sides").hidden = swipe === null;
   if (swipe === null) {
     unfollow?.();
+    vectors?.detach(leftMap);
     leftMap?.remove();
     leftMap = unfollow = null;
     return;
@@ -137,21 +156,30 @@ async function drawLeft(applyDrawing) {
   const share = Math.min(1, Math.max(0, swipe));
   $("stage").style.setProperty("--swipe", share);
   $("swipe").setAttribute("aria-valuenow", Math.round(100 * share));
-  const chosen = byId.get(left) ?? pictures[0] ?? products[0] ?? heights.find(({ id }) => id !== values().layer) ?? current();
+  const chosen = byId.get(left) ?? leftLayer();
   if (!leftMap) {
     const maps = await library;
     leftMap = maps.createMap("left", { interactive: false, bounds: boundsOf(current()), padding: 0 });
     unfollow = maps.follow(map, leftMap);
     await new Promise((resolve) => leftMap.once("style.load", resolve));
+    vectors.attach(leftMap);
     leftMap.on("error", ({ error }) => tileFailed(error));
     leftMap.on("idle", () => { document.body.dataset.leftIdle = String(Number(document.body.dataset.leftIdle ?? 0) + 1); });
   }
   const picture = chosen.kind === "imagery";
-  const height = { layer: picture ? current() : chosen, band: (picture ? current() : chosen).bands[0].name, minus: null,
+  const ground = picture ? current() : chosen;
+  const height = ground.product ? null : { layer: ground, band: ground.bands[0].name, minus: null,
     opacity: picture ? 0 : 1, ramp: "height", range: values().minus ? PLAIN_RANGE : rangeOf() };
-  applyDrawing(leftMap, { height, imagery: picture ? chosen : null, hatch: null, shade: shade && !picture, canopy3d });
+  const product = chosen.product ? { layer: chosen, opacity: 1 } : null;
+  applyDrawing(leftMap, { height, product, imagery: picture && !product ? chosen : null, hatch: null, shade: shade && !picture, canopy3d });
   const [one, two] = $("sides").children;
   [one.textContent, two.textContent] = [chosen.title, values().minus ? "Difference" : current().title];
+}
+
+/** What lies left of the swipe before the reader chooses: imagery, a product, or another map. */
+function leftLayer() {
+  const other = ({ id }) => id !== values().layer;
+  return pictures[0] ?? products.find(other) ?? heights.find(other) ?? current();
 }
 
 function tileFailed(error) {
@@ -163,10 +191,10 @@ function tileFailed(error) {
 /* ---------------------------------------------------------------- controls */
 
 function buildControls() {
-  fill($("layer"), heights.map(({ id, title }) => [id, title]));
-  $("layer-field").hidden = heights.length < 2;
+  fill($("layer"), mains().map((layer) => [layer.id, titleOf(layer)]));
+  $("layer-field").hidden = mains().length < 2;
   bind("layer", "change", (value) => {
-    state.set({ layer: value, minus: values().minus === value ? null : values().minus });
+    state.set({ layer: value, minus: values().minus === value || byId.get(value).product ? null : values().minus });
     map.fitBounds(boundsOf(current()), { padding: padding(), duration: 600 });
   });
   bind("ramp", "change", (value) => state.set({ ramp: value }));
@@ -176,7 +204,7 @@ function buildControls() {
   bind("left-layer", "change", (value) => state.set({ left: value }));
   bind("threshold", "change", (value) => { if (value !== "" && Number(value) >= 0) state.set({ threshold: Number(value) }); });
   bind("hatch", "input", (value) => state.set({ hatch: Number(value) }));
-  fill($("left-layer"), [...pictures, ...products, ...heights].map(({ id, title, kind, product }) => [id, kind === "imagery" ? `${format.capital(product ?? "imagery")}: ${title}` : title]));
+  fill($("left-layer"), [...pictures, ...products, ...heights].map((layer) => [layer.id, titleOf(layer)]));
   $("imagery").hidden = !pictures.length;
   $("swipe-on").hidden = pictures.length + products.length + heights.length < 2;
   for (const [id, toggle] of Object.entries(TOGGLES)) $(id).addEventListener("click", toggle);
@@ -224,9 +252,10 @@ function showControls(layer) {
   const others = heights.filter(({ id, bounds }) => id !== layer.id && overlaps(bounds, layer.bounds));
   fill($("minus"), [["", "nothing"], ...others.map(({ id, title }) => [id, title])]);
   $("minus").value = minus ?? "";
-  $("minus-field").hidden = !others.length;
+  $("minus-field").hidden = !others.length || Boolean(layer.product);
+  for (const id of ["ramp-field", "shade", "canopy3d"]) $(id).hidden = Boolean(layer.product);
   $("left-field").hidden = swipe === null || $("left-layer").options.length < 2;
-  $("left-layer").value = left ?? pictures[0]?.id ?? products[0]?.id ?? others[0]?.id ?? layer.id;
+  $("left-layer").value = left ?? leftLayer().id;
   $("hatch-field").hidden = !layer.interval || Boolean(minus);
   $("hatch-field").classList.toggle("on", hatch !== null);
   if (hatch !== null) $("hatch").value = hatch;
@@ -241,7 +270,7 @@ function describeLayer(layer) {
   const { minus } = values();
   const other = minus && byId.get(minus);
   $("title").textContent = $("title").title = other ? `${layer.title} less ${other.title}` : layer.title;
-  document.title = `${layer.title}, canopy height`;
+  document.title = `${layer.title}, ${layer.product ?? "canopy height"}`;
   const parts = [`Imagery: ${format.acquired(layer.acquired)}`, layer.gsd_m ? `${Number(layer.gsd_m.toPrecision(2))} m cells` : null, layer.model];
   $("about").textContent = parts.filter(Boolean).join(" · ");
   $("bands").replaceChildren(...layer.bands.map((band) => {
@@ -295,8 +324,9 @@ async function showHistogram() {
   try {
     const answer = await api.histogram(layer.id, { bbox, band: values().band, bins: legend.bins, range: legend.domain }, histogramAbort.signal);
     const share = answer.known + answer.unknown ? answer.known / (answer.known + answer.unknown) : 0;
-    const above = answer.above ? `, ${answer.above.toLocaleString("en")} cells above ${legend.domain[1]} m` : "";
-    legend.show(answer, answer.known ? `Heights in this view; ${format.percent(share)} known${above}` : "No height is known in this view");
+    const above = answer.above && !layer.product ? `, ${answer.above.toLocaleString("en")} cells above ${legend.domain[1]} m` : "";
+    const content = layer.product ? format.capital(layer.product) : "Heights";
+    legend.show(answer, answer.known ? `${content} in this view; ${format.percent(share)} known${above}` : `No ${layer.product ?? "height"} is known in this view`);
   } catch (error) {
     if (error.name !== "AbortError") legend.show(null, error.status === 404 ? "The map lies outside this view" : error.message);
   }
@@ -316,9 +346,11 @@ async function measure() {
     shown = 0;
     return $("cards").replaceChildren();
   }
-  const band = current().bands.find(({ derived, name }) => name === values().band && !derived)?.name;
+  const ground = measuredMap();
+  if (!ground) return $("cards").replaceChildren(message("Polygons are measured on a map of heights, and none is served here."));
+  const band = ground.bands.find(({ derived, name }) => name === values().band && !derived)?.name;
   try {
-    const answer = await api.statistics(current().id, collection(), { band, threshold: values().threshold, range: `0,${Math.max(40, rangeOf()[1])}` });
+    const answer = await api.statistics(ground.id, collection(), { band, threshold: values().threshold, range: `0,${Math.max(40, rangeOf()[1])}` });
     if (run !== measured) return;
     $("cards").replaceChildren(...answer.polygons.map((statistics, i) => card(statistics, polygons[i].id)));
     if (answer.polygons.length > shown) $("cards").lastElementChild.scrollIntoView({ block: "nearest", behavior: "smooth" });
@@ -363,9 +395,11 @@ function card(statistics, id) {
 }
 
 async function downloadCsv() {
+  const ground = measuredMap();
+  if (!ground) return;
   try {
-    const blob = await api.statisticsCsv(current().id, collection(), { threshold: values().threshold });
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${current().id}_polygons.csv` });
+    const blob = await api.statisticsCsv(ground.id, collection(), { threshold: values().threshold });
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${ground.id}_polygons.csv` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   } catch (error) {

@@ -3,12 +3,12 @@ import { addProtocol, Map as GlMap, NavigationControl, ScaleControl, setWorkerUr
 
 import * as api from "./api.js";
 import { hatchTile } from "./hatch.js";
+import { RASTERS_TOP, VECTORS_TOP } from "./order.js";
 import { expression } from "./ramps.js";
 
 setWorkerUrl(new URL("./map-worker.mjs", import.meta.url).href);
 addProtocol("hatch", hatchTile);
 
-const TOP = "canopy-top"; // layers of drawings lie above this one
 const MAX_ZOOM = 22;
 
 /** Create a map without sources. */
@@ -16,7 +16,7 @@ export function createMap(container, { interactive, bounds, padding, view }) {
   const map = new GlMap({
     container, interactive, attributionControl: false, maxZoom: MAX_ZOOM, maxPitch: 75, fadeDuration: 150,
     canvasContextAttributes: { antialias: true, preserveDrawingBuffer: true },
-    style: { version: 8, transition: { duration: 0, delay: 0 }, sources: {}, layers: [{ id: TOP, type: "background", layout: { visibility: "none" } }] },
+    style: { version: 8, transition: { duration: 0, delay: 0 }, sources: {}, layers: [RASTERS_TOP, VECTORS_TOP].map(mark) },
     ...(view ? place(view) : { bounds, fitBoundsOptions: { padding } }),
   });
   if (interactive) {
@@ -27,10 +27,11 @@ export function createMap(container, { interactive, bounds, padding, view }) {
   return map;
 }
 
+const mark = (id) => ({ id, type: "background", layout: { visibility: "none" } });
 const place = ([zoom, lat, lon, bearing = 0, pitch = 0]) => ({ zoom, center: [lon, lat], bearing, pitch });
 
 /** Sources and layers that a map needs for a drawing, by key; equal keys are not touched again. */
-function plan({ height, imagery, hatch, shade, canopy3d }) {
+function plan({ height, product = null, imagery, hatch, shade, canopy3d }) {
   const sources = {}, layers = [];
   const extent = (layer) => ({
     bounds: layer.bounds[0] <= layer.bounds[2] ? layer.bounds : [-180, layer.bounds[1], 180, layer.bounds[3]],
@@ -44,6 +45,12 @@ function plan({ height, imagery, hatch, shade, canopy3d }) {
     const key = `imagery:${imagery.id}`;
     sources[key] = { type: "raster", tiles: [api.tiles(imagery.id, "webp")], ...extent(imagery) };
     layers.push({ id: key, type: "raster", source: key, paint: { "raster-fade-duration": 150 } });
+  }
+  if (product) {
+    const key = `product:${product.layer.id}`;
+    sources[key] = { type: "raster", tiles: [api.tiles(product.layer.id, "png")], ...extent(product.layer) };
+    // Cells stay cells: a colour between two classes would be a class that the ground does not have.
+    layers.push({ id: key, type: "raster", source: key, paint: { "raster-resampling": "nearest", "raster-opacity": product.opacity, "raster-fade-duration": 0 } });
   }
   if (height) {
     const { layer, band, minus } = height;
@@ -79,7 +86,7 @@ function plan({ height, imagery, hatch, shade, canopy3d }) {
 /** Bring a map from one drawing to the next with as little change as needed. */
 export function applyDrawing(map, drawing) {
   const { sources, layers } = plan(drawing);
-  const ours = (id) => /^(imagery|height|relief|hatch|terrain):/.test(id);
+  const ours = (id) => /^(imagery|product|height|relief|hatch|terrain):/.test(id);
   const style = map.getStyle();
   const terrain = Object.keys(sources).find((key) => key.startsWith("terrain:"));
   if (map.getTerrain() && map.getTerrain().source !== terrain) map.setTerrain(null);
@@ -93,7 +100,7 @@ export function applyDrawing(map, drawing) {
     else if (source.tiles[0] !== present.tiles[0]) present.setTiles(source.tiles);
   }
   // From the top down, so that each new layer finds the one above it.
-  let above = TOP;
+  let above = RASTERS_TOP;
   for (const layer of [...layers].reverse()) {
     if (!map.getLayer(layer.id)) map.addLayer(layer, above);
     else {

@@ -27,8 +27,10 @@ const transparent = (colour) => `rgba(${channels(colour).join(",")},0)`;
 const channels = (colour) => [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
 
 /** Colour of a value, as CSS. */
-export function colourOf(name, range, value) {
-  const ramp = stops(name, range);
+export const colourOf = (name, range, value) => colourAt(stops(name, range), value);
+
+/** Colour of a value between stops, as CSS. */
+export function colourAt(ramp, value) {
   if (value <= ramp[0][0]) return ramp[0][1];
   for (let i = 1; i < ramp.length; i++) {
     const [v1, c1] = ramp[i];
@@ -42,7 +44,10 @@ export function colourOf(name, range, value) {
 }
 
 /** CSS gradient of a ramp along an axis from `domain[0]` to `domain[1]`. */
-export function gradient(name, range, [from, to]) {
-  const parts = stops(name, range).map(([value, colour]) => `${colour} ${(100 * (value - from)) / (to - from)}%`);
+export const gradient = (name, range, domain) => gradientOf(stops(name, range), domain);
+
+/** The same of stops. */
+export function gradientOf(ramp, [from, to]) {
+  const parts = ramp.map(([value, colour]) => `${colour} ${(100 * (value - from)) / (to - from)}%`);
   return `linear-gradient(90deg, ${parts.join(", ")})`;
 }

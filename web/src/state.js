@@ -3,7 +3,7 @@ import * as ramps from "./ramps.js";
 
 export const DEFAULTS = {
   layer: null, band: null, minus: null, ramp: null, range: null, opacity: 1, imagery: true, left: null, swipe: null,
-  canopy3d: false, shade: false, hatch: null, threshold: 2,
+  canopy3d: false, shade: false, hatch: null, threshold: 2, vectors: null,
 };
 const NUMBERS = new Set(["opacity", "swipe", "hatch", "threshold"]);
 const FLAGS = new Set(["imagery", "canopy3d", "shade"]);
