@@ -280,16 +280,32 @@ def test_features_alone_are_refused(tmp_path: Path) -> None:
 
 
 def test_large_files_without_index_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(path: Path) -> int:
+        return len(open_catalog(tmp_path / "map.tif", others=[path]).vectors)
+
     make_map(tmp_path / "map.tif")
     monkeypatch.setattr(feature_tables, "MAX_IN_MEMORY", 5)
-    for name in ("a.parquet", "a.geojson"):
-        with pytest.raises(VectorError, match=r"6 features, .* without a spatial index; expected at most 5"):
-            open_catalog(tmp_path / "map.tif", others=[write(tmp_path / name, squares().to_crs("OGC:CRS84"))])
-    boxed = write(tmp_path / "b.parquet", write_covering_bbox=True)
-    assert len(open_catalog(tmp_path / "map.tif", others=[write(tmp_path / "a.gpkg"), boxed]).vectors) == 2
+    monkeypatch.setattr(feature_tables, "MAX_BOXES", 5)
+    with pytest.raises(VectorError, match="6 features without a spatial index; expected at most 5, write them to"):
+        serve(write(tmp_path / "a.geojson", squares().to_crs("OGC:CRS84")))
+    with pytest.raises(VectorError, match=r"6 features without a column of boxes \(bbox\); expected at most 5"):
+        serve(write(tmp_path / "a.parquet"))
+    assert serve(write(tmp_path / "b.parquet", write_covering_bbox=True)) == 1
+    assert serve(write(tmp_path / "a.gpkg")) == 1
     monkeypatch.setattr(feature_tables, "MAX_BYTES", 100)
-    with pytest.raises(VectorError, match="smaller row groups"):
-        open_catalog(tmp_path / "map.tif", others=[boxed])
+    with pytest.raises(VectorError, match="0 MiB without a spatial index"):
+        serve(write(tmp_path / "c.geojson", squares(5).to_crs("OGC:CRS84")))
+
+
+def test_parquet_is_read_by_batches(
+    tmp_path: Path, client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_tables, "BATCH", 2)
+    table = squares(9)
+    table.loc[4, "geometry"] = None
+    served = client(write(tmp_path / "trees.parquet", table, row_group_size=5))
+    assert names(served.get(f"/vectors/trees/features?{box_of(3, 6)}")) == ["t3", "t5", "t6"]
+    assert len(names(served.get(f"/vectors/trees/features?{ALL}"))) == 8
 
 
 def test_products_of_a_folder_are_listed_and_switched_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

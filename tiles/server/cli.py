@@ -16,7 +16,7 @@ def serve(
     path: Annotated[Path, typer.Argument(help="Height map, folder of maps, VRT or batch collection.")],
     others: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[LAYER]...", help="More maps, and products of them: cover.tif, trees.gpkg."),
+        typer.Argument(metavar="LAYER", help="More maps, and products of them: cover.tif, trees.gpkg."),
     ] = None,
     imagery: Annotated[Path | None, typer.Option(help="Raster to show next to the maps.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",

@@ -1,7 +1,7 @@
 """Tables of features: where the features of a box are read from, without reading the file for each request.
 
-A file with a spatial index answers from the disk (GeoPackage, FlatGeobuf); so does GeoParquet with a column of boxes,
-row group by row group. Any other is read once, up to a limit, and indexed in memory.
+A file with a spatial index answers from the disk (GeoPackage, FlatGeobuf); so does GeoParquet, by its column of boxes
+or by boxes that are measured once. Any other file is read into memory, up to a limit, and indexed there.
 """
 
 import json
@@ -19,10 +19,14 @@ from shapely.errors import ShapelyError
 from tiles.errors import VectorError, one_line
 from tiles.vectors import geometry_column, parquet_crs
 
-MAX_IN_MEMORY = 1_000_000
-"""Most features of a file that is indexed in memory."""
+MAX_IN_MEMORY = 500_000
+"""Most features of a file that is read into memory because it has no index."""
 MAX_BYTES = 256 * 2**20
-"""Largest file, or column of geometries, that is read at once."""
+"""Largest file that is read into memory."""
+MAX_BOXES = 5_000_000
+"""Most features of a GeoParquet file without a column of boxes, whose boxes are in memory: 32 bytes each."""
+BATCH = 16_384
+"""Rows of a GeoParquet file that are in memory at once."""
 MAX_FIELDS = 64
 """Columns of a table that are shown; further ones are left out."""
 
@@ -105,17 +109,19 @@ class StoredTable:
 
 
 @dataclass(frozen=True)
-class BoxedParquet:
-    """A GeoParquet file with a column of boxes, read row group by row group."""
+class ParquetTable:
+    """A GeoParquet file, whose features are found by their boxes and read batch by batch."""
 
     path: Path
     """File."""
     geometry: str
     """Name of the column of geometries."""
-    ends: tuple[tuple[str, str], ...]
-    """Column and member of xmin, ymin, xmax and ymax."""
     columns: tuple[str, ...]
     """Names of the columns that can be shown."""
+    ends: tuple[tuple[str, str], ...] | None
+    """Column and member of xmin, ymin, xmax and ymax, where the file has a column of boxes."""
+    boxes: NDArray[np.float64] | None
+    """(N, 4) Boxes of all features, where the file has none."""
 
     def read(self, box: Box, limit: int) -> Features:
         """Return the features that meet a box, at most `limit` of them.
@@ -126,13 +132,13 @@ class BoxedParquet:
         import pyarrow
         import pyarrow.parquet
 
-        parts, count = [], 0
+        parts: list[Features] = []
+        count = 0
         try:
-            with pyarrow.parquet.ParquetFile(self.path) as file:
+            with pyarrow.parquet.ParquetFile(self.path, pre_buffer=False) as file:
                 for number, first in self._groups(file.metadata, box):
-                    rows = np.flatnonzero(self._meets(file, number, box))[: limit - count]
-                    if rows.size:
-                        parts.append(self._read_rows(file, number, first, rows))
+                    rows = self._rows(file, number, first, box)[: limit - count]
+                    parts += self._read_rows(file, number, first, rows)
                     count += rows.size
                     if count >= limit:
                         break
@@ -145,26 +151,50 @@ class BoxedParquet:
         first = 0
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
-            if _group_may_meet(group, self.ends, box):
+            if self.ends is None or _group_may_meet(group, self.ends, box):
                 yield number, first
             first += group.num_rows
 
-    def _meets(self, file: Any, number: int, box: Box) -> NDArray[np.bool_]:
-        xmin, ymin, xmax, ymax = self.read_boxes(file, [number]).T
-        meets: NDArray[np.bool_] = (xmin <= box[2]) & (xmax >= box[0]) & (ymin <= box[3]) & (ymax >= box[1])
-        return meets
+    def _rows(self, file: Any, number: int, first: int, box: Box) -> NDArray[np.int64]:
+        """Return the rows of a row group, counted from its first, whose boxes meet a box."""
+        if self.ends is not None:
+            boxes = _read_boxes(file, number, self.ends)
+        else:
+            assert self.boxes is not None
+            boxes = self.boxes[first : first + file.metadata.row_group(number).num_rows]
+        xmin, ymin, xmax, ymax = boxes.T
+        return np.flatnonzero((xmin <= box[2]) & (xmax >= box[0]) & (ymin <= box[3]) & (ymax >= box[1]))
 
-    def read_boxes(self, file: Any, groups: Sequence[int]) -> NDArray[np.float64]:
-        """Return (N, 4) xmin, ymin, xmax and ymax of the features of row groups."""
-        import pyarrow.compute
+    def _read_rows(self, file: Any, number: int, first: int, rows: NDArray[np.int64]) -> Iterator[Features]:
+        """Yield rows of a row group, from no more than a batch in memory."""
+        if not rows.size:
+            return
+        start, columns = 0, [self.geometry, *self.columns]
+        for batch in file.iter_batches(BATCH, row_groups=[number], columns=columns):
+            chosen = rows[(rows >= start) & (rows < start + batch.num_rows)]
+            if chosen.size:
+                yield _from_arrow(batch.take(chosen - start), self.geometry, self.columns, chosen + first)
+            start += batch.num_rows
+            if start > rows[-1]:
+                return
 
-        table = file.read_row_groups(groups, columns=sorted({column for column, _ in self.ends}))
-        values = [pyarrow.compute.struct_field(table.column(column), [member]) for column, member in self.ends]
-        return np.column_stack([np.asarray(value.to_numpy(), np.float64) for value in values])
 
-    def _read_rows(self, file: Any, number: int, first: int, rows: NDArray[np.int64]) -> Features:
-        table = file.read_row_group(number, columns=[self.geometry, *self.columns]).take(rows)
-        return _from_arrow(table, self.geometry, self.columns, rows + first)
+def _read_boxes(file: Any, number: int, ends: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+    """Return (N, 4) xmin, ymin, xmax and ymax of the features of a row group, from its column of boxes."""
+    import pyarrow.compute
+
+    table = file.read_row_group(number, columns=sorted({column for column, _ in ends}))
+    values = [pyarrow.compute.struct_field(table.column(column), [member]) for column, member in ends]
+    return np.column_stack([np.asarray(value.to_numpy(), np.float64) for value in values])
+
+
+def _measure_boxes(file: Any, geometry: str) -> NDArray[np.float64]:
+    """Return (N, 4) boxes of all features, measured on their geometries; those without geometry have NaN."""
+    boxes = [
+        shapely.bounds(shapely.from_wkb(batch.column(0).to_numpy(zero_copy_only=False), on_invalid="fix"))
+        for batch in file.iter_batches(BATCH, columns=[geometry])
+    ]
+    return np.concatenate([np.empty((0, 4)), *boxes])
 
 
 def _group_may_meet(group: Any, ends: Sequence[tuple[str, str]], box: Box) -> bool:
@@ -200,7 +230,12 @@ def _ogr_table(path: Path, name: str) -> TableInfo:
     columns = tuple(str(column) for column in info["fields"][:MAX_FIELDS])
     table: FeatureTable = IndexedTable(path, name, columns)
     if not info["capabilities"].get("fast_spatial_filter"):
-        _require_small(path, int(info["features"]), path.stat().st_size)
+        _require_few(path, int(info["features"]), MAX_IN_MEMORY, "spatial index")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise VectorError(
+                f"{path}: {size / 2**20:,.0f} MiB without a spatial index; expected at most {MAX_BYTES // 2**20} MiB, "
+                "write it as a GeoPackage"
+            )
         table = StoredTable(_read_ogr(path, name, columns))
     bounds = tuple(info["total_bounds"]) if info["total_bounds"] is not None else (np.nan,) * 4
     return TableInfo(name, str(info["geometry_type"]), info["crs"], int(info["features"]), bounds, columns, table)
@@ -241,21 +276,20 @@ def read_parquet_table(path: Path) -> TableInfo:
 
 def _parquet_table(file: Any, path: Path) -> TableInfo:
     name, column = geometry_column(file.schema_arrow.metadata, path)
-    ends = _box_ends(column)
-    columns = _plain_columns(file.schema_arrow, {name})
-    kinds = column.get("geometry_types") or ["Unknown"]
-    groups = list(range(file.metadata.num_row_groups))
-    if ends is not None:
-        _require_small_groups(path, file.metadata, name)
-        table: FeatureTable = BoxedParquet(path, name, ends, columns)
-        boxes = BoxedParquet(path, name, ends, columns).read_boxes(file, groups)
+    ends, count = _box_ends(column), file.metadata.num_rows
+    boxes = None
+    if ends is None:
+        _require_few(path, count, MAX_BOXES, "column of boxes (bbox)")
+        boxes = _measure_boxes(file, name)
+        bounds = _total(boxes)
     else:
-        _require_small(path, file.metadata.num_rows, sum(_group_bytes(file.metadata, name)))
-        features = _from_arrow(file.read([name, *columns]), name, columns, np.arange(file.metadata.num_rows))
-        table, boxes = StoredTable(features), shapely.bounds(features.geometries)
-    bounds = _total(boxes)
+        groups = [_total(_read_boxes(file, number, ends)) for number in range(file.metadata.num_row_groups)]
+        bounds = _total(np.array(groups).reshape(-1, 4))
+    columns = _plain_columns(file.schema_arrow, {name})
+    kinds = " ".join(column.get("geometry_types") or ["Unknown"])
+    table = ParquetTable(path, name, columns, ends, boxes)
     title = _product(file.schema_arrow.metadata) or path.stem
-    return TableInfo(title, " ".join(kinds), parquet_crs(column), file.metadata.num_rows, bounds, columns, table)
+    return TableInfo(title, kinds, parquet_crs(column), count, bounds, columns, table)
 
 
 def _product(metadata: Mapping[bytes, bytes] | None) -> str | None:
@@ -284,9 +318,10 @@ def _plain_columns(schema: Any, without: set[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in without)[:MAX_FIELDS]
 
 
-def _from_arrow(table: Any, geometry: str, columns: Sequence[str], ids: NDArray[np.int64]) -> Features:
-    geometries = shapely.force_2d(shapely.from_wkb(table.column(geometry).to_numpy(), on_invalid="fix"))
-    return Features(ids, geometries, {name: table.column(name).to_numpy() for name in columns})
+def _from_arrow(batch: Any, geometry: str, columns: Sequence[str], ids: NDArray[np.int64]) -> Features:
+    wkb, *values = (batch.column(name).to_numpy(zero_copy_only=False) for name in (geometry, *columns))
+    geometries = shapely.force_2d(shapely.from_wkb(wkb, on_invalid="fix"))
+    return Features(ids, geometries, dict(zip(columns, values, strict=True)))
 
 
 def _total(boxes: NDArray[np.float64]) -> Box:
@@ -298,30 +333,11 @@ def _total(boxes: NDArray[np.float64]) -> Box:
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
-def _group_bytes(metadata: Any, geometry: str) -> list[int]:
-    """Return the bytes that the geometries of each row group decompress to."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = [[group.column(number) for number in range(group.num_columns)] for group in groups]
-    return [
-        sum(chunk.total_uncompressed_size for chunk in row if chunk.path_in_schema.split(".")[0] == geometry)
-        for row in chunks
-    ]
-
-
-def _require_small(path: Path, count: int, size: int) -> None:
-    """Refuse a file without index that is too large for memory."""
-    if count > MAX_IN_MEMORY or size > MAX_BYTES:
+def _require_few(path: Path, count: int, most: int, index: str) -> None:
+    """Refuse a file without an index that has too many features for memory."""
+    if count > most:
         raise VectorError(
-            f"{path}: {count:,} features, {size / 2**20:,.0f} MiB without a spatial index; expected at most "
-            f"{MAX_IN_MEMORY:,} and {MAX_BYTES // 2**20} MiB, write them to a GeoPackage"
-        )
-
-
-def _require_small_groups(path: Path, metadata: Any, geometry: str) -> None:
-    if (largest := max(_group_bytes(metadata, geometry), default=0)) > MAX_BYTES:
-        raise VectorError(
-            f"{path}: row groups of up to {largest / 2**20:,.0f} MiB; expected at most {MAX_BYTES // 2**20} MiB, "
-            "write it with smaller row groups"
+            f"{path}: {count:,} features without a {index}; expected at most {most:,}, write them to a GeoPackage"
         )
 
 
