@@ -294,6 +294,15 @@ class ScaleConfig(Config):
         return self
 
 
+class ProbeConfig(Config):
+    """A probe of the encoder while it learns, every `loop.evaluate_every` steps; needs GDAL, on rank 0."""
+
+    pairs: Path
+    """Folder of scenes, each a folder with rgb.tif and chm_cm.tif."""
+    enlarge: Literal[1, 2, 4] = 1
+    """Factor by which the encoder sees images enlarged."""
+
+
 class PretrainSteps(StepConfig):
     """How the loop steps, with the reference's bound on the gradient."""
 
@@ -309,6 +318,8 @@ class PretrainConfig(Config):
     notes: str = ""
     tiles: TilesConfig
     loop: PretrainSteps
+    probe: ProbeConfig | None = None
+    """Scenes with heights on which the encoder is probed while it learns; nothing is learnt from them."""
     batch: int = Field(gt=1)
     """Tiles a step over all ranks, for each of `loop.accumulate` parts."""
     gsd_m: Positive = 0.5

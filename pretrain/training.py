@@ -24,7 +24,7 @@ from canopy.training.ranks import rank, together, whole
 from canopy.training.runs import RECORD, claim_run, has_run, hold_run, report_entry
 from canopy.version import __version__
 from pretrain.batch import TileBatch, crops_at, draw_batch
-from pretrain.config import CropConfig, DistillConfig, PretrainConfig
+from pretrain.config import CropConfig, DistillConfig, PretrainConfig, ProbeConfig
 from pretrain.data import Tiles, read_tiles
 from pretrain.dinov2 import Distiller, SelfDistillation
 from pretrain.encoder import is_published, save_encoder
@@ -294,6 +294,17 @@ def _origin(path: Path) -> dict[str, str]:
     return {"name": card.name, "licence": card.licence}
 
 
+def _probed(bundle: Path, config: ProbeConfig, steps: int) -> dict[str, float | None]:
+    """Return R2 of height and cover on an encoder's features, and log them."""
+    from pretrain.probe import probe  # needs GDAL, which the rest of the stage does not
+
+    ground = probe(bundle, config.pairs, enlarge=config.enlarge, untrained=1).ground
+    scores = {f"{c.target}_{c.method}": c.scores["encoder"].r2 for c in ground.comparisons}
+    r2s = ", ".join(f"{name} {'none' if r2 is None else f'{r2:.3f}'}" for name, r2 in scores.items())
+    _LOG.info("step %d  probe R2: %s", steps, r2s)
+    return scores
+
+
 class _Export:
     """Writes the averaged encoder with a card that names its data and its recipe."""
 
@@ -305,15 +316,18 @@ class _Export:
         encoder: Any = average.encoder
         # All ranks take part in putting shards together, rank 0 alone writes.
         weights = whole(encoder.vit.state_dict())
+        entry: dict[str, Any] = {"exported": self._path.name}
         if rank() == 0:
             save_encoder(self._path, self._card(step), weights)
-        return {"exported": self._path.name}
+            if self._config.probe is not None:
+                entry["probe"] = _probed(self._path, self._config.probe, step + 1)
+        return entry
 
     def _card(self, step: int) -> Card:
         """Describe the encoder after a step."""
         config = self._config
         images = config.batch * config.loop.accumulate
-        recipe = config.model_dump(mode="json", exclude={"tiles", "name", "notes"})
+        recipe = config.model_dump(mode="json", exclude={"tiles", "name", "notes", "probe"})
         if weights := config.features.weights:
             recipe["features"]["weights"] = weights.name  # the folder means nothing on another machine
         if config.start:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from pretraining import tiny_config
 from rasters import make_raster
 
 from canopy.dataset.scene_folders import read_scenes
@@ -29,6 +30,7 @@ from pretrain.probe import (
 )
 from pretrain.retrieval import Retrieval
 from pretrain.scores import Comparison, GroundResult, Score
+from pretrain.training import pretrain
 
 RNG = np.random.default_rng(0)
 
@@ -232,3 +234,21 @@ def test_a_convolutional_teacher_sees_the_image_as_it_is(tmp_path: Path) -> None
 def test_weights_without_their_network_are_refused(bundle: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--teacher-weights"):
         probe(bundle, pairs, teacher_weights=tmp_path / "teacher.pt")
+
+
+def test_a_run_probes_its_encoder_while_it_learns(
+    tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pretrain.training")
+    config = tiny_config(
+        tiles={"sources": [{"path": str(pairs / "scene_0"), "pattern": "rgb.tif"}]}, probe={"pairs": str(pairs)},
+        loop={"steps": 2, "evaluate_every": 1}, monitor_every=100,
+    )  # fmt: skip
+    run = pretrain(config, tmp_path / "run").parent
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    scores = [entry["probe"] for entry in entries if "probe" in entry]
+    assert len(scores) == 2 and scores[0] != scores[1]
+    assert scores[1].keys() == {"height_m_linear", "height_m_knn", "cover_linear", "cover_knn"}
+    expected = probe(run / "last.safetensors", pairs, untrained=1).ground.comparison("height_m", "knn")
+    assert scores[1]["height_m_knn"] == expected.scores["encoder"].r2
+    assert any(message.startswith("step 2  probe R2: height_m_linear") for message in caplog.messages)
