@@ -60,6 +60,10 @@ class Views(NamedTuple):
     """(L, B, bands, h, w) float32 in [0, 1], first RGB."""
     masks: Tensor
     """(C, B, rows, cols) bool, True where a patch of a global crop is masked."""
+    masked: Tensor
+    """(M,) numbers of the masked patches among all."""
+    weights: Tensor
+    """(M,) one over the masked patches of each one's crop."""
     gsds_m: tuple[Tensor, Tensor]
     """(C, B) GSD of the global crops and (L, B) of the local ones, metres."""
 
@@ -95,6 +99,7 @@ class Distiller(nn.Module):
         *,
         blind: bool,
         gsds_m: tuple[Tensor, Tensor] | None = None,
+        masked: Tensor | None = None,
     ) -> Tokens:
         """Return tokens and logits of crops.
 
@@ -104,6 +109,8 @@ class Distiller(nn.Module):
             masks: (C, B, rows, cols) bool.
             blind: Whether masked patches are hidden from the encoder.
             gsds_m: (C, B) GSD of the global crops and (L, B) of the local ones, metres; the encoder's own if None.
+            masked: (M,) numbers of the masked patches among all, in the order of the masks; a GPU that has to find them
+                would make the CPU wait for it.
         """
         crops, batch = global_crops.shape[:2]
         by_image = masks.flatten(0, 1)
@@ -118,9 +125,10 @@ class Distiller(nn.Module):
             all_cls = torch.cat([all_cls, local_cls.view(len(local_crops), batch, -1)])
         patch_head = self.own_patch_head or self.cls_head
         # logits of masked patches alone: at 65,536 prototypes the others would not fit
-        masked = patches[by_image.flatten(1)]
+        numbers = masked_numbers(masks) if masked is None else masked
+        patch_logits = patch_head(patches.flatten(0, 1).index_select(0, numbers))
         predictions = {name: layer(patches) for name, layer in self.tellers.items()}
-        return Tokens(self.cls_head(all_cls), patch_head(masked), all_cls[:crops], patches, predictions | relations)
+        return Tokens(self.cls_head(all_cls), patch_logits, all_cls[:crops], patches, predictions | relations)
 
 
 class SelfDistillation:
@@ -160,7 +168,7 @@ class SelfDistillation:
             list(parameter_groups(self.student, config)), lr=1.0, betas=config.schedule.betas
         )
         # of the last batch, logged by `update`
-        self._terms: dict[str, float] = {}
+        self._terms: dict[str, Tensor] = {}
         self._signs: CollapseSigns | None = None
 
     def parts(self) -> dict[str, Any]:
@@ -189,9 +197,9 @@ class SelfDistillation:
         The teacher goes first, without gradients, so that its activations are freed before the student's are kept.
         """
         views = self._views(batch)
-        global_crops, local_crops, masks, gsds_m = views
+        global_crops, local_crops, masks, masked, _, gsds_m = views
         teacher = self._teach(views) if self.config.terms.dino or self.config.terms.ibot else None
-        student = self.net(global_crops, local_crops, masks, blind=self.config.masks.hide, gsds_m=gsds_m)
+        student = self.net(global_crops, local_crops, masks, blind=self.config.masks.hide, gsds_m=gsds_m, masked=masked)
         # losses in float32: exp and log of bf16 lose the small probabilities
         with torch.autocast(global_crops.device.type, enabled=False):
             terms = self._loss_terms(student, teacher, views, step)
@@ -203,7 +211,7 @@ class SelfDistillation:
         total = global_crops.new_zeros(())
         for name, value in terms.items():
             total = total + getattr(self.config.terms, name) * value
-        self._terms = {name: float(value.detach()) for name, value in terms.items()}
+        self._terms = {name: value.detach() for name, value in terms.items()}
         return total
 
     def update(self, step: int) -> dict[str, Any]:
@@ -213,7 +221,7 @@ class SelfDistillation:
         # The anchor is copied from the average that this step leaves.
         if self.anchor is not None and self._renews_anchor(step + 1):
             self.anchor.load_state_dict(self.average.encoder.state_dict())
-        entry: dict[str, Any] = {"momentum": momentum, **self._terms}
+        entry: dict[str, Any] = {"momentum": momentum, **{name: float(value) for name, value in self._terms.items()}}
         signs, self._signs = self._signs, None
         if signs is None:
             return entry
@@ -229,7 +237,9 @@ class SelfDistillation:
         resized = fit_grid(views.global_crops.flatten(0, 1), own_px, teacher_px)
         resized = resized.view(*views.global_crops.shape[:2], *resized.shape[1:])
         gsd_m = views.gsds_m[0] * own_px / teacher_px
-        tokens: Tokens = self.teacher(resized, None, views.masks, blind=False, gsds_m=(gsd_m, gsd_m[:0]))
+        tokens: Tokens = self.teacher(
+            resized, None, views.masks, blind=False, gsds_m=(gsd_m, gsd_m[:0]), masked=views.masked
+        )
         return tokens
 
     def _views(self, batch: TileBatch) -> Views:
@@ -240,7 +250,10 @@ class SelfDistillation:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             global_crops, local_crops = (crop(tiles, gsd_m, *kind, self.config.gsd_m) for kind in kinds)
             global_gsd_m, local_gsd_m = (crop_gsd_m(tiles, gsd_m, *kind, self.config.gsd_m) for kind in kinds)
-        return Views(global_crops, local_crops, batch.masks.to(device), (global_gsd_m, local_gsd_m))
+        # Where patches are masked is found on the CPU, which has the masks: nothing waits for the device.
+        masked, weights = masked_numbers(batch.masks), patch_weights(batch.masks.flatten(0, 1))
+        masks, masked, weights = (part.to(device, non_blocking=True) for part in (batch.masks, masked, weights))
+        return Views(global_crops, local_crops, masks, masked, weights, (global_gsd_m, local_gsd_m))
 
     def _loss_terms(
         self,
@@ -257,10 +270,9 @@ class SelfDistillation:
             terms["dino"] = dino_loss(student.cls_logits, cls_target, target.student_temperature)
         if weights.ibot and teacher is not None:
             patch_target = self._target(teacher.patch_logits, step, 1)
-            crops = views.masks.flatten(0, 1)
-            weight = patch_weights(crops)
+            crops = len(views.masks.flatten(0, 1))
             terms["ibot"] = ibot_loss(
-                student.patch_logits, patch_target, weight, len(crops), target.student_temperature
+                student.patch_logits, patch_target, views.weights, crops, target.student_temperature
             )
         if weights.koleo:
             # crop by crop, for two crops of one tile may lie close together; a sum over crops, as in DINOv2's code
@@ -321,6 +333,11 @@ def build_distiller(config: PretrainConfig) -> Distiller:
     return Distiller(
         encoder, config.heads, ibot=config.terms.ibot > 0, targets=targets, relations=config.terms.relations > 0
     )
+
+
+def masked_numbers(masks: Tensor) -> Tensor:
+    """Return the numbers (M,) of masked patches among all, of masks of any shape, in their order."""
+    return masks.flatten().nonzero()[:, 0]
 
 
 def patch_weights(masks: Tensor) -> Tensor:
