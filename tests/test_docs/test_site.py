@@ -88,7 +88,7 @@ def test_every_command_and_option_is_in_the_reference(site: ModuleType) -> None:
         "canopy doctor",
     ):
         assert f"## {heading}\n" in text
-    assert "| `--dry-run` | Say what the map will be and cost, and write nothing. |" in text
+    assert "| `--dry-run` | Say what the job will cost, and write nothing. |" in text
     assert "| `--aoi` | Area of interest: vector file, or west,south,east,north in degrees. Required. |" in text
 
 
