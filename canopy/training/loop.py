@@ -164,16 +164,7 @@ def fit(
         if step == start:
             on_start()
         times_s.append(time.perf_counter() - started)
-        rate = speed.of(times_s[-1], outcome.wait_s)
-        log.write(
-            step=step,
-            loss=outcome.loss,
-            gradient_norm=outcome.logged_norm,
-            **rates,
-            **notes,
-            seconds=times_s[-1],
-            speed=rate,
-        )
+        log.write(step=step, loss=outcome.loss, **rates, **notes, **_measures(outcome, times_s[-1], speed))
         number = step + 1
         if number == start + 1 + MEASURED_STEPS and config.steps - start > LONG_STEPS and rank() == 0:
             _LOG.info("%s", _cost(learner, times_s, start, config))
@@ -189,6 +180,12 @@ def fit(
             checkpoints.save(learner.parts(), number)
     checkpoints.close()
     return learner.average
+
+
+def _measures(outcome: "StepOutcome", seconds: float, speed: Speed) -> LogEntry:
+    """Return what the log says of how a step went, besides its loss; JSON has no word for a norm that is not finite."""
+    norm = outcome.gradient_norm if math.isfinite(outcome.gradient_norm) else None
+    return {"gradient_norm": norm, "seconds": seconds, "speed": speed.of(seconds, outcome.wait_s)}
 
 
 def rehearse(learner: Learner[Batch], batches: Callable[[int], Batch], config: StepConfig, run: Path) -> TrainingCost:
@@ -234,11 +231,6 @@ class StepOutcome:
     """Whether the optimizer took the step: loss and gradient are finite on every rank."""
     wait_s: float
     """Time in which the step waited for its data, seconds."""
-
-    @property
-    def logged_norm(self) -> float | None:
-        """Norm of the gradient as JSON has it; None where it is not finite."""
-        return self.gradient_norm if math.isfinite(self.gradient_norm) else None
 
 
 def _require_progress(outcome: StepOutcome, skipped: int, step: int, run: Path) -> None:
