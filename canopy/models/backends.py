@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from canopy.errors import ModelError
-from canopy.models.bundle import Card, models_folder
+from canopy.models.bundle import OUR_FAMILIES, Card, models_folder
 from canopy.models.cpu_backends import (
     each_chip,
     in_bfloat16,
@@ -44,7 +44,7 @@ CACHED = 12
 """Compiled functions that stay in the cache, of tens of megabytes each; of a public model, of a gigabyte."""
 CACHED_BYTES = 6 * 2**30
 """Disk that they take at most."""
-SMALL_FAMILIES = ("dpt",)
+SMALL_FAMILIES = OUR_FAMILIES
 """Model families small enough that torch runs four chips faster at once than one by one."""
 
 _FIRST_CALL = Lock()
@@ -379,7 +379,8 @@ def pick_backend(name: str, card: Card, sha256: str, device: torch.device) -> Ba
     if name == "auto":
         name = _fastest(card, device)
     if name == "bf16" and device.type == "cuda" and card.family not in SMALL_FAMILIES:
-        raise ModelError(f"on CUDA, bf16 runs models of the family dpt, {card.name} is of {card.family}: use auto")
+        families = " and ".join(SMALL_FAMILIES)
+        raise ModelError(f"on CUDA, bf16 runs models of {families}, {card.name} is of {card.family}: use auto")
     if name.startswith("openvino"):
         return OpenVINO(card, sha256, "bf16" if name.endswith("bf16") else "f32")
     if device.type == "cpu" and name in ("bf16", "int8"):

@@ -34,14 +34,18 @@ PUBLISHED_CONFIG = "config.json"
 """File that marks a folder as a publisher's model: its configuration, next to the weights."""
 DEFAULT_MODEL = "canopy-small"
 
-Family = Literal["dpt", "chmv1", "chmv2", "depth-any-canopy", "encoder"]
-"""Kind of network: our own height model, a public one, or an encoder alone."""
+Family = Literal["dpt", "unet", "chmv1", "chmv2", "depth-any-canopy", "encoder"]
+"""Kind of network: one of our own height models, a public one, or an encoder alone."""
+Kind = Literal["dpt", "unet"]
+"""Kind of our own height models: a vision transformer with a DPT decoder, or a convolutional U-Net."""
 Stem = Literal["patch", "conv"]
 """How patches become tokens: by one linear layer, or by convolutions that overlap."""
 Positions = Literal["learned", "gsd"]
 """Positions of patches: learned, or on the ground, from the GSD of the image."""
 Decode = Literal["median", "mean"]
 """How a height is read off the distribution over bins."""
+OUR_FAMILIES = ("dpt", "unet")
+"""Families of our own height models, which end in logits over height bins."""
 ENCODED_FAMILIES = ("dpt", "encoder")
 """Families whose encoder may have stem and positions of ours."""
 LIBRARY_FAMILIES = ("chmv2", "depth-any-canopy")
@@ -65,8 +69,14 @@ Gsd = Annotated[float, Field(gt=0, le=limits.GSD_M)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-OPTIONAL: dict[str, object] = {"stem": "patch", "positions": "learned", "reference_gsd_m": None}
-"""Settings of an architecture that cards list only where they differ from these values, which leave them off."""
+OPTIONS: dict[str, object] = {"stem": "patch", "positions": "learned", "reference_gsd_m": None}
+"""Parts of ours in a vision transformer, and the values that leave them off."""
+OPTIONAL: dict[str, object] = {"kind": "dpt", **OPTIONS}
+"""Settings of an architecture that cards list only where they differ from these values."""
+UNET_SETTINGS = ("kind", "encoder", "decoder_channels")
+"""Settings of an architecture that a U-Net has; cards of U-Nets list no others."""
+UNET_ENCODER = "tf_efficientnet_lite0"
+"""Encoder of a U-Net that names none."""
 
 
 class _Frozen(BaseModel):
@@ -76,8 +86,11 @@ class _Frozen(BaseModel):
 class Architecture(_Frozen):
     """Shape of the network."""
 
+    kind: Kind = "dpt"
+    """Kind of the network; a U-Net has an encoder and decoder_channels, and none of the other settings."""
     encoder: NetworkName = "vit_tiny_patch16_224"
-    """timm name of a patch-16 vision transformer."""
+    """timm name of a patch-16 vision transformer; of a U-Net, that of a convolutional network, by default
+    tf_efficientnet_lite0."""
     encoder_args: EncoderArgs = Field(default_factory=dict)
     """Arguments of timm's that differ from its own for this encoder."""
     stem: Stem = "patch"
@@ -93,7 +106,7 @@ class Architecture(_Frozen):
     normed: bool = False
     """Whether these tokens and the head's features are normalised: their scales differ by encoder and block."""
     decoder_channels: tuple[Channels, Channels, Channels, Channels] = (48, 96, 192, 192)
-    """Channels of the decoder's four levels, before they are fused."""
+    """Channels of the decoder's four levels, the finest first; of a DPT before they are fused."""
     fusion_channels: Channels = 64
     """Channels of the levels as they are fused, and of the head."""
     detail: NetworkName = ""
@@ -108,7 +121,22 @@ class Architecture(_Frozen):
     @property
     def has_options(self) -> bool:
         """Whether the encoder has parts of ours in place of timm's."""
-        return any(getattr(self, name) != value for name, value in OPTIONAL.items())
+        return any(getattr(self, name) != value for name, value in OPTIONS.items())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _convolutional(cls, values: Any) -> Any:
+        """Name the encoder of a U-Net that names none."""
+        if isinstance(values, dict) and values.get("kind") == "unet":
+            return {"encoder": UNET_ENCODER, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Self:
+        idle = [name for name in type(self).model_fields if name in self.model_fields_set - set(UNET_SETTINGS)]
+        if self.kind == "unet" and idle:
+            raise ValueError(f"a U-Net (kind: unet) has no {idle[0]}: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _reference(self) -> Self:
@@ -120,6 +148,8 @@ class Architecture(_Frozen):
     def _listed(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave settings out that are off: cards without them stay as earlier versions write and read them."""
         values: dict[str, Any] = serialise(self)
+        if self.kind == "unet":
+            return {name: values[name] for name in UNET_SETTINGS}
         return {name: value for name, value in values.items() if name not in OPTIONAL or value != OPTIONAL[name]}
 
 
@@ -222,6 +252,8 @@ class Card(_Frozen):
                 f"a height model of chips of {self.chip_px} px and {len(self.bands)} bands: "
                 f"a multiple of {MULTIPLE_PX} and {len(RGB)} expected"
             )
+        if (self.family == "unet") != (self.architecture.kind == "unet"):
+            raise ValueError(f"a network of the kind {self.architecture.kind} in the family {self.family}")
         if self.family not in ENCODED_FAMILIES and self.architecture.has_options:
             raise ValueError(f"stem and positions of ours in a network of the family {self.family}")
         if not len(self.bands) == len(self.mean) == len(self.std) >= len(RGB):

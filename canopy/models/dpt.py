@@ -1,7 +1,6 @@
 """Dense prediction transformer: a timm ViT, the DPT decoder of segmentation-models-pytorch, a bin head."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -12,10 +11,9 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder
 from torch import Tensor, nn
 
-from canopy.errors import ModelError
+from canopy.errors import ModelError, one_line
 from canopy.models.bundle import Card
-from canopy.models.heads import HeightBins
-from canopy.models.network import MULTIPLE_PX, HeightNet
+from canopy.models.network import BinHeights
 from canopy.models.positions import set_positions
 from canopy.models.stem import set_stem
 
@@ -25,12 +23,11 @@ DETAIL = "detail."
 """Prefix of the detail network's weights."""
 
 
-class DPTHeights(HeightNet):
+class DPTHeights(BinHeights):
     """ViT encoder and narrowed DPT decoder (Ranftl et al. 2021) that end in logits over height bins.
 
     A patch is 16 px, wider than a small crown, so a small convolutional network gives the head the
-    detail that tokens blur, as in DPT-Hybrid (section 3 there). Heights are decoded at half of the image's
-    resolution, before the last upsampling: the head is then a quarter of the work.
+    detail that tokens blur, as in DPT-Hybrid (section 3 there).
 
     Args:
         card: Architecture, bins and normalisation.
@@ -38,8 +35,8 @@ class DPTHeights(HeightNet):
     """
 
     def __init__(self, card: Card, drop_path: float = 0.0) -> None:
-        super().__init__(card, MULTIPLE_PX)
-        self._frozen = self._detail_frozen = self._fixed_statistics = False
+        super().__init__(card)
+        self._frozen = self._detail_frozen = False
         arch = card.architecture
         self._normed, self._enlarge = arch.normed, arch.enlarge
         encoder_args: dict[str, Any] = {
@@ -79,8 +76,6 @@ class DPTHeights(HeightNet):
         self.head = nn.Sequential(
             nn.Conv2d(fused, width, 3, padding=1), *norm, nn.GELU(), nn.Conv2d(width, card.head.bins, 1)
         )
-        self.bins = HeightBins(card.head.bins, card.head.max_m, card.head.spacing)
-        self.decode = card.decode
 
     def forward(self, image: Tensor, taps: Tensor | None = None) -> Tensor:
         """Return logits over height bins.
@@ -113,11 +108,6 @@ class DPTHeights(HeightNet):
             self.detail.requires_grad_(False).eval()
         self._detail_frozen = True
 
-    def fix_statistics(self) -> None:
-        """Keep the statistics of batch normalisation as they are; its scales and offsets still learn."""
-        self._fixed_statistics = True
-        self.train(self.training)
-
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all but frozen parts and normalisation of fixed statistics."""
         super().train(mode)
@@ -125,30 +115,7 @@ class DPTHeights(HeightNet):
             self.dpt.encoder.eval()
         if self._detail_frozen and self.detail is not None:
             self.detail.eval()
-        if self._fixed_statistics:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
         return self
-
-    def whole_height_m(self, image: Tensor) -> Tensor:
-        """Return heights of an image whose sides are multiples of 32: (B, 3, H, W) in [0, 1] to (B, H, W) m."""
-        return self.decoded(image, lambda logits: self.bins.decoded_m(logits, self.decode)[:, None])[:, 0]
-
-    def decoded(self, image: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Decode the logits of an image of any size.
-
-        Args:
-            image: (B, 3, H, W) RGB in [0, 1]; it is padded to whole patches, and the padding is cropped.
-            decode: Function of (B, bins, H / 2, W / 2) logits that returns (B, K, H / 2, W / 2).
-
-        Returns:
-            (B, K, H, W) decoded values.
-        """
-        height, width = image.shape[-2:]
-        # Decoded first, then enlarged: heights and quantiles are few channels, logits are many.
-        half = decode(self(self.padded(image)))
-        return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
 
     def tokens(self, image: Tensor) -> Tensor:
         """Return the encoder's last patch tokens: (B, 3, H, W) image in [0, 1] to (B, C, H / 16, W / 16)."""
@@ -208,4 +175,5 @@ def load_stages(stages: nn.Module, path: Path) -> None:
         tensors = torch.load(path, map_location="cpu", weights_only=True).values()
         stages.load_state_dict(dict(zip(stages.state_dict(), tensors, strict=False)))
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
-        raise ModelError(f"{path} does not contain the weights of the network that is expected: {error}") from error
+        fault = one_line(error, 200)
+        raise ModelError(f"{path} does not contain the weights of the network that is expected: {fault}") from error

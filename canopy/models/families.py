@@ -8,9 +8,11 @@ from canopy.models.dpt import DPTHeights
 from canopy.models.network import HeightNet
 from canopy.models.public.chmv1 import CHMv1
 from canopy.models.public.depth import DepthHeights
+from canopy.models.unet import UNetHeights
 
 _NETS: dict[str, Callable[[Card], HeightNet]] = {
     "dpt": DPTHeights,
+    "unet": UNetHeights,
     "chmv1": CHMv1,
     "chmv2": DepthHeights,
     "depth-any-canopy": DepthHeights,

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from canopy.errors import ModelError, one_line
 from canopy.models.backends import Backend, pick_backend
-from canopy.models.bundle import DEFAULT_MODEL, Card, Decode, find_bundle, read_bundle
+from canopy.models.bundle import DEFAULT_MODEL, OUR_FAMILIES, Card, Decode, find_bundle, read_bundle
 from canopy.models.cpu_backends import copied
-from canopy.models.dpt import DPTHeights
 from canopy.models.families import build_net
 from canopy.models.intervals import around_m, interval_m, no_interval
-from canopy.models.network import MULTIPLE_PX, HeightNet
+from canopy.models.network import MULTIPLE_PX, BinHeights, HeightNet
 from canopy.models.options import check_backend, check_decode, check_device
 from canopy.models.public.conversion import is_published, read_published
 from canopy.models.weights import count_weights, load_weights, require_size
@@ -69,7 +68,7 @@ class CanopyModel:
         self.chip_by_chip = backend.chip_by_chip
         self.backend_option, self.parallel = backend.option, backend.parallel
         self._net = backend.prepare(net.to(device).eval().requires_grad_(False))
-        self.decode: Decode | None = net.decode if isinstance(net, DPTHeights) else None
+        self.decode: Decode | None = net.decode if isinstance(net, BinHeights) else None
         # A compiled function is stored by its name: another decoder than the card's is another function.
         suffix = f"-{self.decode}" if self.decode not in (None, card.decode) else ""
         # Each function is compiled alone and at its first call: a map needs one or two of the three.
@@ -122,7 +121,7 @@ class CanopyModel:
         Raises:
             ModelError: The image is not one for `predict`, or the bundle has no calibrated interval.
         """
-        if isinstance(self._net, DPTHeights):
+        if isinstance(self._net, BinHeights):
             return self._interval(self._checked(image)).cpu()
         if self.card.intervals is None:
             raise ModelError(no_interval(self.card.name))
@@ -145,7 +144,7 @@ class CanopyModel:
 
     def _net_interval(self, image: Tensor) -> Tensor:
         intervals = self.card.intervals
-        if intervals is None or not isinstance(self._net, DPTHeights):
+        if intervals is None or not isinstance(self._net, BinHeights):
             raise ModelError(no_interval(self.card.name))
         decode = partial(interval_m, self._net.bins, intervals, fitted=self.card.decode, decode=self._net.decode)
         return self._net.decoded(image, decode)
@@ -189,7 +188,7 @@ def load_model(
     bundle = read_published(path) if is_published(path) else read_bundle(path)
     if bundle.card.family == "encoder":
         raise ModelError(f"{path} is an encoder alone: a height model, which canopy train makes of one, is expected")
-    if decode is not None and bundle.card.family != "dpt":
+    if decode is not None and bundle.card.family not in OUR_FAMILIES:
         raise ModelError(
             f"{bundle.card.name} of the family {bundle.card.family} decodes heights as its publisher does: "
             "leave --decode out"
@@ -197,7 +196,7 @@ def load_model(
     require_size(lambda: build_net(bundle.card), count_weights(bundle.weights), path)
     net = build_net(bundle.card)
     load_weights(net, bundle.weights, path)
-    if decode is not None and isinstance(net, DPTHeights):
+    if decode is not None and isinstance(net, BinHeights):
         net.decode = decode
     _require_heights(net, path)
     chosen = pick_device(device)

@@ -156,6 +156,10 @@ class Augmentation:
     """Share of the chips that are patched together from two scenes."""
 
 
+DPT_SETTINGS = ("encoder", "encoder_rate", "detail_weights", "detail_rate", "pool")
+"""Settings of a training that mean nothing for a U-Net."""
+
+
 class TrainConfig(Config):
     """`canopy train`: heights from the labelled chips of a store."""
 
@@ -173,6 +177,8 @@ class TrainConfig(Config):
     """Encoder to start from: a bundle, the name of a bundled model, or ``timm:NAME`` for a pretrained one of timm."""
     encoder_rate: float = Field(default=1.0, ge=0, le=1)
     """Factor on the encoder's learning rate; 0 keeps the encoder frozen."""
+    encoder_weights: Path | None = None
+    """State dict of a classifier (torch file) from which a U-Net's encoder starts; random if None."""
     detail_weights: Path | None = None
     """State dict of a classifier (torch file) from which the detail network starts; random if None."""
     detail_rate: float = Field(default=1.0, ge=0, le=1)
@@ -210,6 +216,15 @@ class TrainConfig(Config):
         """How training chips are drawn and changed."""
         side_px = self.crop_px or self.chip_px
         return Augmentation(side_px, zoom=self.zoom, colour=self.colour, shadows=self.shadows, mix=self.mix)
+
+    @model_validator(mode="after")
+    def _fits_its_network(self) -> "TrainConfig":
+        idle = [name for name in DPT_SETTINGS if getattr(self, name) != type(self).model_fields[name].default]
+        if self.architecture.kind == "unet" and idle:
+            raise ValueError(f"a U-Net (architecture.kind: unet) has no {idle[0]}: leave it out")
+        if self.architecture.kind == "dpt" and self.encoder_weights:
+            raise ValueError("encoder_weights are those of a U-Net (architecture.kind: unet): name encoder instead")
+        return self
 
     @model_validator(mode="after")
     def _fits_a_pool(self) -> "TrainConfig":

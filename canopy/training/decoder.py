@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from canopy.dataset.scene import Scene
 from canopy.errors import ModelError, TrainingError
-from canopy.models.bundle import Card, Domain, read_bundle, read_card, save_bundle
+from canopy.models.bundle import Card, Domain, Kind, read_bundle, read_card, save_bundle
 from canopy.models.domain import fit_domain
 from canopy.models.dpt import DETAIL, ENCODER, DPTHeights, load_stages
 from canopy.models.encoders import encoder_card, read_encoder, with_positions
 from canopy.models.heads import HeightBins
+from canopy.models.network import BinHeights
+from canopy.models.unet import UNetHeights
 from canopy.models.weights import load_weights
 from canopy.progress import Report, ignore
 from canopy.training.config import LossWeights, TrainConfig, weight_at
@@ -53,6 +55,8 @@ HEIGHT_LOSSES = {
     "patch_gradient": patch_gradient,
 }
 """Losses of metres against metres, by their names in `LossWeights`."""
+NETS: dict[Kind, Callable[[Card, float], BinHeights]] = {"dpt": DPTHeights, "unet": UNetHeights}
+"""Networks to train, from a card and the rate of stochastic depth, by kind."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -181,7 +185,7 @@ def prepare(config: TrainConfig, run: Path) -> PreparedTraining:
     net = net.to("cuda" if torch.cuda.is_available() else "cpu")
     batches: Callable[[int], ChipBatch] = sampler.draw_batch
     if config.pool:
-        tokens = TokenCache(net, run / "tokens", config.pool, sampler.augmentation.chip_px)
+        tokens = TokenCache(cast(DPTHeights, net), run / "tokens", config.pool, sampler.augmentation.chip_px)
         batches = PoolSampler(sampler, config.pool, tokens).draw_batch
     if split.weak is not None:
         batches = MixedSampler.of(sampler, split.weak, config.weak_batch).draw_batch
@@ -204,8 +208,8 @@ def training_record(config: TrainConfig, split: Split) -> TrainingRecord:
     """Return what a model learns from and how, before its first step."""
     lidar = [scene for scene in split.train if not scene.pseudo]
     pseudo = [scene for scene in split.train if scene.pseudo]
-    encoder = encoder_card(config.encoder) if config.encoder else None
     start = read_card(config.start).training if config.start else {}
+    encoder, encoder_licence = _encoder_origin(config) or (start.get("encoder", ""), start.get("encoder_licence", ""))
     return TrainingRecord(
         data_sha256=split.sha256,
         data_licences=split.licences,
@@ -218,14 +222,24 @@ def training_record(config: TrainConfig, split: Split) -> TrainingRecord:
         steps=start.get("steps", 0),
         chips_per_step=config.batch * config.loop.accumulate,
         seed=config.loop.seed,
-        encoder=encoder.name if encoder else start.get("encoder", ""),
-        encoder_licence=encoder.licence if encoder else start.get("encoder_licence", ""),
+        encoder=encoder,
+        encoder_licence=encoder_licence,
         encoder_frozen=config.encoder_rate == 0,
         start=_start_name(config.start) if config.start else "",
         weak_scenes=len(split.weak.train) if split.weak else 0,
         weak_sites=split.weak.sites if split.weak else (),
         weak_held_out=split.weak.held_out if split.weak else (),
     )
+
+
+def _encoder_origin(config: TrainConfig) -> tuple[str, str] | None:
+    """Return name and licence of the encoder that a configuration names, or None where it names none."""
+    if config.encoder_weights:  # a file without a card
+        return f"{config.architecture.encoder} of {config.encoder_weights.name}", "unknown"
+    if not config.encoder:
+        return None
+    card = encoder_card(config.encoder)
+    return card.name, card.licence
 
 
 def _start_name(path: Path) -> str:
@@ -240,6 +254,7 @@ def make_card(config: TrainConfig, record: TrainingRecord) -> Card:
     """Return the card of a model to be trained; its scores are still to come."""
     return Card(
         name=config.name,
+        family=config.architecture.kind,
         architecture=config.architecture,
         head=config.head,
         decode=config.decode,
@@ -275,42 +290,55 @@ def measure_domain(sampler: ChipSampler, chip_px: int) -> Domain:
     return fit_domain(image.numpy() for batch in batches for image in batch)
 
 
-def start_net(config: TrainConfig, card: Card, split: Split) -> DPTHeights:
+def start_net(config: TrainConfig, card: Card, split: Split) -> BinHeights:
     """Build the network with the weights that training starts from.
 
     Raises:
-        TrainingError: Weights for a detail network that the architecture does not have, or an encoder or positions
-            that differ.
+        TrainingError: Weights for a detail network that the architecture does not have, or a start, an encoder or
+            positions that differ.
         ModelError: Weights that cannot be read, or do not fit.
     """
     # Order matters: what is random is drawn first, from the seed alone; then weights that are read replace it, those
     # of a whole bundle before those of an encoder.
     torch.manual_seed(config.loop.seed)
-    net = DPTHeights(card, drop_path=config.drop_path)
+    net = NETS[config.architecture.kind](card, config.drop_path)
     start_head(cast(nn.Conv2d, net.head[-1]), net.bins, split)
-    if config.detail_weights:
+    if isinstance(net, UNetHeights) and config.encoder_weights:
+        load_stages(net.encoder, config.encoder_weights)
+    if isinstance(net, DPTHeights) and config.detail_weights:
         if net.detail is None:
             raise TrainingError("detail_weights are given, but architecture.detail names no detail network")
         load_stages(net.detail.stages, config.detail_weights)
     if config.start:
-        start = read_bundle(config.start)
-        reference_gsd_m = start.card.architecture.reference_gsd_m
-        # No weight shows it: the positions of another reference are those of another ground.
-        if reference_gsd_m != card.architecture.reference_gsd_m:
-            raise TrainingError(
-                f"start {config.start}: its reference_gsd_m is {reference_gsd_m}, the configuration's "
-                f"{card.architecture.reference_gsd_m}: name the same in architecture"
-            )
-        load_weights(net, start.weights, config.start)
-    if config.encoder:
-        take_encoder(net, card, config.encoder)
-    if config.encoder_rate == 0:
-        net.freeze_encoder()
-    if config.detail_rate == 0:
-        net.freeze_detail()
+        take_start(net, card, config.start)
+    if isinstance(net, DPTHeights):
+        if config.encoder:
+            take_encoder(net, card, config.encoder)
+        if config.encoder_rate == 0:
+            net.freeze_encoder()
+        if config.detail_rate == 0:
+            net.freeze_detail()
     if config.fix_statistics:
         net.fix_statistics()
     return net
+
+
+def take_start(net: BinHeights, card: Card, bundle: Path) -> None:
+    """Give a network the weights of a height model.
+
+    Raises:
+        TrainingError: The height model is of another kind, or its positions have another reference.
+        ModelError: Weights that cannot be read, or do not fit.
+    """
+    start = read_bundle(bundle)
+    # No weight shows the reference: the positions of another one are those of another ground.
+    for name in ("kind", "reference_gsd_m"):
+        actual, expected = getattr(start.card.architecture, name), getattr(card.architecture, name)
+        if actual != expected:
+            raise TrainingError(
+                f"start {bundle}: its {name} is {actual}, the configuration's {expected}: name the same in architecture"
+            )
+    load_weights(net, start.weights, bundle)
 
 
 @torch.no_grad()
@@ -429,7 +457,7 @@ class _Evaluation:
         return float("inf") if mae_m is None else float(mae_m)
 
     def __call__(self, net: nn.Module, step: int) -> LogEntry:
-        assert isinstance(net, DPTHeights)
+        assert isinstance(net, BinHeights)
         predictions = [
             ScenePrediction(scene, predict_scene(net, scene, self._card.chip_px, self._card.decode))
             for scene in self._test

@@ -26,5 +26,5 @@ def test_each_family_has_its_network() -> None:
 
 
 def test_an_encoder_is_no_height_model() -> None:
-    with pytest.raises(ModelError, match=r"tiny is of the family encoder: a height model \(dpt, chmv1, "):
+    with pytest.raises(ModelError, match=r"tiny is of the family encoder: a height model \(dpt, unet, chmv1, "):
         build_net(tiny_card(family="encoder"))

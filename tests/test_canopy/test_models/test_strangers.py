@@ -63,6 +63,11 @@ def args(**changes: Any) -> dict[str, Any]:
     return arch(encoder_args={**ARCH["encoder_args"], **changes})
 
 
+def unet(**changes: Any) -> dict[str, Any]:
+    """Return a card of a U-Net."""
+    return {"family": "unet", "architecture": {"kind": "unet", **changes}}
+
+
 def library(**changes: Any) -> dict[str, Any]:
     """Return a card of CHMv2 whose configuration is changed."""
     card = OLD_CARDS["chmv2"]
@@ -78,6 +83,10 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a detail network of a server": (arch(detail="hf-hub:someone/model"), "is no name of a network"),
     "a detail network of a folder": (arch(detail="local-dir:folder"), "is no name of a network"),
     "no such network": (arch(encoder="vit_of_no_one"), "no network comes of its card"),
+    "a U-Net of a server": (unet(encoder="hf-hub:someone/model"), "is no name of a network"),
+    "a U-Net of no such network": (unet(encoder="net_of_no_one"), "timm gives no levels of net_of_no_one"),
+    "a U-Net of any size": (unet(decoder_channels=(4096,) * 4), "weights do not fit"),
+    "a U-Net with blocks of others": (unet(taps=(0, 1, 2, 3)), "has no taps: leave it out"),
     "a name that leaves the cache": ({"name": "../../x"}, "is no name of a model"),
     "a name that clears the screen": ({"name": "a\x1b[2J"}, "is no name of a model"),
     "chips of 51 GB": ({"chip_px": 65536}, "chip_px 65536: Input should be less than or equal to 1024"),
