@@ -2,13 +2,16 @@
 
 Run: python benchmarks/folds.py configs/train-weak.yaml --store STORE --root DATA [--seeds 0 1] [--out runs/folds]
      (STORE as `canopy dataset build configs/dataset-weak.yaml --set root=DATA` leaves it)
+     python benchmarks/folds.py configs/train-unet.yaml --row U-Net --set encoder_weights=FILE --store STORE --root DATA
 
 Each fold trains without its sites and cities; `canopy predict` then maps their imagery from files, and `canopy
 evaluate` scores the maps: against lidar, or with `--points` against trees and stems. Trainings, maps and scores stay in
 --out, and the same command goes on where it was stopped; `--table` prints what is there and computes nothing. What is
-not there stays empty in the table. The start of the training is scored on the same ground. Of whole sites and cities it
-learnt no heights, but it did see imagery of the cities and of HARV (without labels, and with pseudo-labels), and so did
-every fold that starts from it.
+not there stays empty in the table. `--row` names the rows of another recipe.
+
+The start of a training, if it has one, is scored on the same ground. Of whole sites and cities the start of
+configs/train-weak.yaml learnt no heights, but it did see imagery of the cities and of HARV (without labels, and with
+pseudo-labels), and so did every fold that starts from it.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from canopy.dataset.scene_files import SceneFiles, list_scenes
 from canopy.dataset.store import ChipStore
 from canopy.evaluation.pairs import evaluate_pairs
 from canopy.evaluation.point_scores import evaluate_points
+from canopy.models.bundle import Decode
 from canopy.models.model import CanopyModel, load_model
 from canopy.training.config import TrainConfig
 from canopy.training.decoder import train
@@ -56,6 +60,8 @@ GROUNDS = {
 CITIES = {"1": ("claremont", "palm_springs", "chico"), "2": ("riverside", "santa_monica", "long_beach")}
 STEMS = {"1": ("stems_harv",), "2": ("stems_sjer",)}
 """Fold -> sources of tree points and of stems that it leaves out."""
+RECIPE = "recipe"
+"""Name of the bundled model's recipe."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class Work:
     """Folder of trainings, maps and scores."""
     crops: int
     """Places of each city that are mapped."""
+    row: str = RECIPE
+    """Name of the recipe, with which the rows of its seeds begin."""
 
     def scenes(self, source: str, fold: str) -> Iterator[HeldOutScene]:
         """Yield the scenes of a source that a fold leaves out, each joined from its chips."""
@@ -97,7 +105,8 @@ def trained(work: Work, fold: str, seed: int) -> Path:
     """Train a fold with a seed, or go on with its training, and return its bundle."""
     store = work.config.store.model_copy(update={"held_out_sites": FOLDS[fold]})
     loop = work.config.loop.model_copy(update={"seed": seed})
-    run = work.out / "runs" / f"fold{fold}-seed{seed}"
+    prefix = "" if work.row == RECIPE else f"{work.row}-"
+    run = work.out / "runs" / f"{prefix}fold{fold}-seed{seed}"
     if not (run / "done").is_file():
         train(work.config.model_copy(update={"store": store, "loop": loop}), run, resume=True)
         (run / "done").touch()
@@ -188,15 +197,22 @@ def cell(documents: Sequence[dict[str, Any]], key: str, form: str) -> str:
     return text if len(values) == 1 else f"{text} ({min(values):{form}} to {max(values):{form}})"
 
 
-ROWS = ("training median", "start, mean", "start, median", "recipe, seed")
+ROWS = ("training median", "start, mean", "start, median", f"{RECIPE}, seed")
+
+
+def rows_of(work: Work) -> tuple[str, ...]:
+    """Return the rows of the tables: the usual ones, then those of other recipes that were scored, by name."""
+    scored = {path.name.rstrip("0123456789 ") for path in (work.out / "scores").glob("*, seed *")}
+    return (*ROWS, *sorted(scored - set(ROWS)))
 
 
 def print_tables(work: Work) -> None:
     """Print the tables of what was scored."""
-    print(f"| lidar left out: MAE, m (skill) | best constant | {' | '.join(ROWS)} |\n|{'---|' * (len(ROWS) + 2)}")
+    rows = rows_of(work)
+    print(f"| lidar left out: MAE, m (skill) | best constant | {' | '.join(rows)} |\n|{'---|' * (len(rows) + 2)}")
     for ground, (_, folds) in GROUNDS.items():
         cells = []
-        for row in ROWS:
+        for row in rows:
             documents = read(work, row, ground, folds)
             skill = cell(documents, "skill", ".2f")
             cells.append(f"{cell(documents, 'mae_m', '.2f')}; {skill}" if skill else "")
@@ -206,7 +222,7 @@ def print_tables(work: Work) -> None:
     print(f"\n| city left out | row | {' | '.join(figures)} |\n|{'---|' * (len(figures) + 2)}")
     for fold, cities in CITIES.items():
         for city in cities:
-            for row in ROWS[1:]:
+            for row in rows[1:]:
                 documents = read(work, row, city, fold)
                 if documents:
                     cells = " | ".join(cell(documents, key, form) for key, form in figures.items())
@@ -214,7 +230,7 @@ def print_tables(work: Work) -> None:
     print("\n| stems left out | row | n | MAE m | bias m |\n|---|---|---|---|---|")
     for fold, sources in STEMS.items():
         for source in sources:
-            for row in ROWS[1:]:
+            for row in rows[1:]:
                 documents = read(work, row, source, fold)
                 if documents:
                     cells = (cell(documents, "stem_mae_m", ".2f"), cell(documents, "stem_bias_m", "+.2f"))
@@ -228,6 +244,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("configs/dataset-weak.yaml"), help="sources of the store")
     parser.add_argument("--root", type=Path, required=True, help="folder of the data")
     parser.add_argument("--store", type=Path, default=Path("runs/store-weak"), help="chip store")
+    parser.add_argument("--row", default=RECIPE, help="name of the recipe in the tables")
     parser.add_argument("--set", action="append", default=[], help="a.b=value over the configuration's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--folds", nargs="+", default=list(FOLDS), choices=list(FOLDS))
@@ -237,28 +254,31 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(arguments.config, TrainConfig, (f"store.path={arguments.store}", *arguments.set))
     data = load_config(arguments.data, DatasetConfig, (f"root={arguments.root}",))
-    work = Work(config, data, ChipStore.open(arguments.store), arguments.out, arguments.crops)
+    work = Work(config, data, ChipStore.open(arguments.store), arguments.out, arguments.crops, arguments.row)
     if not arguments.table:
         run(work, arguments.folds, arguments.seeds)
     print_tables(work)
 
 
 def run(work: Work, folds: Sequence[str], seeds: Sequence[int]) -> None:
-    """Compute all rows that are not there yet: constants and the start, then a seed after the other."""
+    """Compute all rows that are not there yet: constants and the start, if any, then a seed after the other."""
     split, heights = work.store.column("split"), []
     for fold in folds:
         rows = np.flatnonzero((split == "train") & ~np.isin(work.store.column("site"), FOLDS[fold]))
         heights = work.store.heights_m(rows)
         median_m = float(np.nanmedian(heights))
         score(work, "training median", fold, None, median_m)
-    assert work.config.start is not None
-    for fold in folds:
-        score(work, "start, mean", fold, load_model(work.config.start, decode="mean"), 0.0)
+    score_start(work, "mean", folds)
     for seed in seeds:
         for fold in folds:
-            score(work, f"recipe, seed {seed}", fold, load_model(trained(work, fold, seed)), 0.0)
-    for fold in folds:
-        score(work, "start, median", fold, load_model(work.config.start, decode="median"), 0.0)
+            score(work, f"{work.row}, seed {seed}", fold, load_model(trained(work, fold, seed)), 0.0)
+    score_start(work, "median", folds)
+
+
+def score_start(work: Work, decode: Decode, folds: Sequence[str]) -> None:
+    """Score the model that the trainings start from, if there is one."""
+    for fold in folds if work.config.start else ():
+        score(work, f"start, {decode}", fold, load_model(str(work.config.start), decode=decode), 0.0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmark of folds: which ground a fold leaves out, what is computed once, and how seeds stand in a cell."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -58,3 +59,33 @@ def test_scores_are_computed_once_and_averaged_over_seeds(folds, work) -> None:
     assert folds.cell(documents, "mae_m", ".1f") == "2.5 (2.0 to 3.0)"
     assert folds.cell(documents, "skill", ".1f") == ""
     assert json.loads((work.out / "scores" / "recipe, seed 1" / "1-ground.json").read_text()) == {"mae_m": 3.0}
+
+
+def test_rows_of_another_recipe_have_their_own_name_and_no_start(
+    folds, work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainings, scored = [], []
+    monkeypatch.setattr(
+        folds, "train", lambda config, run, *, resume: trainings.append((config, run)) or run.mkdir(parents=True)
+    )
+    monkeypatch.setattr(folds, "load_model", lambda path: path)
+    monkeypatch.setattr(folds, "score", lambda work, row, fold, model, median_m: scored.append((row, fold)))
+    monkeypatch.setattr(folds, "FOLDS", {"1": ("b",), "2": ()})
+    other = replace(work, out=tmp_path, row="U-Net")
+    for _ in range(2):
+        folds.run(other, ("1", "2"), (3,))
+    expected = [("training median", "1"), ("training median", "2"), ("U-Net, seed 3", "1"), ("U-Net, seed 3", "2")]
+    assert scored == 2 * expected
+    assert [run.name for _, run in trainings] == ["U-Net-fold1-seed3", "U-Net-fold2-seed3"], "each is trained once"
+    config = trainings[0][0]
+    assert (config.store.held_out_sites, config.loop.seed) == (("b",), 3)
+    monkeypatch.undo()
+    for seed, mae_m in ((0, 1.5), (1, 2.5)):
+        folds.score_once(
+            other, f"U-Net, seed {seed}", "2", "farmland, France", lambda m=mae_m: {"mae_m": m, "skill": 0.1}
+        )
+    folds.print_tables(other)
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].endswith("| recipe, seed | U-Net, seed |")
+    (row,) = (line for line in table if line.startswith("| farmland, France"))
+    assert row.endswith("|  | 2.00 (1.50 to 2.50); 0.10 (0.10 to 0.10) |")
