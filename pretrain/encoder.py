@@ -210,7 +210,9 @@ def load_encoder(path: Path, *, rgb: bool = True) -> tuple[Card, Encoder]:
         if not weights:
             raise ModelError(f"{path}: no weights under {ENCODER!r}, where a height model's encoder is expected")
     elif card.family != "encoder":
-        raise ModelError(f"{path} is of the family {card.family}: an encoder, or a height model of ours, is expected")
+        raise ModelError(
+            f"{path} is of the family {card.family}: an encoder, or a height model of the family dpt, is expected"
+        )
     require_size(lambda: from_card(card).vit, count_weights(weights), path)
     encoder = from_card(card)
     missing = set(encoder.vit.state_dict()) - set(weights)

@@ -11,12 +11,14 @@ from pydantic import ValidationError
 from tiny_models import random_image, tiny_card
 from torch import Tensor
 
+from canopy.calibration.curves import FeatureGain
 from canopy.errors import ModelError
 from canopy.models.bundle import Architecture, Card, read_card, save_bundle
 from canopy.models.dpt import load_stages
 from canopy.models.families import build_net
 from canopy.models.model import CanopyModel, load_model
 from canopy.models.unet import UNetHeights, create_stages
+from canopy.prediction.layers import Layers
 from canopy.prediction.trial import has_choice
 
 SHAPE = Architecture(kind="unet", encoder="test_efficientnet", decoder_channels=(4, 8, 8, 8))
@@ -182,6 +184,18 @@ def test_the_decoder_is_the_cards_or_the_users(bundle: Path, model: CanopyModel)
     median = load_model(bundle, device="cpu", backend="eager", decode="median")
     assert (model.decode, median.decode) == ("mean", "median")
     assert (median.predict(image) - model.predict(image)).abs().mean() > 0.1
+
+
+def test_a_gain_is_predicted_from_its_features(model: CanopyModel) -> None:
+    image = random_image(1, 3, 64, 64)
+    features = model.features(image)
+    gain = FeatureGain(
+        model_sha256=model.sha256, weights=(0.5,) + (0.0,) * (features.shape[1] - 1), bias=0.1, sigma_m=6
+    )
+    layers = Layers(model, uncertainty=True, gain=gain)(image)
+    assert layers.shape == (1, 4, 64, 64)
+    expected = 0.1 + 0.5 * features[0, 0].mean()
+    assert layers[0, 3].mean().item() == pytest.approx(expected.item(), abs=0.2 * features[0, 0].std().item())
 
 
 def test_openvino_gives_the_heights_of_torch(

@@ -11,7 +11,7 @@ from towns import build_town
 from training import SMALL_STORE, checkpoint, tiny_config, trained
 
 from canopy.config import load_config
-from canopy.errors import ConfigError, TrainingError
+from canopy.errors import ConfigError, ModelError, TrainingError
 from canopy.models.bundle import Architecture, read_card
 from canopy.models.model import load_model
 from canopy.models.unet import UNetHeights
@@ -19,6 +19,7 @@ from canopy.training import decoder
 from canopy.training.config import TrainConfig
 from canopy.training.decoder import make_card, start_net, training_record
 from canopy.training.sampling import read_store
+from pretrain.encoder import load_encoder
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SHAPE = Architecture(kind="unet", encoder="test_efficientnet", decoder_channels=(4, 8, 8, 8))
@@ -87,6 +88,10 @@ def test_it_starts_from_a_unet_alone(tmp_path: Path) -> None:
     dpt = trained(tiny_config(), tmp_path / "dpt") / "last.safetensors"
     with pytest.raises(TrainingError, match="its kind is dpt, the configuration's unet"):
         started(unet_config(start=dpt))
+    with pytest.raises(TrainingError, match="its encoder is test_efficientnet, the configuration's vit_tiny"):
+        trained(tiny_config(encoder=first), tmp_path / "other")
+    with pytest.raises(ModelError, match="is of the family unet: an encoder, or a height model of the family dpt"):
+        load_encoder(first)
 
 
 @pytest.mark.parametrize(("setting", "value"), [
