@@ -379,7 +379,7 @@ def pick_backend(name: str, card: Card, sha256: str, device: torch.device) -> Ba
     if name == "auto":
         name = _fastest(card, device)
     if name == "bf16" and device.type == "cuda" and card.family not in SMALL_FAMILIES:
-        families = " and ".join(SMALL_FAMILIES)
+        families = f"the families {' and '.join(SMALL_FAMILIES)}"
         raise ModelError(f"on CUDA, bf16 runs models of {families}, {card.name} is of {card.family}: use auto")
     if name.startswith("openvino"):
         return OpenVINO(card, sha256, "bf16" if name.endswith("bf16") else "f32")

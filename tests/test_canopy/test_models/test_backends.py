@@ -74,7 +74,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
         pick_backend("bf16", CARD, "0", torch.device("mps"))
     with pytest.raises(ModelError, match="openvino backend runs on cpu, not on cuda"):
         pick_backend("openvino", CARD, "0", CUDA)
-    with pytest.raises(ModelError, match="family dpt, tiny is of chmv1"):
+    with pytest.raises(ModelError, match="families dpt and unet, tiny is of chmv1"):
         pick_backend("bf16", other, "0", CUDA)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ModelError, match="needs OpenVINO: pip install openvino"):
