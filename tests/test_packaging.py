@@ -66,10 +66,10 @@ def test_wheel_holds_the_sample_scene_and_its_area(wheel: zipfile.ZipFile) -> No
 
 @pytest.mark.parametrize("folder", ["configs", "recipes"])
 def test_wheel_holds_configurations_and_recipes(wheel: zipfile.ZipFile, folder: str) -> None:
-    files = {path.name: path.read_bytes() for path in (REPOSITORY / folder).iterdir() if path.is_file()}
-    packed = {name for name in wheel.namelist() if name.startswith(f"canopy/data/{folder}/")}
-    assert packed == {f"canopy/data/{folder}/{name}" for name in files}
-    assert {Path(name).name: wheel.read(name) for name in packed} == files
+    paths = [path for path in (REPOSITORY / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = {path.relative_to(REPOSITORY).as_posix(): path.read_bytes() for path in paths}
+    packed = [name for name in wheel.namelist() if name.startswith(f"canopy/data/{folder}/")]
+    assert {name.removeprefix("canopy/data/"): wheel.read(name) for name in packed} == files
 
 
 def test_wheel_holds_the_weights(wheel: zipfile.ZipFile) -> None:

@@ -18,7 +18,7 @@ from tiles.aoi import to_crs
 from tiles.files import make_folder
 
 PACKAGE = Path(__file__).resolve().parent.parent
-SHIPPED = {"configs": "*.yaml", "recipes": "*"}
+SHIPPED = {"configs": "*.yaml", "configs/launch": "*", "recipes": "*"}
 """Folders that are copied, and the files in them."""
 FOREST_SITES = {"north": 3, "south": 1}
 """Sites of the generated forest, and the number of scenes of each; the last is for testing alone."""
