@@ -69,12 +69,13 @@ def _aws_profile() -> dict[str, str]:
     return {option: profile[name] for name, option in names.items() if name in profile}
 
 
-def open_prefix(address: str, refused: type[Exception]) -> Any:
-    """Return a folder, or the prefix of a bucket, as a store of obstore's; a folder is made.
+def open_prefix(address: str, refused: type[Exception], *, make: bool = False) -> Any:
+    """Return a folder, or the prefix of a bucket, as a store of obstore's.
 
     Args:
         address: Folder, or ``s3://bucket/prefix``, ``gs://``, ``az://``.
         refused: Error of an address that cannot be opened.
+        make: Whether a folder is made where there is none.
     """
     from obstore.exceptions import BaseError
     from obstore.store import LocalStore
@@ -83,7 +84,10 @@ def open_prefix(address: str, refused: type[Exception]) -> Any:
     if len(parts.scheme) < 2:  # a path, perhaps with a drive letter
         folder = Path(address).absolute()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if make:
+                folder.mkdir(parents=True, exist_ok=True)
+            elif not folder.is_dir():
+                raise refused(f"no folder {folder}")
             return LocalStore(folder)
         except OSError as error:
             raise refused(f"{folder} cannot be opened: {error.strerror or error}") from error

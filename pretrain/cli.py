@@ -83,7 +83,8 @@ def pack(
     settings = load_config(config, PretrainConfig, tuple(set_ or ()))
     with show_progress() as report:
         count = run(settings.tiles, out, shard_tiles=tiles_a_shard, quality=quality, report=report)
-    say(f"{count:,} tiles: canopy pretrain {config} --set tiles.shards={redacted(out)}")
+    other = "tiles.store=null" if settings.tiles.store else "tiles.sources=[]"
+    say(f"{count:,} tiles: canopy pretrain {config} --set {other} --set tiles.shards={redacted(out)}")
     typer.echo(redacted(out))
 
 

@@ -91,7 +91,7 @@ def pack(
         raise ConfigError(f"--quality {quality}: tiles of {config.bands} bands are packed without loss")
     form = ShardFormat(config.tile_px, config.bands, quality)
     stream = _Stream(config)
-    objects = open_objects(out)
+    objects = open_objects(out, make=True)
     _claim(objects, out, {"format": FORMAT, **asdict(form), "shard_tiles": shard_tiles, "tiles": stream.digest})
     parts = _finished_parts(objects)
     position = StreamPosition(**json.loads(parts[-1].schema.metadata[b"after"])) if parts else StreamPosition(0, 0)

@@ -209,13 +209,17 @@ def open_shards(address: str, max_bad: int = 0) -> ShardedTiles:
     return ShardedTiles(shown, objects, index, max_bad)
 
 
-def open_objects(address: str) -> Objects:
+def open_objects(address: str, *, make: bool = False) -> Objects:
     """Open a folder or the prefix of a bucket, whose failures are errors of one line.
+
+    Args:
+        address: Folder or URI.
+        make: Whether a folder is made where there is none.
 
     Raises:
         TrainingError: The address is of no kind that is known, or the store cannot be opened.
     """
-    return _Explained(address, open_prefix(address, TrainingError))
+    return _Explained(address, open_prefix(address, TrainingError, make=make))
 
 
 class _Explained:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pretrain.encoder import from_card, save_encoder
 def application() -> typer.Typer:
     """The stage's commands alone."""
     app = typer.Typer()
-    for command in (commands.pretrain, commands.distill, commands.curate, commands.probe):
+    for command in (commands.pretrain, commands.distill, commands.curate, commands.pack, commands.probe):
         app.command(command.__name__)(command)
     return app
 
@@ -110,3 +111,19 @@ def test_probe_prints_a_table_or_json_and_records(
     tree = json.loads(as_json.stdout)
     assert tree["cells"] == 208
     assert read_card(bundle).metrics["probe"]["height_m"] == tree["height_m"]
+
+
+def test_packed_tiles_train_by_the_command_that_is_printed(
+    application: typer.Typer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    imagery = make_raster(tmp_path / "scene.tif", pattern="noise")
+    tiles = {"sources": [{"path": str(imagery)}], "tile_px": 32}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**TINY, "tiles": tiles}))
+    arguments = ["pack", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "shards"), "--tiles-a-shard", "3"]
+    result = CliRunner().invoke(application, arguments)
+    assert result.exit_code == 0, result.output
+    printed = (result.stderr + capfd.readouterr().err).splitlines()
+    command = next(line for line in printed if "canopy pretrain" in line).partition("canopy ")[2]
+    out = ["--out", str(tmp_path / "run"), "--set", "loop.steps=1"]
+    result = CliRunner().invoke(application, [*shlex.split(command), *out])
+    assert result.exit_code == 0, result.output

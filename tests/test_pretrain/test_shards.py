@@ -102,8 +102,8 @@ def test_a_killed_pack_goes_on_to_the_same_bytes(tmp_path_factory: pytest.TempPa
     opened = packing.open_objects
 
     class Killed:
-        def __init__(self, address: str) -> None:
-            self.objects, self.left = opened(address), writes
+        def __init__(self, address: str, *, make: bool) -> None:
+            self.objects, self.left = opened(address, make=make), writes
 
         def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
             return self.objects.read(key, start, stop)
@@ -235,6 +235,9 @@ def test_what_cannot_be_packed_or_read_says_why(tmp_path: Path) -> None:
         pack(TilesConfig(shards=out), str(tmp_path / "again"))
     with pytest.raises(TrainingError, match=r"\(tile_px, bands\) are \(32, 3\), those of the configuration \(64, 3\)"):
         read_tiles(TilesConfig(shards=out, tile_px=64))
+    with pytest.raises(TrainingError, match="no folder"):
+        open_shards(str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
     with pytest.raises(TrainingError, match=r"ftp://host/a: a folder, or s3://"):
         open_shards("ftp://me:secret@host/a?key=1")
     with pytest.raises(ValidationError, match=r"one of tiles\.sources, tiles\.store and tiles\.shards"):
