@@ -5,7 +5,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -56,6 +56,14 @@ class CheckpointWriter:
         folder = self._run / "checkpoints" / f"{step:08d}{SHARDS}"
         with reported(folder, RuntimeError, remedy=REMEDY):
             self._pending = BackgroundSave(parts, folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # An error of the training is one of all ranks; after any other, the ranks might wait for each other for ever.
+        if kind is None or issubclass(kind, TrainingError):
+            self.close()
 
     def close(self) -> None:
         """Wait for the checkpoint that is being written, and give it its name.

@@ -150,35 +150,34 @@ def fit(
     start = restore_checkpoint(learner.parts(), run) if resume else 0
     log = RunLog(run, start, report, tensorboard=config.tensorboard)
     stream = _ahead(batches, start * config.accumulate, config.steps * config.accumulate)
-    checkpoints = CheckpointWriter(run, config.checkpoints, config.keep_every)
     speed = Speed(images, config.peak_tflops)
     skipped, times_s = 0, list[float]()
-    for step in range(start, config.steps):
-        started = time.perf_counter()
-        rates = learner.schedule(step)
-        with speed.counting():
-            outcome = _step(learner, stream, step, config)
-        skipped = 0 if outcome.taken else skipped + 1
-        _require_progress(outcome, skipped, step, run)
-        notes = _notes(learner.update(step), outcome)
-        if step == start:
-            on_start()
-        times_s.append(time.perf_counter() - started)
-        log.write(step=step, loss=outcome.loss, **rates, **notes, **_measures(outcome, times_s[-1], speed))
-        number = step + 1
-        if number == start + 1 + MEASURED_STEPS and config.steps - start > LONG_STEPS and rank() == 0:
-            _LOG.info("%s", _cost(learner, times_s, start, config))
-        evaluates = number % config.evaluate_every == 0 or number == config.steps
-        saves = number % config.checkpoint_every == 0 or number == config.steps
-        # Weights that are not finite reach neither a bundle nor a checkpoint, so that the last ones stay good.
-        if evaluates or saves:
-            require_finite(learner.parts(), run, number)
-        # Evaluate before the checkpoint: a run killed between the two evaluates again, to the same figures.
-        if evaluates:
-            log.write(step=step, **evaluate(learner.average, step))
-        if saves:
-            checkpoints.save(learner.parts(), number)
-    checkpoints.close()
+    with CheckpointWriter(run, config.checkpoints, config.keep_every) as checkpoints:
+        for step in range(start, config.steps):
+            started = time.perf_counter()
+            rates = learner.schedule(step)
+            with speed.counting():
+                outcome = _step(learner, stream, step, config)
+            skipped = 0 if outcome.taken else skipped + 1
+            _require_progress(outcome, skipped, step, run)
+            notes = _notes(learner.update(step), outcome)
+            if step == start:
+                on_start()
+            times_s.append(time.perf_counter() - started)
+            log.write(step=step, loss=outcome.loss, **rates, **notes, **_measures(outcome, times_s[-1], speed))
+            number = step + 1
+            if number == start + 1 + MEASURED_STEPS and config.steps - start > LONG_STEPS and rank() == 0:
+                _LOG.info("%s", _cost(learner, times_s, start, config))
+            evaluates = number % config.evaluate_every == 0 or number == config.steps
+            saves = number % config.checkpoint_every == 0 or number == config.steps
+            # Weights that are not finite reach neither a bundle nor a checkpoint, so that the last ones stay good.
+            if evaluates or saves:
+                require_finite(learner.parts(), run, number)
+            # Evaluate before the checkpoint: a run killed between the two evaluates again, to the same figures.
+            if evaluates:
+                log.write(step=step, **evaluate(learner.average, step))
+            if saves:
+                checkpoints.save(learner.parts(), number)
     return learner.average
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from canopy.errors import TrainingError
+from canopy.training.checkpoints import checkpoint_paths, last_checkpoint
 from canopy.training.config import LoopConfig
 from canopy.training.cost import measured_cost
 from canopy.training.loop import Supervised, blend, computes_bf16, fit, frozen_copy, learning_rate, rehearse
@@ -364,3 +365,16 @@ def test_the_first_step_is_no_measure() -> None:
     cost = measured_cost([100.0, 1.0, 3.0, 50.0], 10, 110, torch.device("cpu"))
     assert (cost.step_s, cost.seconds) == (2.0, 200.0)
     assert measured_cost([4.0], 0, 1, torch.device("cpu")).seconds == 4.0
+
+
+def test_a_sharded_checkpoint_outlives_the_error_that_follows_it(tmp_path: Path) -> None:
+    config = LOOP.model_copy(update={"checkpoints": "sharded", "checkpoint_every": 3})
+
+    def loss(model: nn.Module, x: Tensor, step: int) -> Tensor:
+        return model(x).sum() * (torch.inf if step == 4 else 1.0)
+
+    with pytest.raises(TrainingError, match="loss is inf at step 4"):
+        fit_one(tmp_path, loss, config)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoints" / "00000003.shards"
+    fit_one(tmp_path, lambda model, x, step: model(x).sum(), config, resume=True)
+    assert [int(path.stem) for path in checkpoint_paths(tmp_path)] == [10, 9]
