@@ -28,6 +28,8 @@ from canopy.models import limits
 from tiles.files import file_sha256, replacing, reported
 
 CARD_KEY = "canopy.card"
+MAPPED_BYTES = 64 * 2**20
+"""Part of a file that is read from one mapping into memory."""
 BUNDLED = Path(__file__).parents[1] / "weights"
 """Folder of the bundled models."""
 PUBLISHED_CONFIG = "config.json"
@@ -349,7 +351,7 @@ def _read(path: Path, *, weights: bool) -> tuple[Card, Weights]:
     try:
         with safe_open(path, framework="np") as opened:
             text = (opened.metadata() or {}).get(CARD_KEY)
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()} if weights else {}  # noqa: SIM118
+        arrays = _read_arrays(path) if weights else {}
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path} is not a model bundle (canopy models convert makes one of a publisher's file): "
@@ -358,6 +360,33 @@ def _read(path: Path, *, weights: bool) -> tuple[Card, Weights]:
     if text is None:
         raise ModelError(f"{path} has no '{CARD_KEY}' in its header: not a Canopy bundle")
     return _parse_card(path, text), arrays
+
+
+def _read_arrays(path: Path) -> Weights:
+    """Read the arrays of a file, which is mapped into memory: it is closed after each part of it, to free that part.
+
+    Raises:
+        ModelError: The file was replaced meanwhile.
+    """
+    arrays: Weights = {}
+    identity = _identity(path)
+    with safe_open(path, framework="np") as opened:
+        left = list(reversed(opened.keys()))
+    while left:
+        with safe_open(path, framework="np") as opened:
+            mapped = 0
+            while left and mapped < MAPPED_BYTES:
+                name = left.pop()
+                arrays[name] = opened.get_tensor(name)
+                mapped += arrays[name].nbytes
+    if _identity(path) != identity:
+        raise ModelError(f"{path} was replaced while it was read: run the same command again")
+    return arrays
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _parse_card(path: Path, text: str) -> Card:

@@ -6,7 +6,8 @@ A large network fills the cores with one chip; a batch would gain nothing, and n
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +44,16 @@ def require_bfloat16() -> None:
 
 
 def with_bfloat16_weights(net: HeightNet) -> HeightNet:
-    """Return a network whose matrices and kernels are stored in bfloat16; all other weights stay in float32.
+    """Return a copy of a network whose matrices and kernels are stored in bfloat16; all other weights are shared.
 
     Autocast would convert them at each call, which takes as long as the products.
     """
+    converted: dict[int, Tensor] = {}
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            module.to(torch.bfloat16)
-    return net
+            for parameter in module.parameters(recurse=False):
+                converted[id(parameter)] = nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
+    return _sharing(net, converted)
 
 
 def in_bfloat16(function: ImageFunction) -> ImageFunction:
@@ -66,13 +69,17 @@ def in_bfloat16(function: ImageFunction) -> ImageFunction:
 def with_int8_layers(net: HeightNet) -> HeightNet:
     """Return a copy of a network whose linear layers multiply 8-bit integers, scaled by each chip's own range.
 
+    All other weights are shared with the network.
+
     Raises:
         ModelError: This build of torch has no such layers.
     """
     try:
         with _quantised_engine(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that it will move this function to another library
-            quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
+            quantised = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+                _sharing(net, {}), {nn.Linear}, dtype=torch.qint8, inplace=True
+            )
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         raise ModelError(
             f"this build of torch has no 8-bit linear layers ({type(error).__name__}): use auto"
@@ -81,9 +88,10 @@ def with_int8_layers(net: HeightNet) -> HeightNet:
     return quantised
 
 
-def copied(net: HeightNet) -> HeightNet:
-    """Return a network of its own with the same weights."""
-    return copy.deepcopy(net)
+def _sharing(net: HeightNet, replaced: Mapping[int, Tensor]) -> HeightNet:
+    """Return a network of its own with the same tensors, but for those replaced, by identity: none is copied."""
+    tensors: dict[int, Any] = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
+    return copy.deepcopy(net, tensors | dict(replaced))
 
 
 @contextlib.contextmanager

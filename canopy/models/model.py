@@ -11,13 +11,12 @@ from torch import Tensor
 from canopy.errors import ModelError, one_line
 from canopy.models.backends import Backend, pick_backend
 from canopy.models.bundle import DEFAULT_MODEL, OUR_FAMILIES, Card, Decode, find_bundle, read_bundle
-from canopy.models.cpu_backends import copied
 from canopy.models.families import build_net
 from canopy.models.intervals import around_m, interval_m, no_interval
 from canopy.models.network import MULTIPLE_PX, BinHeights, HeightNet
 from canopy.models.options import check_backend, check_decode, check_device
 from canopy.models.public.conversion import is_published, read_published
-from canopy.models.weights import count_weights, load_weights, require_size
+from canopy.models.weights import count_weights, move_weights, require_size, without_values
 
 OVERSHOOT = 0.01
 """Distance from [0, 1] at which values count as rounded or resampled, not as values of another range."""
@@ -90,8 +89,7 @@ class CanopyModel:
             ModelError: The backend cannot run it.
         """
         backend = pick_backend(option, self.card, self.sha256, self.device)
-        net = copied(self._net) if option == "bf16" else self._net  # whose weights would change their type
-        return CanopyModel(self.card, net, self.sha256, self.device, backend)
+        return CanopyModel(self.card, self._net, self.sha256, self.device, backend)
 
     @torch.inference_mode()
     def predict(self, image: Tensor) -> Tensor:
@@ -194,8 +192,9 @@ def load_model(
             "leave --decode out"
         )
     require_size(lambda: build_net(bundle.card), count_weights(bundle.weights), path)
-    net = build_net(bundle.card)
-    load_weights(net, bundle.weights, path)
+    with without_values():
+        net = build_net(bundle.card)
+    move_weights(net, bundle.weights, path)
     if decode is not None and isinstance(net, BinHeights):
         net.decode = decode
     _require_heights(net, path)

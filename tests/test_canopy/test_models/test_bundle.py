@@ -39,6 +39,24 @@ def test_a_bundle_keeps_card_and_weights(tmp_path: Path) -> None:
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode, "as readable as any file"
 
 
+def test_a_large_bundle_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, weights = tmp_path / "m.safetensors", {name: np.full(5, ord(name), np.float32) for name in "dacb"}
+    save_bundle(path, tiny_card(), weights)
+    monkeypatch.setattr("canopy.models.bundle.MAPPED_BYTES", 30)
+    read = read_bundle(path).weights
+    assert read.keys() == weights.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(read[name], array)
+
+    def replaced(_: Path) -> int:
+        return next(identities)
+
+    identities = iter((1, 2))
+    monkeypatch.setattr("canopy.models.bundle._identity", replaced)
+    with pytest.raises(ModelError, match="was replaced while it was read"):
+        read_bundle(path)
+
+
 def test_the_digest_is_that_of_all_bytes(tmp_path: Path) -> None:
     for name, notes in (("a", ""), ("b", ""), ("c", "other")):
         save_bundle(tmp_path / name, tiny_card(notes=notes), {"x": np.zeros(2)})

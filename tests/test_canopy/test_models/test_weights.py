@@ -1,5 +1,6 @@
 """Weights: enough of them for their network, and loaded strictly."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,10 @@ import pytest
 import torch
 
 from canopy.errors import ModelError
-from canopy.models.weights import count_weights, load_weights, require_size
+from canopy.models.weights import count_weights, load_weights, move_weights, require_size, without_values
+
+LOADERS = pytest.mark.parametrize("load", [load_weights, move_weights])
+Load = Callable[[torch.nn.Module, dict[str, np.ndarray], Path], None]
 
 
 def test_a_network_larger_than_its_file_takes_no_memory() -> None:
@@ -34,13 +38,42 @@ def test_weights_are_counted() -> None:
     assert count_weights({"a": np.zeros((2, 3)), "b": np.zeros(4)}) == 10
 
 
-def test_arrays_are_loaded_by_name() -> None:
+@LOADERS
+def test_arrays_are_loaded_by_name(load: Load) -> None:
     net = torch.nn.Linear(3, 2)
     weights = {"weight": np.arange(6, dtype=np.float16).reshape(2, 3), "bias": np.array([1, 2], np.int64)}
-    load_weights(net, weights, Path("x"))
+    load(net, dict(weights), Path("x"))
     assert net.weight.dtype == torch.float32
     np.testing.assert_array_equal(net.weight.detach(), weights["weight"])
     np.testing.assert_array_equal(net.bias.detach(), [1, 2])
+
+
+def test_arrays_that_are_moved_are_let_go_of() -> None:
+    """Two copies of a large network would take gigabytes."""
+    net, array = torch.nn.Linear(3, 2, bias=False), np.zeros((2, 3), np.float32)
+    weights = {"weight": array}
+    move_weights(net, weights, Path("x"))
+    assert weights == {}
+    array[:] = 1
+    assert not net.weight.detach().any()
+
+
+def test_parameters_without_values_are_not_drawn() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Conv2d(3, 2, 1))
+            self.token = torch.nn.Parameter(torch.empty(1, 4))
+            torch.nn.init.trunc_normal_(self.token)
+            torch.nn.init.normal_(tensor=self.token)
+            self.register_buffer("steps", torch.empty(3).fill_(1).mul_(2), persistent=False)
+
+    before = torch.get_rng_state()
+    with without_values():
+        net = Net()
+    torch.testing.assert_close(net.steps, torch.full((3,), 2.0))
+    assert sum(parameter.numel() for parameter in net.parameters()) == 4 + 8 + 8
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +85,9 @@ def test_arrays_are_loaded_by_name() -> None:
         {"bias": np.array([None, None])},
     ],
 )
-def test_arrays_that_do_not_fit_are_one_line(changes: dict[str, np.ndarray]) -> None:
+@LOADERS
+def test_arrays_that_do_not_fit_are_one_line(load: Load, changes: dict[str, np.ndarray]) -> None:
     weights = {"weight": np.zeros((2, 3), np.float32), "bias": np.zeros(2, np.float32)}
     with pytest.raises(ModelError, match=r"^x: weights do not fit the card's architecture: ") as caught:
-        load_weights(torch.nn.Linear(3, 2), {**weights, **changes}, Path("x"))
+        load(torch.nn.Linear(3, 2), {**weights, **changes}, Path("x"))
     assert "\n" not in str(caught.value)
