@@ -41,7 +41,7 @@ ImageFunction = Callable[[Tensor], Tensor]
 BATCH = 4
 """Chips that the prediction engine passes to a model at a time."""
 CACHED = 12
-"""Compiled functions that stay in the cache, of tens of megabytes each; of a public model, of a gigabyte."""
+"""Compiled functions that stay in the cache, of tens of megabytes each."""
 CACHED_BYTES = 6 * 2**30
 """Disk that they take at most."""
 SMALL_FAMILIES = OUR_FAMILIES
@@ -212,7 +212,8 @@ class Graphed:
 class OpenVINO(Backend):
     """OpenVINO on the CPU, chip by chip, as many at once as torch has threads, `BATCH` at most.
 
-    Compiling a model takes seconds, so the compiled network is stored next to the fetched models.
+    Compiling a model takes seconds, so the compiled network is stored next to the fetched models. That of a public
+    model is not: compiling takes little of a map's time, and storing several times the memory of the weights.
 
     Args:
         card: Card of the model.
@@ -241,8 +242,10 @@ class OpenVINO(Backend):
         identity = f"{self._sha256} {name}"
         return ChipByChip(self._library, function, self._card.chip_px, self._stored(name), identity, self._precision)
 
-    def _stored(self, name: str) -> Path:
-        """Return the path of a compiled function."""
+    def _stored(self, name: str) -> Path | None:
+        """Return the path of a compiled function, None where none is stored."""
+        if self._card.family not in SMALL_FAMILIES:
+            return None
         suffix = "" if self._precision == "f32" else f"-{self._precision}"
         return models_folder() / "compiled" / f"{self._sha256}-{name}{suffix}.bin"
 
@@ -254,13 +257,19 @@ class ChipByChip:
         library: The module `openvino`.
         function: The function.
         chip_px: Side of the images for which it is compiled, pixels; images of other sizes run in torch.
-        cache: File that stores the compiled function from one process to the next.
+        cache: File that stores the compiled function from one process to the next; None for none.
         identity: Identity of the function.
         precision: Type in which it multiplies: ``f32`` or ``bf16``.
     """
 
     def __init__(
-        self, library: Any, function: ImageFunction, chip_px: int, cache: Path, identity: str, precision: str = "f32"
+        self,
+        library: Any,
+        function: ImageFunction,
+        chip_px: int,
+        cache: Path | None,
+        identity: str,
+        precision: str = "f32",
     ) -> None:
         self._library, self._function, self._cache, self._identity = library, function, cache, identity
         self._precision = precision
@@ -313,6 +322,8 @@ class ChipByChip:
             "NUM_STREAMS": self._streams,
         }
         core = self._library.Core()
+        if self._cache is None:
+            return core.compile_model(self._trace(), "CPU", settings)
         key = self._key(core, settings)
         blob = read_cached(self._cache, key)
         if blob is not None:
@@ -399,7 +410,7 @@ def faster_backends(card: Card) -> list[str]:
     if card.training.get("linear_bits") == 8:
         names.append("int8")
     if _import_openvino() is not None:
-        names.append("openvino-bf16" if has_bfloat16() else "openvino")
+        names += ["openvino-bf16", "openvino"] if has_bfloat16() else ["openvino"]
     return names
 
 

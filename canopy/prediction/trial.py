@@ -71,8 +71,9 @@ def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel
     model.predict(chips[:1])  # starts threads, as below: the first call is no measure of any backend
     expected, float_s = _timed(model, chips)
     best, fastest = Trial(model.backend_option, float_s), model
+    bf16_gains = False
     for option in faster_backends(model.card):
-        if option.startswith("openvino") and count * best.chip_s < COMPILED_FROM_S:
+        if option.startswith("openvino") and not _is_worth_compiling(option, count * best.chip_s, bf16_gains):
             continue
         try:
             candidate = model.with_backend(option)
@@ -82,10 +83,12 @@ def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel
             _LOG.info("backend %s is left out: %s", option, str(error).splitlines()[0])
             continue
         trial = _compare(option, chip_s, heights, expected)
+        bf16_gains |= option == "bf16" and chip_s < float_s
         if trial.keeps_heights and trial.chip_s < best.chip_s:
             best, fastest = trial, candidate
         elif not trial.keeps_heights:
             _LOG.info("backend %s is left out: %s", option, _difference(trial))
+        del candidate  # unless it is the fastest: the next one takes its memory
     record_speed(model.card.name, fastest.backend, best.chip_s)
     if fastest is model:
         _LOG.info("backend: %s, %.2g s a chip", model.backend, float_s)
@@ -95,6 +98,14 @@ def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel
             fastest.backend, best.chip_s, float_s, _difference(best),
         )  # fmt: skip
     return fastest
+
+
+def _is_worth_compiling(option: str, map_s: float, bf16_gains: bool) -> bool:
+    """Return whether OpenVINO is tried, in bfloat16 where torch gained by it and else in float32.
+
+    Some processors list its instructions and multiply no faster by them. Never both: each compiles for long.
+    """
+    return map_s >= COMPILED_FROM_S and (option == "openvino-bf16") == bf16_gains
 
 
 def recorded_backend(folder: Path, sha256: str) -> str | None:

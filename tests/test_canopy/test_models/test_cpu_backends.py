@@ -1,5 +1,7 @@
 """Backends of public models on a CPU: equal bits in any company, differences in metres, errors where one is absent."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from checkpoints import THIN, packed, released_state
@@ -56,16 +58,29 @@ def test_another_backend_leaves_the_model_as_it_is(eager: CanopyModel) -> None:
 
 
 @pytest.mark.usefixtures("any_processor")
+@pytest.mark.parametrize("option", ["bf16", "int8"])
+def test_a_backend_shares_the_weights_that_it_does_not_change(eager: CanopyModel, option: str) -> None:
+    """A whole copy of a large network would take gigabytes."""
+    shared = {parameter.data_ptr() for parameter in eager._net.parameters()}
+    kept = [parameter for parameter in eager.with_backend(option)._net.parameters() if parameter.dtype == torch.float32]
+    assert kept
+    assert all(parameter.data_ptr() in shared for parameter in kept)
+
+
+@pytest.mark.usefixtures("any_processor")
 def test_metres_are_read_off_the_bins_in_float32(eager: CanopyModel) -> None:
     """A sum of 256 bins in bfloat16 would leave steps of a quarter of a metre."""
     heights = eager.with_backend("bf16").predict(CHIPS)
     assert not torch.equal(heights, heights.to(torch.bfloat16).float())
 
 
-def test_openvino_agrees_with_torch(eager: CanopyModel) -> None:
+def test_openvino_agrees_with_torch(eager: CanopyModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And stores nothing: writing the compiled function of a large network takes several times its memory."""
     pytest.importorskip("openvino")
+    monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
     chips = random_image(1, 3, eager.card.chip_px, eager.card.chip_px)
     assert (eager.with_backend("openvino").predict(chips) - eager.predict(chips)).abs().max() < 5e-3
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_processor_without_bfloat16_refuses_it(eager: CanopyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +108,9 @@ def test_8_bits_are_tried_where_the_publisher_stored_8_bits(
     monkeypatch.setattr("canopy.models.backends.has_bfloat16", lambda: True)
     monkeypatch.setattr("canopy.models.backends._import_openvino", lambda: object())
     assert eager.card.training["linear_bits"] == 8
-    assert faster_backends(eager.card) == ["bf16", "int8", "openvino-bf16"]
+    assert faster_backends(eager.card) == ["bf16", "int8", "openvino-bf16", "openvino"]
     plain = eager.card.model_copy(update={"training": {}})
-    assert faster_backends(plain) == ["bf16", "openvino-bf16"]
+    assert faster_backends(plain) == ["bf16", "openvino-bf16", "openvino"]
     monkeypatch.setattr("canopy.models.backends.has_bfloat16", lambda: False)
     assert faster_backends(plain) == ["openvino"]
     monkeypatch.setattr("canopy.models.backends._import_openvino", lambda: None)

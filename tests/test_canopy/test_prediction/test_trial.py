@@ -110,6 +110,17 @@ def test_what_compiles_for_half_a_minute_is_tried_on_long_maps_alone(
     assert choose(shifted, ["near", "openvino"], monkeypatch, count=10_000) == "openvino"
 
 
+@pytest.mark.parametrize(("bf16_s", "compiled"), [(0.5, "openvino-bf16"), (1.5, "openvino")])
+def test_bfloat16_is_compiled_where_torch_gained_by_it(
+    shifted: Shifted, monkeypatch: pytest.MonkeyPatch, bf16_s: float, compiled: str
+) -> None:
+    """Some processors list its instructions and are no faster by them."""
+    for option, chip_s in (("bf16", bf16_s), ("openvino-bf16", 0.1), ("openvino", 0.2)):
+        monkeypatch.setitem(Shifted.shifts_m, option, 0.0)
+        monkeypatch.setitem(Shifted.chip_s, option, chip_s)
+    assert choose(shifted, ["bf16", "openvino-bf16", "openvino"], monkeypatch, count=10_000) == compiled
+
+
 def test_a_record_is_of_one_model(bundle: Path, tmp_path: Path) -> None:
     model = load_model(bundle, "cpu")
     assert recorded_backend(tmp_path, model.sha256) is None
