@@ -1,5 +1,6 @@
 """From a request to a published height map: tiles are read, mapped and written at the same time; runs resume."""
 
+import gc
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -85,6 +86,7 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     if network is not request.model and request.backend == "auto" and isinstance(network, CanopyModel):
         job = _with_chosen_backend(job, network, partial_folder(request.path))
     del network  # a public model takes gigabytes, and the job has the one that maps
+    gc.collect()
     # Said here and not in `run_job`: a batch would say it of each of thousands of tiles.
     _log_job(job)
     if request.dry_run:

@@ -3,6 +3,7 @@
 The choice is a part of the plan, and stands next to the unfinished work: no map has tiles of two backends.
 """
 
+import gc
 import json
 import logging
 import time
@@ -89,6 +90,7 @@ def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel
         elif not trial.keeps_heights:
             _LOG.info("backend %s is left out: %s", option, _difference(trial))
         del candidate  # unless it is the fastest: the next one takes its memory
+        gc.collect()  # a model refers to itself, so that its last name alone does not free it
     record_speed(model.card.name, fastest.backend, best.chip_s)
     if fastest is model:
         _LOG.info("backend: %s, %.2g s a chip", model.backend, float_s)

@@ -1,6 +1,7 @@
 """The backend of a public model: chosen on a map's first chips, said, and kept by a resumed run."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import ClassVar
 
@@ -108,6 +109,24 @@ def test_what_compiles_for_half_a_minute_is_tried_on_long_maps_alone(
 ) -> None:
     assert choose(shifted, ["near", "openvino"], monkeypatch, count=100) == "near"
     assert choose(shifted, ["near", "openvino"], monkeypatch, count=10_000) == "openvino"
+
+
+def test_a_backend_that_lost_is_freed_before_the_next(shifted: Shifted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may take a gigabyte."""
+    living: weakref.WeakSet[Shifted] = weakref.WeakSet()
+    counts: list[int] = []
+    with_backend = Shifted.with_backend
+
+    def counted(model: Shifted, option: str) -> Shifted:
+        counts.append(len(living))
+        other = with_backend(model, option)
+        other.__dict__["itself"] = other  # as a model does by its methods
+        living.add(other)
+        return other
+
+    monkeypatch.setattr(Shifted, "with_backend", counted)
+    assert choose(shifted, ["far", "nan", "near"], monkeypatch) == "near"
+    assert counts == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("bf16_s", "compiled"), [(0.5, "openvino-bf16"), (1.5, "openvino")])
