@@ -1,6 +1,7 @@
 """Public checkpoints with random weights: files as their publishers release them, and independent forwards."""
 
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,13 @@ def _released_head(state: dict[str, Tensor], tapped: list[Tensor], side: int) ->
     return 10 * (weights / weights.sum(1, keepdim=True) * bins).sum(1)
 
 
-def packed(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the state dict of torch's dynamic quantisation: linear layers with packed int8 weights."""
-    small: dict[str, Any] = dict(state)
+def packed(state: dict[str, Tensor]) -> OrderedDict[str, Any]:
+    """Return the state dict of torch's dynamic quantisation: linear layers with packed int8 weights.
+
+    As torch's own do, it has the versions of these layers with it, without which torch expects an older format.
+    """
+    small: OrderedDict[str, Any] = OrderedDict(state)
+    versions: dict[str, dict[str, int]] = {}
     for name in [name for name in state if name.endswith(".weight") and state[name].ndim == 2]:
         layer = name.removesuffix(".weight")
         weight, bias = small.pop(name), small.pop(f"{layer}.bias")
@@ -163,6 +168,8 @@ def packed(state: dict[str, Tensor]) -> dict[str, Any]:
             f"{layer}._packed_params.dtype": torch.qint8,
             f"{layer}._packed_params._packed_params": (quantised, torch.nn.Parameter(bias)),
         }  # fmt: skip
+        versions |= {layer: {"version": 4}, f"{layer}._packed_params": {"version": 3}}
+    small._metadata = versions  # type: ignore[attr-defined]
     return small
 
 
