@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from canopy.dataset.records import PARTS
 from canopy.dataset.store import ChipStore, longest_prefix
 from canopy.errors import TrainingError
-from pretrain.config import TilesConfig
+from pretrain.config import TilesConfig, TileSourceConfig
 from pretrain.shards import ShardedTiles, open_shards
 from tiles.windows import window_starts
 
@@ -234,11 +234,11 @@ class BadFiles:
 
 def _cut_files(config: TilesConfig) -> ArrayTiles:
     """Read the tiles of GeoTIFFs into memory."""
-    geotiff, cuts, bad = require_gdal(), [], BadFiles(config.max_bad)
+    geotiffs, cuts, bad = open_geotiffs(), list[Any](), BadFiles(config.max_bad)
     for source in config.sources:
-        for path in geotiff.list_files(source):
+        for path in geotiffs.list_files(source):
             try:
-                cuts += geotiff.cut_file(path, source.gsd_m, config)
+                cuts += geotiffs.cut_file(path, source.gsd_m, config)
             except TrainingError as error:
                 bad.skip(path, str(error))
     bad.require_tiles(len(cuts), config)
@@ -246,20 +246,30 @@ def _cut_files(config: TilesConfig) -> ArrayTiles:
     return ArrayTiles(images, np.array([cut.gsd_m for cut in cuts]), hashlib.sha256(images.tobytes()).hexdigest())
 
 
-def require_gdal() -> Any:
-    """Return the module that reads GeoTIFFs: a machine that reads a chip store or shards needs no GDAL.
+def open_geotiffs() -> "GeoTiffReader":
+    """Return what reads GeoTIFFs: a machine that reads a chip store or shards needs no GDAL.
 
     Raises:
         TrainingError: GDAL or PROJ is missing.
     """
     try:
-        from pretrain import geotiff
+        from pretrain.geotiff import cut_file, list_files
     except ImportError as error:
         raise TrainingError(
             f"tiles.sources are GeoTIFFs, which need GDAL, and {error.name} is missing: install it, or give a chip "
             "store as tiles.store, or shards as tiles.shards"
         ) from error
-    return geotiff
+    return GeoTiffReader(list_files, cut_file)
+
+
+@dataclass(frozen=True)
+class GeoTiffReader:
+    """What lists the files of a source and cuts them."""
+
+    list_files: Callable[[TileSourceConfig], list[Path]]
+    """Files of a source, sorted."""
+    cut_file: Callable[[Path, float | None, TilesConfig], Sequence[Any]]
+    """Tiles of a file, each with `image` and `gsd_m`, by the GSD of its source."""
 
 
 def open_stored(folder: Path, tile_px: int) -> StoredTiles:

@@ -23,7 +23,7 @@ from canopy.errors import ConfigError, TrainingError
 from canopy.http import redacted
 from canopy.progress import Progress, Report, ignore
 from pretrain.config import TilesConfig
-from pretrain.data import BadFiles, open_stored, require_gdal
+from pretrain.data import BadFiles, open_geotiffs, open_stored
 from pretrain.shards import FORMAT, INDEX, Objects, ShardFormat, open_objects, part_key, shard_key
 
 RECORD = "pack.json"
@@ -123,8 +123,8 @@ class _Stream:
             self._stored = open_stored(config.store, config.tile_px)
             self.files, self.digest = len(self._stored), self._stored.sha256
             return
-        self._geotiff = require_gdal()
-        self._paths = [(source, path) for source in config.sources for path in self._geotiff.list_files(source)]
+        self._geotiffs = open_geotiffs()
+        self._paths = [(source, path) for source in config.sources for path in self._geotiffs.list_files(source)]
         self.files = len(self._paths)
         described = [(path.name, path.stat().st_size, source.gsd_m) for source, path in self._paths]
         self.digest = hashlib.sha256(json.dumps([described, config.empty]).encode()).hexdigest()
@@ -140,7 +140,7 @@ class _Stream:
         for number in range(start.files, self.files):
             source, path = self._paths[number]
             try:
-                cuts = self._geotiff.cut_file(path, source.gsd_m, self._config)
+                cuts = self._geotiffs.cut_file(path, source.gsd_m, self._config)
             except TrainingError as error:
                 self.bad.skip(path, str(error))
                 continue

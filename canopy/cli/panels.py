@@ -7,7 +7,7 @@ PANELS = {
     "Maps": ("predict", "validate", "info", "serve", "batch"),
     "From maps": ("derive", "compare", "change"),
     "How wrong": ("evaluate", "gedi", "calibrate"),
-    "Training": ("chm", "dataset", "pretrain", "train", "probe", "distill", "curate"),
+    "Training": ("chm", "dataset", "pretrain", "train", "probe", "distill", "curate", "pack"),
     "Data and models": ("fetch", "models"),
 }
 """Commands of each group; one that is listed nowhere stands in a group of its own."""

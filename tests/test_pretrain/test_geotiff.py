@@ -10,7 +10,7 @@ from rasters import make_raster
 from canopy.errors import TrainingError
 from pretrain.config import TilesConfig, TileSourceConfig
 from pretrain.data import read_tiles
-from pretrain.geotiff import BadFile, Cut, cut_files
+from pretrain.geotiff import cut_file, list_files
 
 NORTH = (10.0, 60.0)
 """Longitude and latitude at which Mercator doubles distances."""
@@ -36,8 +36,7 @@ def test_images_are_cut_mirrored_and_filtered(tmp_path: Path) -> None:
 
 def gsd_m(path: Path) -> float:
     """Return the GSD of the first tile of an image."""
-    first = next(cut_files(TileSourceConfig(path=path), tiles_config(sources=[{"path": path}])))
-    assert isinstance(first, Cut)
+    first = cut_file(path, None, tiles_config(sources=[{"path": path}]))[0]
     return first.gsd_m
 
 
@@ -70,8 +69,8 @@ def test_files_are_chosen_by_pattern_and_read_in_the_order_of_names(tmp_path: Pa
     for name, level in (("b/rgb.tif", 20), ("a/rgb.tif", 10), ("a/chm.tif", 30)):
         make_raster(tmp_path / name, values=np.full((3, 32, 32), level))
     source = TileSourceConfig(path=tmp_path, pattern="**/rgb.tif")
-    cuts = list(cut_files(source, tiles_config(sources=[source])))
-    assert [int(cut.image[0, 0, 0]) for cut in cuts if isinstance(cut, Cut)] == [10, 20]
+    cuts = [cut for path in list_files(source) for cut in cut_file(path, None, tiles_config(sources=[source]))]
+    assert [int(cut.image[0, 0, 0]) for cut in cuts] == [10, 20]
 
 
 def test_a_source_without_files_is_a_clear_error(tmp_path: Path) -> None:
@@ -95,7 +94,12 @@ def test_files_that_cannot_be_used_are_skipped_and_listed(tmp_path: Path, caplog
     write_bad_files(tmp_path)
     make_raster(tmp_path / "good.tif", shape=(32, 64), pattern="noise")
     source = TileSourceConfig(path=tmp_path)
-    bad = {c.path.name: c.reason for c in cut_files(source, tiles_config(sources=[source])) if isinstance(c, BadFile)}
+    bad = {}
+    for path in list_files(source):
+        try:
+            cut_file(path, None, tiles_config(sources=[source]))
+        except TrainingError as error:
+            bad[path.name] = str(error)
     assert bad.keys() == {"beyond.tif", "deep.tif", "empty.tif", "page.tif", "torn.tif", "two.tif", "unplaced.tif"}
     assert bad["deep.tif"] == "3 bands of uint16; RGB uint8 expected"
     assert bad["two.tif"] == "2 bands of uint8; RGB uint8 expected"
