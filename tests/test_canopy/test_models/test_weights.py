@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from canopy.errors import ModelError
 from canopy.models.weights import count_weights, load_weights, move_weights, require_size, without_values
@@ -68,12 +70,26 @@ def test_parameters_without_values_are_not_drawn() -> None:
             torch.nn.init.normal_(tensor=self.token)
             self.register_buffer("steps", torch.empty(3).fill_(1).mul_(2), persistent=False)
 
-    before = torch.get_rng_state()
-    with without_values():
-        net = Net()
+    calls: list[str] = []
+
+    class Recorder(TorchFunctionMode):
+        """Record what reaches parameters; the global generator would show draws of other threads too."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if args and isinstance(args[0], torch.nn.Parameter) and func.__name__.endswith("_"):
+                calls.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        Net()
+        random_calls = {name for name in calls if not name.startswith("__") and name != "requires_grad_"}
+        calls.clear()
+        with without_values():
+            net = Net()
     torch.testing.assert_close(net.steps, torch.full((3,), 2.0))
     assert sum(parameter.numel() for parameter in net.parameters()) == 4 + 8 + 8
-    assert torch.equal(torch.get_rng_state(), before)
+    assert {"uniform_", "normal_"} & {name.rpartition(".")[2] for name in random_calls}, "otherwise they are drawn"
+    assert not [name for name in calls if name in random_calls]
 
 
 @pytest.mark.parametrize(
