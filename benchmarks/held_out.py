@@ -180,6 +180,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="PNG to write, of the scenes of --draw")
     parser.add_argument("--draw", nargs="+", default=[], help="names of scenes to draw, as they are printed")
     arguments = parser.parse_args()
+    if bool(arguments.figure) != bool(arguments.draw):
+        parser.error("--figure FILE and --draw SCENE ... belong together")
     store, model = ChipStore.open(arguments.store), load_model(arguments.model, arguments.device, arguments.backend)
     scenes = arguments.out / f"scenes-{store.attributes['digest'][:12]}"
     folder = arguments.out / f"{model.card.name}-{model.sha256[:12]}-{store.attributes['digest'][:12]}"

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from canopy.cli.options import ConfigFile, DryRun, Json, Resume, RunFolder, Settings
+from canopy.cli.runs import train_or_price
 from canopy.cli.terminal import say, show_progress
 from canopy.errors import ConfigError
 from canopy.http import redacted
@@ -26,12 +27,7 @@ def pretrain(
     from pretrain.training import price
 
     settings, folder = load_config(config, PretrainConfig, tuple(set_ or ())), out or Path("runs") / config.stem
-    if dry_run:
-        typer.echo(price(settings, folder, resume=resume))
-        return
-    with show_progress() as report:
-        bundle = run(settings, folder, resume=resume, report=report)
-    typer.echo(bundle)
+    train_or_price(run, price, settings, folder, resume=resume, dry_run=dry_run)
 
 
 def distill(
@@ -48,12 +44,7 @@ def distill(
     from pretrain.distill import price
 
     settings, folder = load_config(config, DistillConfig, tuple(set_ or ())), out or Path("runs") / config.stem
-    if dry_run:
-        typer.echo(price(settings, folder, resume=resume))
-        return
-    with show_progress() as report:
-        bundle = run(settings, folder, resume=resume, report=report)
-    typer.echo(bundle)
+    train_or_price(run, price, settings, folder, resume=resume, dry_run=dry_run)
 
 
 def curate(config: ConfigFile, out: RunFolder = None, set_: Settings = None) -> None:

@@ -203,6 +203,11 @@ class BadFiles:
     """Most files that may be skipped, `tiles.max_bad`."""
     lines: list[str] = field(default_factory=list)
     """Path and reason of each."""
+    earlier: int = 0
+    """Files that an interrupted command has skipped."""
+
+    def __len__(self) -> int:
+        return self.earlier + len(self.lines)
 
     def skip(self, path: Path, reason: str) -> None:
         """Skip a file.
@@ -212,9 +217,9 @@ class BadFiles:
         """
         self.lines.append(f"{path}: {reason}")
         _LOG.warning("skipped %s", self.lines[-1])
-        if len(self.lines) > self.most:
+        if len(self) > self.most:
             raise TrainingError(
-                f"{len(self.lines)} files cannot be used, the last {self.lines[-1]}; up to tiles.max_bad, {self.most}, "
+                f"{len(self)} files cannot be used, the last {self.lines[-1]}; up to tiles.max_bad, {self.most}, "
                 "are skipped: fix or remove them, or raise it"
             )
 
@@ -228,8 +233,8 @@ class BadFiles:
             names = ", ".join(str(source.path) for source in config.sources)
             skipped = f"; of the files skipped the first is {self.lines[0]}" if self.lines else ""
             raise TrainingError(f"no tile of {names} is less than {config.empty:.0%} empty{skipped}")
-        if self.lines:
-            _LOG.warning("%d files skipped of up to %d (tiles.max_bad)", len(self.lines), self.most)
+        if len(self):
+            _LOG.warning("%d files skipped of up to %d (tiles.max_bad)", len(self), self.most)
 
 
 def _cut_files(config: TilesConfig) -> ArrayTiles:

@@ -2,7 +2,7 @@
 
     tiles.parquet            a row a tile: shard, offset, bytes, checksum, GSD, source; written last
     shards/000000.tiles      encoded tiles, one after the other
-    parts/000000.parquet     rows of one shard while the rest is being packed
+    parts/000000.parquet     rows of one shard, by which a killed command goes on
 
 A batch draws its tiles from all shards, so the order of training is that of the same tiles in memory, to the bit.
 """
@@ -252,5 +252,5 @@ class _Explained:
         except (BaseError, OSError) as error:
             raise TrainingError(
                 f"{self._address}/{key}: {one_line(error, 200)}; check the address and the credentials in the "
-                "environment, then run again with --resume"
+                "environment, then run the same command again"
             ) from None

@@ -24,6 +24,7 @@ from canopy.cli.models import models
 from canopy.cli.options import ConfigFile, DryRun, Json, Resume, RunFolder, Settings, parse_nodata, parse_numbers
 from canopy.cli.panels import arrange
 from canopy.cli.predict import Bands, HaveRight, Nodata, Scale, predict
+from canopy.cli.runs import train_or_price
 from canopy.cli.signals import InterruptedWorkError, interrupt_on_signal
 from canopy.cli.terminal import LogHandler, drop_undecodable_messages, say, show_progress, table_console
 from canopy.errors import CanopyError, one_line
@@ -186,12 +187,7 @@ def train(
     from canopy.training.decoder import train as run
 
     settings, folder = load_config(config, TrainConfig, tuple(set_ or ())), out or Path("runs") / config.stem
-    if dry_run:
-        typer.echo(price(settings, folder, resume=resume))
-        return
-    with show_progress() as report:
-        bundle = run(settings, folder, resume=resume, report=report)
-    typer.echo(bundle)
+    train_or_price(run, price, settings, folder, resume=resume, dry_run=dry_run)
 
 
 @dataset.command()

@@ -177,10 +177,10 @@ def price(config: DatasetConfig, out: Path, *, jobs: int = 1) -> BuildCost:
     Raises:
         DatasetError: No scenes, or the store is finished.
     """
-    tasks = _plan(config, out / _WORK)
-    pending = [task for task in tasks if not task.path.is_file()]
     if (out / INDEX).is_file():
         raise DatasetError(f"{out} is a finished store: canopy dataset info {out} describes it")
+    tasks = _plan(config, out / _WORK)
+    pending = [task for task in tasks if not task.path.is_file()]
     parts = [_part_cost([task for task in pending if task.scenes[0].source == name]) for name in config.sources]
     return BuildCost(
         scenes=sum(len(task.scenes) for task in tasks),

@@ -138,6 +138,27 @@ def test_a_resumed_pack_reads_no_finished_file_again(tmp_path: Path, monkeypatch
     assert opened == ["2.tif"]
 
 
+def test_bad_files_count_over_resumption_and_changed_files_are_another_set(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    (images / "0.tif").write_bytes(b"none")
+    config, out = tiles_of(images, max_bad=1), tmp_path / "shards"
+    pack(config, str(out), shard_tiles=12)
+    (out / INDEX).unlink()
+    assert pack(config, str(out), shard_tiles=12) == 12, "the one bad file was counted before"
+    (out / "parts" / "000000.parquet").unlink()
+    (images / "1.tif").write_bytes(b"n" * (images / "1.tif").stat().st_size)
+    with pytest.raises(TrainingError, match="shards of other tiles or settings"):
+        pack(config, str(out), shard_tiles=12)
+    write_images(images, count=6)
+    for number in (0, 5):
+        (images / f"{number}.tif").write_bytes(b"none")
+    cut = tmp_path / "cut"
+    with pytest.raises(TrainingError, match="2 files cannot be used"):
+        pack(config, str(cut), shard_tiles=6)
+    with pytest.raises(TrainingError, match="2 files cannot be used"):  # though the first lies behind it
+        pack(config, str(cut), shard_tiles=6)
+
+
 def test_a_bucket_holds_what_a_folder_does(tmp_path: Path, bucket: str) -> None:
     config = tiles_of(write_images(tmp_path / "images"))
     pack(config, str(tmp_path / "shards"), shard_tiles=7)
@@ -204,7 +225,7 @@ def test_a_store_that_fails_is_an_error_of_one_line(tmp_path: Path, monkeypatch:
         raise OSError("connection\nreset")
 
     monkeypatch.setattr(obstore, "get_range", fail)
-    with pytest.raises(TrainingError, match=r"000000\.tiles: connection reset; check the address .* --resume"):
+    with pytest.raises(TrainingError, match=r"000000\.tiles: connection reset; check .* same command again"):
         tiles.read([0, 1])
     monkeypatch.undo()
     (tmp_path / "shards" / shard_key(0)).unlink()
