@@ -19,6 +19,7 @@ from canopy.errors import CoverageError, OutputError
 from canopy.imagery.calendar import day_of
 from canopy.models.bundle import DEFAULT_MODEL
 from canopy.models.domain import DomainCheck, warn_outside
+from canopy.models.memory import return_memory
 from canopy.models.model import CanopyModel, HeightModel, load_model
 from canopy.models.public.recommended import better_model_hint
 from canopy.prediction.cost import LONG_CHIPS, count_chips, measure_cost
@@ -87,6 +88,7 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
         job = _with_chosen_backend(job, network, partial_folder(request.path))
     del network  # a public model takes gigabytes, and the job has the one that maps
     gc.collect()
+    return_memory()
     # Said here and not in `run_job`: a batch would say it of each of thousands of tiles.
     _log_job(job)
     if request.dry_run:

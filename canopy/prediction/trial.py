@@ -15,6 +15,7 @@ from torch import Tensor
 
 from canopy.errors import CanopyError
 from canopy.models.backends import SMALL_FAMILIES, faster_backends
+from canopy.models.memory import return_memory
 from canopy.models.model import CanopyModel, HeightModel
 from canopy.models.speeds import record_speed
 
@@ -76,6 +77,9 @@ def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel
     for option in faster_backends(model.card):
         if option.startswith("openvino") and not _is_worth_compiling(option, count * best.chip_s, bf16_gains):
             continue
+        fastest = model  # only OpenVINO, the last one, is slow to create again: the next one takes the memory
+        gc.collect()  # a model refers to itself, so that its last name alone does not free it
+        return_memory()
         try:
             candidate = model.with_backend(option)
             candidate.predict(chips[:1])  # compiles, and starts threads
@@ -89,8 +93,11 @@ def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel
             best, fastest = trial, candidate
         elif not trial.keeps_heights:
             _LOG.info("backend %s is left out: %s", option, _difference(trial))
-        del candidate  # unless it is the fastest: the next one takes its memory
-        gc.collect()  # a model refers to itself, so that its last name alone does not free it
+        del candidate
+    if fastest.backend_option != best.option:
+        gc.collect()
+        return_memory()
+        fastest = model.with_backend(best.option)
     record_speed(model.card.name, fastest.backend, best.chip_s)
     if fastest is model:
         _LOG.info("backend: %s, %.2g s a chip", model.backend, float_s)
