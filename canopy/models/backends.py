@@ -30,6 +30,7 @@ from canopy.models.cpu_backends import (
     with_bfloat16_weights,
     with_int8_layers,
 )
+from canopy.models.memory import return_memory
 from canopy.models.network import HeightNet
 from canopy.models.options import check_backend
 from canopy.models.processor import has_bfloat16
@@ -320,10 +321,13 @@ class ChipByChip:
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": self._streams,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # weights of 8 bits are multiplied by tokens of float32
         }
         core = self._library.Core()
         if self._cache is None:
-            return core.compile_model(self._trace(), "CPU", settings)
+            traced = self._trace()
+            return_memory()  # that of each layer's result, which tracing keeps
+            return core.compile_model(traced, "CPU", settings)
         key = self._key(core, settings)
         blob = read_cached(self._cache, key)
         if blob is not None:

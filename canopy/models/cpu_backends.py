@@ -7,16 +7,18 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from canopy.errors import ModelError
+from canopy.models.eight_bits import EightBitLinear, replace_eight_bits
 from canopy.models.network import HeightNet
 from canopy.models.processor import has_bfloat16
 
 ImageFunction = Callable[[Tensor], Tensor]
+Net = TypeVar("Net", bound=nn.Module)
 _ENGINES = ("onednn", "x86", "fbgemm", "qnnpack")
 """Libraries for products of 8-bit matrices, the fastest on this project's machines first."""
 
@@ -50,10 +52,12 @@ def with_bfloat16_weights(net: HeightNet) -> HeightNet:
     """
     converted: dict[int, Tensor] = {}
     for module in net.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Linear | EightBitLinear | nn.Conv2d | nn.ConvTranspose2d):
             for parameter in module.parameters(recurse=False):
                 converted[id(parameter)] = nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
-    return _sharing(net, converted)
+    copied = _sharing(net, converted)
+    replace_eight_bits(copied, lambda layer: layer.plain(torch.bfloat16))
+    return copied
 
 
 def in_bfloat16(function: ImageFunction) -> ImageFunction:
@@ -77,14 +81,21 @@ def with_int8_layers(net: HeightNet) -> HeightNet:
     try:
         with _quantised_engine(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that it will move this function to another library
-            quantised = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
-                _sharing(net, {}), {nn.Linear}, dtype=torch.qint8, inplace=True
-            )
+            copied = _sharing(net, {})
+            # One by one: all of them in float32 would take four times their memory.
+            replace_eight_bits(copied, lambda layer: _quantised(nn.Sequential(layer.plain(torch.float32)))[0])
+            return _quantised(copied)
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         raise ModelError(
             f"this build of torch has no 8-bit linear layers ({type(error).__name__}): use auto"
         ) from error
-    assert isinstance(quantised, HeightNet)
+
+
+def _quantised(net: Net) -> Net:
+    """Return a network whose linear layers torch has replaced by those of 8 bits."""
+    quantised: Net = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+        net, {nn.Linear}, dtype=torch.qint8, inplace=True
+    )
     return quantised
 
 

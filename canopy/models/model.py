@@ -11,6 +11,7 @@ from torch import Tensor
 from canopy.errors import ModelError, one_line
 from canopy.models.backends import Backend, pick_backend
 from canopy.models.bundle import DEFAULT_MODEL, OUR_FAMILIES, Card, Decode, find_bundle, read_bundle
+from canopy.models.eight_bits import take_eight_bits
 from canopy.models.families import build_net
 from canopy.models.intervals import around_m, interval_m, no_interval
 from canopy.models.network import MULTIPLE_PX, BinHeights, HeightNet
@@ -194,6 +195,7 @@ def load_model(
     require_size(lambda: build_net(bundle.card), count_weights(bundle.weights), path)
     with without_values():
         net = build_net(bundle.card)
+    take_eight_bits(net, bundle.weights)
     move_weights(net, bundle.weights, path)
     if decode is not None and isinstance(net, BinHeights):
         net.decode = decode

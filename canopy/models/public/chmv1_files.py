@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from canopy.errors import ModelError, one_line
 from canopy.models.bundle import Architecture, Bundle, Card, HeightHead, Weights
 from canopy.models.public.colour import ColourMatching
@@ -61,7 +65,7 @@ def read_chmv1(path: Path) -> Bundle:
     Raises:
         ModelError: The file is damaged, or no height model of either.
     """
-    state = read_state(path)
+    state = read_state(path, eight_bits=True)
     if all(key in state for key in HEIGHT_KEYS):
         sha256 = file_sha256(path)
         try:
@@ -128,7 +132,12 @@ def add_colour_matching(bundle: Bundle, path: Path) -> Bundle:
 def _weights(state: Mapping[str, Any]) -> Weights:
     # Strictly what the network has: weights that the head does not read are left out, anything else is an error later.
     used = {name: value for name, value in state.items() if not _UNUSED.match(name)}
-    return {_renamed(name, _HEIGHT_NAMES): value.detach().float().numpy() for name, value in used.items()}
+    return {_renamed(name, _HEIGHT_NAMES): _array(value) for name, value in used.items()}
+
+
+def _array(value: Tensor) -> NDArray[Any]:
+    """Return weights as float32, or as the 8 bits that they have."""
+    return (value if value.dtype == torch.int8 else value.detach().float()).numpy()
 
 
 def _renamed(name: str, patterns: Patterns) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from canopy.errors import ModelError, one_line
+from canopy.models.eight_bits import STEP
 
 GROWTH = 2
 """Size of a file's tensors over that of the file, at most: a weight may have two names."""
@@ -44,8 +45,13 @@ class _Ignored(list[Any]):
         pass
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path, *, eight_bits: bool = False) -> State:
     """Read the tensors of a torch file under the publisher's names, without wrapper and quantisation.
+
+    Args:
+        path: The file.
+        eight_bits: Whether weights of linear layers that are whole numbers of one step stay such numbers, with the
+            step under its own name, as `canopy.models.eight_bits` takes them.
 
     Raises:
         ModelError: The file is no torch file, is not whole, is larger in memory than on the disk, or cannot be read
@@ -61,7 +67,8 @@ def read_state(path: Path) -> State:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             state = loaded.get("state_dict", loaded)
             _require_bounded(state, path)
-            plain = State((name.removeprefix("chm_module_."), value) for name, value in _dequantise(state).items())
+            tensors = _dequantise(state, eight_bits)
+            plain = State((name.removeprefix("chm_module_."), value) for name, value in tensors.items())
             plain.linear_bits = 8 if any(name.endswith(_PACKED) for name in state) else None
             return plain
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, KeyError, ValueError) as error:
@@ -92,14 +99,23 @@ def _require_bounded(state: Mapping[str, Any], path: Path) -> None:
         raise ModelError(f"{path}: tensors of {size / 1e6:,.0f} MB in a file of {path.stat().st_size / 1e6:,.1f} MB")
 
 
-def _dequantise(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return float tensors of a state dict whose linear layers torch quantised dynamically to int8."""
+def _dequantise(state: Mapping[str, Any], eight_bits: bool) -> dict[str, Any]:
+    """Return plain tensors of a state dict whose linear layers torch quantised dynamically to int8."""
     plain: dict[str, Any] = {}
     for name, value in state.items():
         if name.endswith(_PACKED):
             weight, bias = value
             layer = name.removesuffix(_PACKED)
-            plain |= {f"{layer}.weight": weight.dequantize(), f"{layer}.bias": bias.detach()}
+            plain[f"{layer}.bias"] = bias.detach()
+            if eight_bits and _has_one_step(weight):
+                plain |= {f"{layer}.weight": weight.int_repr(), f"{layer}.{STEP}": torch.tensor(weight.q_scale())}
+            else:
+                plain[f"{layer}.weight"] = weight.dequantize()
         elif not _QUANTISER.search(name):
             plain[name] = value.dequantize() if isinstance(value, Tensor) and value.is_quantized else value
     return plain
+
+
+def _has_one_step(weight: Tensor) -> bool:
+    """Return whether quantised weights are whole numbers, of 8 bits, of one step."""
+    return weight.dtype == torch.qint8 and weight.qscheme() == torch.per_tensor_affine and weight.q_zero_point() == 0

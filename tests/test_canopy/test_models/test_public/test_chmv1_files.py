@@ -40,7 +40,8 @@ def test_weights_of_eight_bits_give_nearly_the_heights_of_the_whole(tmp_path) ->
     name = "backbone.blocks.3.mlp.fc1"
     integers = small[f"{name}._packed_params._packed_params"][0].int_repr().numpy()
     step = float(state[f"{name}.weight"].abs().max() / 127)
-    np.testing.assert_allclose(weights["encoder.blocks.3.mlp.fc1.weight"], integers * step, rtol=1e-6)
+    np.testing.assert_array_equal(weights["encoder.blocks.3.mlp.fc1.weight"], integers)
+    np.testing.assert_allclose(weights["encoder.blocks.3.mlp.fc1.step"], step, rtol=1e-6)
     np.testing.assert_array_equal(weights["encoder.blocks.3.mlp.fc1.bias"], state[f"{name}.bias"])
     image = random_image(1, 3, 128, 128)
     whole = released_forward(state, image, (4, 11, 17, 23))

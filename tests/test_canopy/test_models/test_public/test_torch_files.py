@@ -72,6 +72,29 @@ def test_layers_of_eight_bits_are_dequantised(tmp_path) -> None:
     step = float(state["fc.weight"].abs().max() / 127)
     np.testing.assert_allclose(plain["fc.weight"], integers * step, rtol=1e-6)
     assert torch.equal(plain["fc.bias"], state["fc.bias"])
+    stored = read_state(tmp_path / "small.pth", eight_bits=True)
+    assert set(stored) == {"fc.weight", "fc.bias", "fc.step"}
+    assert stored["fc.weight"].dtype == torch.int8
+    assert torch.equal(stored["fc.weight"] * stored["fc.step"], plain["fc.weight"])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch will drop these tensors; the published files contain them
+@pytest.mark.parametrize(
+    "quantise",
+    [
+        lambda weight: torch.quantize_per_tensor(weight, 0.02, 3, torch.qint8),
+        lambda weight: torch.quantize_per_channel(weight, torch.full((4,), 0.02), torch.zeros(4), 0, torch.qint8),
+        lambda weight: torch.quantize_per_tensor(weight, 0.02, 0, torch.quint8),
+    ],
+)
+def test_other_layers_of_eight_bits_are_always_dequantised(tmp_path, quantise) -> None:
+    state = {"fc.weight": torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), "fc.bias": torch.zeros(4)}
+    small = packed(state)
+    small["fc._packed_params._packed_params"] = (quantise(state["fc.weight"]), torch.nn.Parameter(state["fc.bias"]))
+    torch.save(small, tmp_path / "small.pth")
+    plain = read_state(tmp_path / "small.pth", eight_bits=True)
+    assert set(plain) == {"fc.weight", "fc.bias"}
+    assert torch.equal(plain["fc.weight"], quantise(state["fc.weight"]).dequantize())
 
 
 def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path) -> None:
