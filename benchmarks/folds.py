@@ -144,7 +144,8 @@ def constant(truth: Path, height_m: float, out: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(truth) as opened:
         profile, shape = opened.profile, opened.shape
-    with rasterio.open(path, "w", **profile) as file:
+    # complete or not at all: another process may map the same constant, and a stopped one leaves no half of a file
+    with replacing(path) as draft, rasterio.open(draft, "w", **profile) as file:
         file.write(np.full((1, *shape), height_m, np.float32))
         file.set_band_description(1, "canopy_height")
     return path
