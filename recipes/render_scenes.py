@@ -1,10 +1,11 @@
 """Rendered woodland with exact heights: sun, shade and crowns where no lidar was flown.
 
-    python recipes/render_scenes.py configs/train-frozen.yaml --out MADE
+    python recipes/render_scenes.py configs/train-frozen.yaml --out MADE [--chm CHM...]
 
 Trees of known height stand on open ground; the sun lights their crowns and casts their shadows. The ground is noise, or
-open ground of the scenes that the configuration trains on. Scenes are written for `store.made` in the model's
-configuration: trained on, never tested on.
+open ground of the scenes that the configuration trains on. With `--chm`, as many scenes again have the crowns of canopy
+height models that no imagery belongs to: real stands, in invented colours. Scenes are written for `store.made` in the
+model's configuration: trained on, never tested on.
 """
 
 import argparse
@@ -54,12 +55,15 @@ class Trees:
     """(n, 3) reflectance of the crown."""
 
 
-def render(generator: np.random.Generator, ground: list[Array]) -> tuple[NDArray[np.uint8], Array]:
+def render(
+    generator: np.random.Generator, ground: list[Array], chm: Array | None = None
+) -> tuple[NDArray[np.uint8], Array]:
     """Render one scene.
 
     Args:
         generator: Source of all randomness.
         ground: Pictures (3, h, w) of open ground at 0.5 m, in [0, 1]; may be empty.
+        chm: (SIDE_M, SIDE_M) heights at 1 m whose crowns the scene has; None to plant trees.
 
     Returns:
         image: (3, 2n, 2n) uint8 at 0.5 m; height_m: (n, n) float32 at 1 m.
@@ -68,11 +72,17 @@ def render(generator: np.random.Generator, ground: list[Array]) -> tuple[NDArray
         _real_ground(generator, ground) if ground and generator.random() < 0.4 else _noise_ground(generator)
     )
     colour, surface_m = _add_shrubs(generator, colour, surface_m)
-    trees = _plant(generator, colour.mean(axis=(1, 2)))
-    colour, surface_m, below_m = _add_crowns(generator, trees, colour, surface_m)
+    ground_light = colour.mean(axis=0)
+    if chm is None:
+        trees = _plant(generator, colour.mean(axis=(1, 2)))
+        colour, surface_m, below_m = _add_crowns(generator, trees, colour, surface_m)
+    else:
+        colour, surface_m, below_m = _drape_crowns(generator, chm, colour, surface_m)
     light = _illuminate(generator, surface_m, below_m)
     lit = colour * light
-    lit *= generator.uniform(0.25, 0.65) / np.quantile(lit, 0.85)
+    # of a closed stand nearly all is crowns, which are darker than open ground: the exposure is then that of the ground
+    bright = np.quantile(lit, 0.85) if chm is None else max(np.quantile(lit, 0.85), np.quantile(ground_light, 0.85))
+    lit *= generator.uniform(0.25, 0.65) / bright
     lit += generator.uniform(0, 0.08) * np.array([0.4, 0.7, 1.0], np.float32)[:, None, None]
     if generator.random() < 0.7:
         lit = _add_logs(generator, lit)
@@ -149,23 +159,64 @@ def _plant(generator: np.random.Generator, ground: Array) -> Trees:
     conifer = generator.random(row.size) < generator.choice([0.0, 0.2, 0.8, 1.0, 1.0])
     slender = np.where(conifer, generator.uniform(0.10, 0.22), generator.uniform(0.2, 0.45))
     radius_m = (0.5 + height_m * slender * np.exp(generator.normal(0, 0.2, row.size))).clip(0.7, 9)
-    palette = np.array(
-        [[0.12, 0.17, 0.09], [0.22, 0.25, 0.12], [0.30, 0.29, 0.16], [0.17, 0.24, 0.08], [0.25, 0.30, 0.18]]
-    )
-    base = palette[generator.integers(len(palette))] * generator.uniform(0.8, 1.4)
-    if generator.random() < 0.4:
-        base = ground * np.array([1, 1, 0.8]) * generator.uniform(0.5, 1.0)
-    colour = base * np.exp(generator.normal(0, 0.12, (row.size, 1)) + generator.normal(0, 0.05, (row.size, 3)))
-    dead = generator.random(row.size) < 0.03
-    colour[dead] = (0.45, 0.43, 0.42)
     return Trees(
         row,
         col,
         height_m.clip(1.5, 60).astype(np.float32),
         radius_m.astype(np.float32),
         conifer,
-        colour.astype(np.float32),
+        _crown_colours(generator, ground, row.size),
     )
+
+
+def _crown_colours(generator: np.random.Generator, ground: Array, count: int) -> Array:
+    """Return colours (count, 3) of crowns of one species; few are dead, and some stands are as green as the ground."""
+    palette = np.array(
+        [[0.12, 0.17, 0.09], [0.22, 0.25, 0.12], [0.30, 0.29, 0.16], [0.17, 0.24, 0.08], [0.25, 0.30, 0.18]]
+    )
+    base = palette[generator.integers(len(palette))] * generator.uniform(0.8, 1.4)
+    if generator.random() < 0.4:
+        base = ground * np.array([1, 1, 0.8]) * generator.uniform(0.5, 1.0)
+    colour = base * np.exp(generator.normal(0, 0.12, (count, 1)) + generator.normal(0, 0.05, (count, 3)))
+    colour[generator.random(count) < 0.03] = (0.45, 0.43, 0.42)
+    return colour.astype(np.float32)
+
+
+def _drape_crowns(
+    generator: np.random.Generator, chm: Array, colour: Array, surface_m: Array
+) -> tuple[Array, Array, Array]:
+    """Lay the crowns of a canopy height model over the ground, each in a colour of its own, lumpy as planted ones."""
+    fine_m = ndimage.zoom(chm, round(1 / FINE_M), order=3, mode="nearest", grid_mode=True).clip(0)
+    tall = fine_m > 1.5
+    tops = _climb(ndimage.gaussian_filter(fine_m, generator.uniform(0.5, 1.0) / FINE_M))
+    species = [_crown_colours(generator, colour.mean(axis=(1, 2)), fine_m.size) for _ in range(2)]
+    share = np.clip(0.5 + _noise(generator, generator.uniform(30, 120)) - generator.uniform(-0.5, 1.5), 0, 1).ravel()
+    second = generator.random(fine_m.size) < share
+    palette = np.where(second[:, None], species[1], species[0])
+    lumps_m = generator.uniform(0.1, 0.5) * (_noise(generator, 2) + _noise(generator, 5)).clip(-2, 2)
+    shade = np.exp(0.15 * _noise(generator, 1.5))
+    tint = np.moveaxis(palette[tops], -1, 0) * shade
+    top_m = (fine_m + lumps_m).clip(1.5)
+    surface_m = np.where(tall, np.maximum(top_m, surface_m), surface_m).astype(np.float32)
+    below_m = np.where(tall, generator.uniform(0, 0.5) * surface_m, 0).astype(np.float32)
+    return np.where(tall, tint, colour).astype(np.float32), surface_m, below_m
+
+
+def _climb(height_m: Array) -> NDArray[np.int_]:
+    """Return the flat index (h, w) of the local maximum that the steepest way up from each pixel ends on."""
+    padded = np.pad(height_m, 1, constant_values=-np.inf)
+    rows, cols = height_m.shape
+    steps = [(row, col) for row in range(3) for col in range(3)]
+    around = np.stack([padded[row : row + rows, col : col + cols] for row, col in steps])
+    best = around.argmax(axis=0)
+    # at equal heights a pixel stays where it is, so that no two lead to each other
+    best = np.where(around.max(axis=0) > height_m, best, 4)
+    up = np.arange(height_m.size).reshape(rows, cols) + (best // 3 - 1) * cols + best % 3 - 1
+    while True:
+        further = up.ravel()[up]
+        if (further == up).all():
+            return up
+        up = further
 
 
 def _add_crowns(
@@ -262,6 +313,26 @@ def open_ground(scenes: Sequence[Scene]) -> list[Array]:
     return pictures
 
 
+def read_stands(path: Path) -> Array:
+    """Read a canopy height model of 1 m, metres; NaN where unknown."""
+    with rasterio.open(path) as opened:
+        height_m = opened.read(1, masked=True).astype(np.float32).filled(np.nan)
+        unit_m = 0.01 if np.issubdtype(opened.dtypes[0], np.integer) else 1.0
+    return height_m * unit_m
+
+
+def cut_stand(generator: np.random.Generator, tiles: Sequence[Array]) -> Array:
+    """Cut a square (SIDE_M, SIDE_M) of known heights and with trees out of one of the tiles, turned at random."""
+    while True:
+        tile = tiles[generator.integers(len(tiles))]
+        row, col = (generator.integers(length - SIDE_M + 1) for length in tile.shape)
+        square = tile[row : row + SIDE_M, col : col + SIDE_M]
+        if np.isnan(square).any() or np.mean(square > 2) < generator.uniform(0.05, 0.9):
+            continue
+        turned = np.rot90(square, generator.integers(4))
+        return turned[::-1] if generator.random() < 0.5 else turned
+
+
 def write_scene(folder: Path, image: NDArray[np.uint8], height_m: Array) -> None:
     """Write a scene: rgb.tif and chm_cm.tif."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,14 +351,19 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--chm", type=Path, nargs="+", default=[], help="canopy height models of 1 m")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     config = load_config(arguments.config, TrainConfig, tuple(arguments.set))
     ground = open_ground(read_store(config.store, config.batch, config.loop.seed).train)
     print(f"{len(ground)} pictures of open ground", file=sys.stderr)
+    tiles = [read_stands(path) for path in arguments.chm]
     for number in range(arguments.scenes):
-        image, height_m = render(np.random.default_rng((arguments.seed, number)), ground)
-        write_scene(arguments.out / f"render_{number:04d}", image, height_m)
+        generator = np.random.default_rng((arguments.seed, number))
+        write_scene(arguments.out / f"render_{number:04d}", *render(generator, ground))
+        if tiles:
+            generator = np.random.default_rng((arguments.seed, number, 1))
+            write_scene(arguments.out / f"stand_{number:04d}", *render(generator, ground, cut_stand(generator, tiles)))
         if (number + 1) % 50 == 0:
             print(f"{number + 1}/{arguments.scenes}", file=sys.stderr, flush=True)
 

@@ -95,6 +95,49 @@ def test_open_ground_is_cut_from_scenes_and_rendered_on(recipe: ModuleType) -> N
     assert np.unique(colour).tolist() == pytest.approx([90 / 255])
 
 
+def test_each_pixel_climbs_to_the_top_of_its_crown(recipe: ModuleType) -> None:
+    rows, cols = np.mgrid[:20, :30]
+    tops = [(9, 6), (9, 22)]
+    height_m = np.max([20 - np.hypot(rows - row, cols - col) for row, col in tops], axis=0).astype(np.float32)
+    climbed = recipe._climb(height_m)
+    assert set(np.unique(climbed)) == {row * 30 + col for row, col in tops}
+    assert (climbed[:, :14] == 9 * 30 + 6).all()
+    assert (climbed[:, 15:] == 9 * 30 + 22).all()
+
+
+def test_level_ground_climbs_nowhere(recipe: ModuleType) -> None:
+    assert (recipe._climb(np.zeros((4, 5), np.float32)) == np.arange(20).reshape(4, 5)).all()
+
+
+def test_a_draped_scene_has_the_heights_of_its_canopy_height_model(recipe: ModuleType) -> None:
+    rows, cols = np.mgrid[: recipe.SIDE_M, : recipe.SIDE_M]
+    chm = np.clip(18 - 2.0 * np.hypot(rows % 16 - 8, cols % 16 - 8), 0, None).astype(np.float32)
+    chm[:, 40:] = 0
+    image, height_m = recipe.render(np.random.default_rng(3), [], chm)
+    assert image.shape == (3, 2 * recipe.SIDE_M, 2 * recipe.SIDE_M)
+    tall = chm > 4
+    assert np.corrcoef(height_m[tall], chm[tall])[0, 1] > 0.9
+    # cells take their highest pixel, as those of lidar take their highest return
+    assert 0 <= np.mean(height_m[tall] - chm[tall]) < 2
+    assert height_m[:, 42:].max() < 1.5, "beyond the stand there are shrubs at most"
+
+
+def test_stands_are_cut_where_heights_are_known_and_trees_stand(recipe: ModuleType, tmp_path: Path) -> None:
+    side = recipe.SIDE_M
+    values = np.zeros((1, 3 * side, 2 * side), np.uint16)
+    values[:, side : 2 * side] = 2000
+    values[:, :, 0] = 65535
+    path = make_raster(tmp_path / "chm.tif", values=values, dtype="uint16", bands=1, resolution=1.0, nodata=65535)
+    tile = recipe.read_stands(path)
+    assert np.isnan(tile[:, 0]).all()
+    assert set(np.unique(tile[:, 1:])) == {0.0, 20.0}
+    for seed in range(5):
+        stand = recipe.cut_stand(np.random.default_rng(seed), [tile])
+        assert stand.shape == (side, side)
+        assert not np.isnan(stand).any()
+        assert np.mean(stand > 2) >= 0.05
+
+
 def test_a_rendered_scene_is_read_as_it_was_written(recipe: ModuleType, tmp_path: Path) -> None:
     image, height_m = recipe.render(np.random.default_rng(1), [])
     recipe.write_scene(tmp_path / "render_0000", image, height_m)
