@@ -72,7 +72,6 @@ def render(
         _real_ground(generator, ground) if ground and generator.random() < 0.4 else _noise_ground(generator)
     )
     colour, surface_m = _add_shrubs(generator, colour, surface_m)
-    ground_light = colour.mean(axis=0)
     if chm is None:
         trees = _plant(generator, colour.mean(axis=(1, 2)))
         colour, surface_m, below_m = _add_crowns(generator, trees, colour, surface_m)
@@ -80,9 +79,7 @@ def render(
         colour, surface_m, below_m = _drape_crowns(generator, chm, colour, surface_m)
     light = _illuminate(generator, surface_m, below_m)
     lit = colour * light
-    # of a closed stand nearly all is crowns, which are darker than open ground: the exposure is then that of the ground
-    bright = np.quantile(lit, 0.85) if chm is None else max(np.quantile(lit, 0.85), np.quantile(ground_light, 0.85))
-    lit *= generator.uniform(0.25, 0.65) / bright
+    lit *= generator.uniform(0.25, 0.65) / np.quantile(lit, 0.85)
     lit += generator.uniform(0, 0.08) * np.array([0.4, 0.7, 1.0], np.float32)[:, None, None]
     if generator.random() < 0.7:
         lit = _add_logs(generator, lit)
