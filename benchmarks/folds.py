@@ -17,7 +17,7 @@ pseudo-labels), and so did every fold that starts from it.
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from canopy.evaluation.pairs import evaluate_pairs
 from canopy.evaluation.point_scores import evaluate_points
 from canopy.models.bundle import Decode
 from canopy.models.model import CanopyModel, load_model
+from canopy.training.averaging import average_models
 from canopy.training.config import TrainConfig
 from canopy.training.decoder import train
 from tiles.files import replacing
@@ -80,6 +81,8 @@ class Work:
     """Places of each city that are mapped."""
     row: str = RECIPE
     """Name of the recipe, with which the rows of its seeds begin."""
+    averaged: tuple[TrainConfig, ...] = ()
+    """Other trainings from the same start: the mean of their weights and of the recipe's is what is scored."""
 
     def scenes(self, source: str, fold: str) -> Iterator[HeldOutScene]:
         """Yield the scenes of a source that a fold leaves out, each joined from its chips."""
@@ -102,13 +105,29 @@ class Work:
 
 
 def trained(work: Work, fold: str, seed: int) -> Path:
-    """Train a fold with a seed, or go on with its training, and return its bundle."""
-    store = work.config.store.model_copy(update={"held_out_sites": FOLDS[fold]})
-    loop = work.config.loop.model_copy(update={"seed": seed})
+    """Train a fold with a seed, or go on with its training, and return its bundle; of several, their mean."""
     prefix = "" if work.row == RECIPE else f"{work.row}-"
     run = work.out / "runs" / f"{prefix}fold{fold}-seed{seed}"
+    config = of_fold(work.config, fold, seed)
+    if not work.averaged:
+        return once(run, lambda: train(config, run, resume=True))
+    bundles = []
+    for number, other in enumerate((work.config, *work.averaged)):
+        part = run.with_name(f"{run.name}-part{number}")
+        bundles.append(once(part, lambda other=other, part=part: train(of_fold(other, fold, seed), part, resume=True)))
+    return once(run, lambda: average_models(config, bundles, run, resume=True))
+
+
+def of_fold(config: TrainConfig, fold: str, seed: int) -> TrainConfig:
+    """Return a configuration with the sites that a fold leaves out, and a seed."""
+    store = config.store.model_copy(update={"held_out_sites": FOLDS[fold]})
+    return config.model_copy(update={"store": store, "loop": config.loop.model_copy(update={"seed": seed})})
+
+
+def once(run: Path, create: Callable[[], object]) -> Path:
+    """Create a run, unless that was done, and return its bundle."""
     if not (run / "done").is_file():
-        train(work.config.model_copy(update={"store": store, "loop": loop}), run, resume=True)
+        create()
         (run / "done").touch()
     return run / "last.safetensors"
 
@@ -247,15 +266,26 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("runs/store-weak"), help="chip store")
     parser.add_argument("--row", default=RECIPE, help="name of the recipe in the tables")
     parser.add_argument("--set", action="append", default=[], help="a.b=value over the configuration's")
+    parser.add_argument(
+        "--mean-with",
+        action="append",
+        default=[],
+        metavar="a.b=value,...",
+        help="another training from the same start, by its changes: the mean of the weights is scored",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--folds", nargs="+", default=list(FOLDS), choices=list(FOLDS))
     parser.add_argument("--crops", type=int, default=12, help="places of each city that are mapped")
     parser.add_argument("--out", type=Path, default=Path("runs/folds"))
     parser.add_argument("--table", action="store_true", help="print what was scored, and compute nothing")
     arguments = parser.parse_args()
-    config = load_config(arguments.config, TrainConfig, (f"store.path={arguments.store}", *arguments.set))
+    changes = (f"store.path={arguments.store}", *arguments.set)
+    config = load_config(arguments.config, TrainConfig, changes)
+    averaged = tuple(
+        load_config(arguments.config, TrainConfig, (*changes, *other.split(","))) for other in arguments.mean_with
+    )
     data = load_config(arguments.data, DatasetConfig, (f"root={arguments.root}",))
-    work = Work(config, data, ChipStore.open(arguments.store), arguments.out, arguments.crops, arguments.row)
+    work = Work(config, data, ChipStore.open(arguments.store), arguments.out, arguments.crops, arguments.row, averaged)
     if not arguments.table:
         run(work, arguments.folds, arguments.seeds)
     print_tables(work)

@@ -94,6 +94,8 @@ class TrainingRecord:
     """Whether the encoder's weights stay as they are."""
     start: str = ""
     """Name of the model from which training starts, and the beginning of its SHA-256; empty for none."""
+    averaged: tuple[str, ...] = ()
+    """Models whose weights were averaged, as names and beginnings of their SHA-256; none after a single training."""
     weak_scenes: int = 0
     """Number of scenes with weak labels that are trained on."""
     weak_sites: tuple[str, ...] = ()
@@ -162,12 +164,13 @@ class PreparedTraining:
     """What writes and scores the bundles."""
 
 
-def prepare(config: TrainConfig, run: Path) -> PreparedTraining:
+def prepare(config: TrainConfig, run: Path, *, averaged: tuple[str, ...] = ()) -> PreparedTraining:
     """Open the data and build the network of a run.
 
     Args:
         config: Data, network and recipe.
         run: Folder of the run; only tokens of the pool, if any, are written there.
+        averaged: Models whose mean takes the network's place, for the card.
 
     Raises:
         TrainingError: Data or room are unusable.
@@ -177,7 +180,7 @@ def prepare(config: TrainConfig, run: Path) -> PreparedTraining:
     # the folder; and the network is built from the seed before anything else draws from torch's generator.
     split = read_store(config.store, config.batch, config.loop.seed, weak=config.weak_batch > 0)
     sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
-    record = training_record(config, split)
+    record = replace(training_record(config, split), averaged=averaged)
     card = make_card(config, record)
     net = start_net(config, card, split)
     card = card.model_copy(update={"domain": measure_domain(sampler, card.chip_px)})
@@ -225,7 +228,7 @@ def training_record(config: TrainConfig, split: Split) -> TrainingRecord:
         encoder=encoder,
         encoder_licence=encoder_licence,
         encoder_frozen=config.encoder_rate == 0,
-        start=_start_name(config.start) if config.start else "",
+        start=model_name(config.start) if config.start else "",
         weak_scenes=len(split.weak.train) if split.weak else 0,
         weak_sites=split.weak.sites if split.weak else (),
         weak_held_out=split.weak.held_out if split.weak else (),
@@ -242,7 +245,8 @@ def _encoder_origin(config: TrainConfig) -> tuple[str, str] | None:
     return card.name, card.licence
 
 
-def _start_name(path: Path) -> str:
+def model_name(path: Path) -> str:
+    """Return the name of a model in a bundle, and the beginning of the bundle's SHA-256."""
     return f"{read_card(path).name} {file_sha256(path)[:12]}"
 
 
