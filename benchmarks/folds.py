@@ -1,6 +1,7 @@
 """The recipe of the bundled model on ground that it never learnt from: whole sites, whole cities, and stems left out.
 
-Run: python benchmarks/folds.py configs/train-weak.yaml --store STORE --root DATA [--seeds 0 1] [--out runs/folds]
+Run: python benchmarks/folds.py configs/train-detail.yaml --mean-with configs/train-weak.yaml --store STORE --root DATA
+         [--seeds 0 1] [--out runs/folds]
      (STORE as `canopy dataset build configs/dataset-weak.yaml --set root=DATA` leaves it)
      python benchmarks/folds.py configs/train-unet.yaml --row U-Net --set encoder_weights=FILE --store STORE --root DATA
 
@@ -9,8 +10,8 @@ evaluate` scores the maps: against lidar, or with `--points` against trees and s
 --out, and the same command goes on where it was stopped; `--table` prints what is there and computes nothing. What is
 not there stays empty in the table. `--row` names the rows of another recipe.
 
-The start of a training, if it has one, is scored on the same ground. Of whole sites and cities the start of
-configs/train-weak.yaml learnt no heights, but it did see imagery of the cities and of HARV (without labels, and with
+The start of a training, if it has one, is scored on the same ground. Of whole sites and cities the start of these
+trainings learnt no heights, but it did see imagery of the cities and of HARV (without labels, and with
 pseudo-labels), and so did every fold that starts from it.
 """
 
@@ -281,9 +282,7 @@ def main() -> None:
     arguments = parser.parse_args()
     changes = (f"store.path={arguments.store}", *arguments.set)
     config = load_config(arguments.config, TrainConfig, changes)
-    averaged = tuple(
-        load_config(arguments.config, TrainConfig, (*changes, *other.split(","))) for other in arguments.mean_with
-    )
+    averaged = tuple(load_config(other, TrainConfig, changes) for other in arguments.mean_with)
     data = load_config(arguments.data, DatasetConfig, (f"root={arguments.root}",))
     work = Work(config, data, ChipStore.open(arguments.store), arguments.out, arguments.crops, arguments.row, averaged)
     if not arguments.table:

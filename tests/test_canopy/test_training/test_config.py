@@ -57,10 +57,15 @@ def test_chips_are_as_large_as_the_crop_where_one_is_set() -> None:
     assert tiny_config(crop_px=64).augmentation.chip_px == 64
 
 
-def test_the_recipe_of_the_bundled_model_loads() -> None:
-    config = load_config(CONFIGS / "train-weak.yaml", TrainConfig)
+@pytest.mark.parametrize(("name", "detail_rate"), [("train-weak", 0), ("train-detail", 0.5)])
+def test_the_recipes_of_the_bundled_model_load_and_have_a_mean(name: str, detail_rate: float) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml", TrainConfig)
     assert (config.weak_batch, config.decode, config.encoder_rate, config.fix_statistics) == (4, "median", 0, True)
+    assert config.detail_rate == detail_rate
     assert "mlbs" in config.store.held_out_sites
+    # what a mean of both needs: one start, one network
+    other = load_config(CONFIGS / "train-weak.yaml", TrainConfig)
+    assert (config.start, config.architecture, config.head) == (other.start, other.architecture, other.head)
 
 
 def test_losses_of_weak_labels_alone_are_no_loss() -> None:
