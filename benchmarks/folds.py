@@ -270,9 +270,10 @@ def main() -> None:
     parser.add_argument(
         "--mean-with",
         action="append",
+        type=Path,
         default=[],
-        metavar="a.b=value,...",
-        help="another training from the same start, by its changes: the mean of the weights is scored",
+        metavar="CONFIG",
+        help="another training from the same start, with the same --set: the mean of the weights is scored",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--folds", nargs="+", default=list(FOLDS), choices=list(FOLDS))

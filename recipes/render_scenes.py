@@ -33,6 +33,8 @@ FINE_M = 0.25
 SIDE_M = 192
 """Side of a scene, metres."""
 SIDE_PX = round(SIDE_M / FINE_M)
+ATTEMPTS = 10_000
+"""Squares that are tried for one stand."""
 OPEN_M = 0.5
 """Height below which ground counts as open, metres."""
 
@@ -311,16 +313,29 @@ def open_ground(scenes: Sequence[Scene]) -> list[Array]:
 
 
 def read_stands(path: Path) -> Array:
-    """Read a canopy height model of 1 m, metres; NaN where unknown."""
+    """Read a canopy height model of 1 m, metres, or integer centimetres; NaN where unknown.
+
+    Raises:
+        ValueError: Cells of another size, or fewer than a scene needs.
+    """
     with rasterio.open(path) as opened:
+        if opened.res != (1, 1) or min(opened.shape) < SIDE_M:
+            raise ValueError(
+                f"{path}: cells of {opened.res[0]:g} m, {opened.width} x {opened.height}: "
+                f"a scene needs {SIDE_M} x {SIDE_M} of 1 m"
+            )
         height_m = opened.read(1, masked=True).astype(np.float32).filled(np.nan)
         unit_m = 0.01 if np.issubdtype(opened.dtypes[0], np.integer) else 1.0
     return height_m * unit_m
 
 
 def cut_stand(generator: np.random.Generator, tiles: Sequence[Array]) -> Array:
-    """Cut a square (SIDE_M, SIDE_M) of known heights and with trees out of one of the tiles, turned at random."""
-    while True:
+    """Cut a square (SIDE_M, SIDE_M) of known heights and with trees out of one of the tiles, turned at random.
+
+    Raises:
+        ValueError: The tiles have hardly a square of that kind.
+    """
+    for _ in range(ATTEMPTS):
         tile = tiles[generator.integers(len(tiles))]
         row, col = (generator.integers(length - SIDE_M + 1) for length in tile.shape)
         square = tile[row : row + SIDE_M, col : col + SIDE_M]
@@ -328,6 +343,7 @@ def cut_stand(generator: np.random.Generator, tiles: Sequence[Array]) -> Array:
             continue
         turned = np.rot90(square, generator.integers(4))
         return turned[::-1] if generator.random() < 0.5 else turned
+    raise ValueError(f"none of {ATTEMPTS} squares of {SIDE_M} m has known heights and trees: name other height models")
 
 
 def write_scene(folder: Path, image: NDArray[np.uint8], height_m: Array) -> None:

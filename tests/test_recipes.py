@@ -138,6 +138,21 @@ def test_stands_are_cut_where_heights_are_known_and_trees_stand(recipe: ModuleTy
         assert np.mean(stand > 2) >= 0.05
 
 
+@pytest.mark.parametrize(("resolution", "side"), [(2.0, 200), (1.0, 40)])
+def test_height_models_that_fit_no_scene_are_refused(
+    recipe: ModuleType, tmp_path: Path, resolution: float, side: int
+) -> None:
+    values = np.full((1, side, side), 2000, np.uint16)
+    path = make_raster(tmp_path / "chm.tif", values=values, dtype="uint16", bands=1, resolution=resolution)
+    with pytest.raises(ValueError, match=r"chm\.tif: cells of . m, \d+ x \d+: a scene needs 64 x 64 of 1 m"):
+        recipe.read_stands(path)
+
+
+def test_height_models_without_trees_have_no_stands(recipe: ModuleType) -> None:
+    with pytest.raises(ValueError, match="name other height models"):
+        recipe.cut_stand(np.random.default_rng(0), [np.zeros((100, 100), np.float32)])
+
+
 def test_a_rendered_scene_is_read_as_it_was_written(recipe: ModuleType, tmp_path: Path) -> None:
     image, height_m = recipe.render(np.random.default_rng(1), [])
     recipe.write_scene(tmp_path / "render_0000", image, height_m)
