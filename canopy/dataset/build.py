@@ -263,7 +263,7 @@ def _task_digest(
 
 def _settings(source: SourceConfig) -> dict[str, Any]:
     """Return the settings of a source; those of weak labels only where it has them, so that other work stays good."""
-    return source.model_dump(mode="json", exclude={"kind", "points", "nir"} if source.points is None else None)
+    return source.model_dump(mode="json", exclude={"kind", "points", "nir"} if source.kind == "auto" else None)
 
 
 def _digest(value: Any) -> str:

@@ -62,7 +62,7 @@ def cut_scene(scene: SceneFiles, source: SourceConfig, config: DatasetConfig) ->
 
 
 def _opened(scene: SceneFiles, source: SourceConfig, config: DatasetConfig) -> AbstractContextManager[GriddedScene]:
-    if scene.points:
+    if source.kind != "auto":
         measured = source.kind == "stems"
         return nullcontext(open_weak(scene, measured=measured, gsd_m=config.gsd_m, cell_px=config.cell_px))
     if not scene.heights:
@@ -131,7 +131,7 @@ def scene_record(scene: SceneFiles, source: SourceConfig, **values: Any) -> Chip
     """Return a record with all that is common to the chips of a scene; `values` are its other columns."""
     common: dict[str, Any] = {
         "chip": f"{scene.source}/{scene.name}",
-        "part": PARTS[2] if scene.points else PARTS[0] if scene.labelled else PARTS[1],
+        "part": PARTS[2] if source.kind != "auto" else PARTS[0] if scene.labelled else PARTS[1],
         "source": scene.source,
         "scene": scene.name,
         "site": source.site,

@@ -35,9 +35,10 @@ class SourceConfig(Config):
 
     images: str
     """Rasters below the root: a glob, or the folder of a z/x/y or quadkey tile tree."""
-    kind: Literal["auto", "weak", "stems"] = "auto"
+    kind: Literal["auto", "weak", "stems", "meadow"] = "auto"
     """``weak``: tree points say where trees stand, where none does and, with `nir`, what is bare. ``stems``: points say
-    the heights of single trees. ``auto``: heights, clouds, or imagery alone."""
+    the heights of single trees. ``meadow``: imagery of grassland, whose smooth sunlit parts are ground. ``auto``:
+    heights, clouds, or imagery alone."""
     points: str | None = None
     """File of tree points below the root, for the kinds `weak` and `stems`: docs/dataset.md has its columns."""
     nir: str | None = None
@@ -69,10 +70,10 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _kind_has_its_files(self) -> "SourceConfig":
-        if (self.kind == "auto") != (self.points is None):
+        if (self.kind in ("weak", "stems")) != (self.points is not None):
             raise ValueError("points belong to the kinds weak and stems, which need them: set kind and points together")
         if self.kind != "auto" and (self.heights or self.clouds or self.exclude):
-            raise ValueError(f"a source of the kind {self.kind} has points: leave heights, clouds and exclude out")
+            raise ValueError(f"a source of the kind {self.kind} has no heights: leave heights, clouds and exclude out")
         if self.nir is not None and self.kind != "weak":
             raise ValueError("nir shows what is bare around tree points: it belongs to the kind weak")
         return self

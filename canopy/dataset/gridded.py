@@ -198,7 +198,7 @@ def open_unlabelled(scene: SceneFiles) -> GriddedScene:
 
 
 def open_weak(scene: SceneFiles, *, measured: bool, gsd_m: float, cell_px: int) -> GriddedScene:
-    """Open a scene with tree points, on a grid of the pixels of labelled chips over its image.
+    """Open a scene with tree points, or of grassland, on a grid of the pixels of labelled chips over its image.
 
     Args:
         scene: Files of the scene.
@@ -209,7 +209,6 @@ def open_weak(scene: SceneFiles, *, measured: bool, gsd_m: float, cell_px: int) 
     Raises:
         CanopyError: A file is damaged, has no georeference, or the image is not RGB.
     """
-    assert scene.points is not None
     source_gsd_m = open_imagery(scene.image).gsd_m
     with quiet(), rasterio.open(scene.image) as opened:
         shape, transform, crs = opened.shape, opened.transform, opened.crs
@@ -220,11 +219,12 @@ def open_weak(scene: SceneFiles, *, measured: bool, gsd_m: float, cell_px: int) 
     if not (rows and cols):
         raise DatasetError(f"{scene.image}: {shape[1]} x {shape[0]} pixels are less than one cell of {cell_px} pixels")
     geobox = GeoBox((rows * cell_px, cols * cell_px), transform @ Affine.scale(scale), crs)
-    points = read_tree_points(scene.points).on_image(scene.image, transform, crs.to_wkt())
-    labels = LabelReader(
-        points.scaled(1 / (scale * cell_px)), (rows, cols), gsd_m * cell_px, cell_px, measured,
-        open_nir(scene.nir, geobox) if scene.nir else None,
-    )  # fmt: skip
+    points = None
+    if scene.points is not None:
+        points = read_tree_points(scene.points).on_image(scene.image, transform, crs.to_wkt())
+        points = points.scaled(1 / (scale * cell_px))
+    nir = open_nir(scene.nir, geobox) if scene.nir else None
+    labels = LabelReader(points, (rows, cols), gsd_m * cell_px, cell_px, measured, nir)
     return GriddedScene(_image_reader(scene.image, geobox), geobox, gsd_m, labels=labels)
 
 

@@ -1,4 +1,4 @@
-"""Weak labels of a scene: tree points, or heights of single trees, on the cells of a store's labelled chips."""
+"""Weak labels of a scene on the cells of a store's labelled chips: tree points, heights of single trees, or meadows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rasterio.vrt import WarpedVRT
 
 from canopy.dataset.store import encode_labels
 from canopy.errors import DatasetError, one_line
-from canopy.evaluation.weak_ground import Cells, ImagePoints, label_ground, label_heights
+from canopy.evaluation.weak_ground import LEAFY, Cells, ImagePoints, label_ground, label_heights, label_meadow
 from canopy.imagery.datasets import quiet
 from tiles.heights import rasterio_window
 from tiles.windows import PixelWindow
@@ -27,15 +27,15 @@ NirReader = Callable[[PixelWindow], NDArray[np.float32]]
 class LabelReader:
     """The weak labels of a scene."""
 
-    points: ImagePoints
-    """Trees, in cells of the scene."""
+    points: ImagePoints | None
+    """Trees, in cells of the scene; None for imagery of grassland."""
     shape: tuple[int, int]
     """Rows and columns of cells in the scene."""
     cell_m: float
     """Side of a cell, metres."""
     cell_px: int
     """Pixels along the side of a cell."""
-    measured: bool
+    measured: bool = False
     """Whether the labels are heights of single trees, and nothing is said of the ground around them."""
     nir: NirReader | None = None
     """Near-infrared of the scene, where there is one."""
@@ -48,6 +48,8 @@ class LabelReader:
             image: (3, H, W) RGB of the window.
             valid: (H, W) whether there is imagery.
         """
+        if self.points is None:
+            return encode_labels(label_meadow(image, valid, self.cell_px, self.cell_m / self.cell_px))
         row0, col0, rows, cols = (
             size // self.cell_px for size in (window.row0, window.col0, window.height, window.width)
         )
@@ -56,7 +58,9 @@ class LabelReader:
             return encode_labels(label_heights(self.points, cells))
         rgb = self._cell_means(np.where(valid, image, np.float32(np.nan)))
         nir = None if self.nir is None else self._cell_means(self.nir(window)[None])[0]
-        return encode_labels(label_ground(self.points, cells, rgb, nir))
+        labels = label_ground(self.points, cells, rgb, nir)
+        # leaves of a wide crown, or a hedge: taught as ground, they would cut crowns to one width
+        return encode_labels(np.where(labels == LEAFY, np.float32(np.nan), labels))
 
     def _cell_means(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return means (B, h, w) over cells of (B, H, W) pixels; NaN where a pixel is."""

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PAGE = Template((Path(__file__).parent / "points.html").read_text(encoding="utf-8"))
-COLUMNS = ("trees", "AUC", f"trees > {TREE_M:g} m", f"far ground > {TREE_M:g} m", f"bare > {TREE_M:g} m", "stems",
-           "MAE m", "bias m")  # fmt: skip
+COLUMNS = ("trees", "AUC", f"trees > {TREE_M:g} m", f"far ground > {TREE_M:g} m", f"not leafy > {TREE_M:g} m",
+           f"bare > {TREE_M:g} m", "stems", "MAE m", "bias m")  # fmt: skip
 """Titles of the figures of a map."""
 NOTES = (
     "AUC: the probability that a tree is higher than other ground, at the highest pixel within "
     f"{CROWN_M:g} m of either.",
     f"Far ground lies more than {FAR_M:g} m from every tree and from the map's border, and is not bare.",
+    "The part of it that is not leafy: without what is green and rough, as wide crowns, hedges and shrubs are.",
     "Bare ground has an NDVI below 0.05 and is lit; without near-infrared it counts as far ground.",
     f"Stems: the highest pixel within {STEM_M:g} m of a tree of known height, against that height.",
 )
@@ -31,7 +32,7 @@ NOTES = (
 
 def score_cells(scores: PointScores) -> tuple[str, ...]:
     """Return the figures of a map as text, in the order of COLUMNS."""
-    shares = [scores.trees_tall, scores.far_tall, scores.bare_tall]
+    shares = [scores.trees_tall, scores.far_tall, scores.open_tall, scores.bare_tall]
     heights = [scores.stem_mae_m, scores.stem_bias_m]
     return (
         f"{scores.trees:,}",

@@ -25,7 +25,7 @@ from scipy import ndimage
 from canopy.errors import EvaluationError
 from canopy.evaluation.rasters import require_north_up
 from canopy.evaluation.tree_points import TreePoints, read_tree_points
-from canopy.evaluation.weak_ground import BARE, FAR, Cells, ImagePoints, label_ground, point_cells, points_inside
+from canopy.evaluation.weak_ground import BARE, FAR, LEAFY, Cells, ImagePoints, label_ground, point_cells, points_inside
 from canopy.progress import Progress, Report, ignore
 from tiles.aoi import read_aoi, to_crs
 from tiles.grid import rasterize
@@ -56,6 +56,10 @@ class PointSums:
     """Pixels of ground far from every tree that is not bare."""
     far_tall_px: int
     """Those of them higher than `TREE_M`."""
+    open_px: int | None
+    """Pixels of far ground that is surely not under leaves; None where no near-infrared shows it."""
+    open_tall_px: int
+    """Those of them higher than `TREE_M`."""
     bare_px: int | None
     """Pixels of bare ground; None where no near-infrared shows it."""
     bare_tall_px: int
@@ -64,12 +68,17 @@ class PointSums:
     """(n, 2) heights of stems: predicted and measured, metres."""
 
     def __add__(self, other: "PointSums") -> "PointSums":
-        bare = [count for count in (self.bare_px, other.bare_px) if count is not None]
         return PointSums(
-            self.trees + other.trees, self.ground + other.ground, self.far_px + other.far_px,
-            self.far_tall_px + other.far_tall_px, sum(bare) if bare else None, self.bare_tall_px + other.bare_tall_px,
-            np.concatenate([self.stems_m, other.stems_m]),
-        )  # fmt: skip
+            trees=self.trees + other.trees,
+            ground=self.ground + other.ground,
+            far_px=self.far_px + other.far_px,
+            far_tall_px=self.far_tall_px + other.far_tall_px,
+            open_px=_sum_known(self.open_px, other.open_px),
+            open_tall_px=self.open_tall_px + other.open_tall_px,
+            bare_px=_sum_known(self.bare_px, other.bare_px),
+            bare_tall_px=self.bare_tall_px + other.bare_tall_px,
+            stems_m=np.concatenate([self.stems_m, other.stems_m]),
+        )
 
     def scores(self) -> "PointScores":
         """Return the scores of the sums."""
@@ -81,6 +90,8 @@ class PointSums:
             trees_tall=_share(int(self.trees[round(100 * TREE_M) + 1 :].sum()), trees),
             far_px=self.far_px,
             far_tall=_share(self.far_tall_px, self.far_px),
+            open_px=self.open_px,
+            open_tall=_share(self.open_tall_px, self.open_px or 0),
             bare_px=self.bare_px,
             bare_tall=_share(self.bare_tall_px, self.bare_px or 0),
             stems=len(errors_m),
@@ -102,6 +113,10 @@ class PointScores:
     far_px: int
     """Pixels of ground further than `FAR_M` from every tree that is not bare."""
     far_tall: float | None
+    """Share of these higher than `TREE_M`."""
+    open_px: int | None
+    """Pixels of this ground that are not green and rough, as wide crowns and hedges are; None without near-infrared."""
+    open_tall: float | None
     """Share of these higher than `TREE_M`."""
     bare_px: int | None
     """Pixels of bare ground; None where no near-infrared shows it."""
@@ -290,9 +305,11 @@ def _add_window(raster: HeightRaster, scene: _Scene, bands: _Bands, window: Pixe
         inside &= rasterize(scene.area, scene.geobox[window.row0 : window.row1, window.col0 : window.col1])
     rows, cols = scene.geobox.shape
     cells = Cells(window.row0, window.col0, window.shape, (int(rows), int(cols)), scene.pixel_m)
-    rgb, nir = bands.read(window)
-    labels = np.where(inside, label_ground(scene.points, cells, rgb, nir), np.nan)
-    far, bare = inside & (labels == FAR), inside & (labels == BARE)
+    rgb, nir = bands.read(window.pad(margin))
+    wide = Cells(window.row0 - margin, window.col0 - margin, heights_m.shape, cells.image_shape, scene.pixel_m)
+    labels = label_ground(scene.points, wide, rgb, nir)[core]
+    clear, bare = inside & (labels == FAR), inside & (labels == BARE)
+    far = clear | (inside & (labels == LEAFY))
     crown_m, stem_m = (_highest(heights_m, reach / scene.pixel_m)[core] for reach in (CROWN_M, STEM_M))
     tall = heights_m[core] > TREE_M
     row, col = point_cells(scene.points, cells)
@@ -304,6 +321,8 @@ def _add_window(raster: HeightRaster, scene: _Scene, bands: _Bands, window: Pixe
         ground=_histogram(crown_m[far | bare]),
         far_px=int(far.sum()),
         far_tall_px=int((far & tall).sum()),
+        open_px=None if nir is None else int(clear.sum()),
+        open_tall_px=int((clear & tall).sum()),
         bare_px=None if nir is None else int(bare.sum()),
         bare_tall_px=int((bare & tall).sum()),
         stems_m=np.stack([stem_m[row[stems], col[stems]], measured_m[stems]], axis=1).astype(np.float64),
@@ -319,6 +338,12 @@ def _highest(heights_m: NDArray[np.float32], reach_px: float) -> NDArray[np.floa
     disc = np.hypot(down, right) <= reach_px
     filled = np.where(np.isnan(heights_m), -np.inf, heights_m)
     return np.asarray(ndimage.maximum_filter(filled, footprint=disc, mode="constant", cval=-np.inf))
+
+
+def _sum_known(*counts: int | None) -> int | None:
+    """Return the sum of the counts that are known, None where none is."""
+    summands = [count for count in counts if count is not None]
+    return sum(summands) if summands else None
 
 
 def _histogram(heights_m: NDArray[np.floating[Any]]) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ import pytest
 from chip_stores import forest_config, write_small_forests
 from pydantic import ValidationError
 from rasters import make_raster
-from towns import build_town
+from towns import SITES, build_town, write_town
 
 from canopy.dataset.build import build
 from canopy.dataset.config import SourceConfig
@@ -36,6 +36,19 @@ def test_labels_lie_on_the_cells_of_labelled_chips(town: Path) -> None:
     assert (record.real_rows, record.gsd_m, record.weight, record.floor_m) == (80, 0.5, 0.5, None)
 
 
+def test_leaves_beyond_the_reach_of_a_point_are_no_ground(tmp_path: Path) -> None:
+    config = write_town(tmp_path / "data")
+    path = tmp_path / "data" / "town" / "t.tif"
+    image = np.full((3, 100, 100), 110, np.uint8)
+    image[:, :20] += (30 * (np.indices((20, 100)).sum(axis=0) // 3 % 2)).astype(np.uint8)  # stripes of a cell and more
+    make_raster(path, values=image, resolution=0.4, origin=SITES["t"], crs="EPSG:32611")
+    build(config, tmp_path / "store")
+    store = ChipStore.open(tmp_path / "store", "weak")
+    names = {row["chip"]: number for number, row in enumerate(store.index.to_pylist())}
+    labels = store.labels([names["t/t/0_0"]])[0]
+    assert np.isnan(labels[7, 12:32]).all() and (labels[14:18, 29:32] == FAR).all()
+
+
 def test_stems_are_labels_of_single_cells(town: Path) -> None:
     store = ChipStore.open(town, "weak")
     (row,) = np.flatnonzero(store.column("source") == "stems")
@@ -44,6 +57,21 @@ def test_stems_are_labels_of_single_cells(town: Path) -> None:
         (12, 8): pytest.approx(14.25), (24, 24): pytest.approx(8.0),
     }  # fmt: skip
     assert np.isfinite(labels).sum() == 2
+
+
+def test_a_meadow_needs_no_points(tmp_path: Path) -> None:
+    root = write_small_forests(tmp_path / "data")
+    image = np.full((3, 100, 100), 120, np.uint8) + np.random.default_rng(0).integers(0, 5, (3, 100, 100), np.uint8)
+    image[:, 40:60, 40:50] = 40
+    make_raster(root / "grass.tif", values=image, resolution=0.5, origin=(500_000, 4_100_000), crs="EPSG:32611")
+    config = forest_config(root, chip_px=96)
+    sources = {name: source.model_dump() for name, source in config.sources.items()}
+    grass = {"images": "grass.tif", "kind": "meadow", "site": "grass", "licence": "CC0-1.0"}
+    build(forest_config(root, chip_px=96, sources={**sources, "grass": grass}), tmp_path / "store")
+    store = ChipStore.open(tmp_path / "store", "weak")
+    labels = store.labels([0])[0]
+    assert labels[5, 5] == BARE and np.isnan(labels[22:28, 21:24]).all()
+    assert set(np.unique(labels[np.isfinite(labels)])) == {BARE}
 
 
 def test_weak_chips_are_held_out_with_their_site_alone(town: Path) -> None:
@@ -82,6 +110,8 @@ def test_labels_survive_their_codes() -> None:
     [
         ({"kind": "weak"}, "set kind and points together"),
         ({"points": "trees.csv"}, "set kind and points together"),
+        ({"kind": "meadow", "points": "trees.csv"}, "set kind and points together"),
+        ({"kind": "meadow", "heights": "chm.tif"}, "leave heights, clouds and exclude out"),
         ({"kind": "stems", "points": "p.csv", "nir": "n.tif"}, "nir shows what is bare"),
         ({"kind": "weak", "points": "p.csv", "heights": "chm.tif"}, "leave heights, clouds and exclude out"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from rasters import ORIGIN, UTM, make_raster
 from typer.testing import CliRunner
@@ -55,6 +56,21 @@ def test_trees_ground_and_stems_are_counted(ground: Path) -> None:
     assert (scores.stems, scores.stem_mae_m, scores.stem_bias_m) == (1, 2.0, -2.0)
 
 
+def test_leaves_of_a_wide_crown_are_far_ground_and_not_open(ground: Path, tmp_path: Path) -> None:
+    with rasterio.open(ground / "rgbn.tif") as opened:
+        rgbn = opened.read()
+    chess = np.indices((SIDE, SIDE)).sum(axis=0) % 2
+    rgbn[:3, 14:30, 64:80] += (20 * chess).astype(np.uint8)[None, 14:30, 64:80]  # the tall patch, green and rough
+    make_raster(tmp_path / "rgbn.tif", values=rgbn, photometric="RGB", ALPHA="NO")
+    before, scores = (
+        evaluate_points([ground / "map.tif"], ground / "trees.gpkg", images=[folder / "rgbn.tif"]).pooled
+        for folder in (ground, tmp_path)
+    )
+    assert (before.open_px, before.open_tall) == (before.far_px, before.far_tall)
+    assert scores.far_px == before.far_px and scores.far_tall == before.far_tall and scores.auc == before.auc
+    assert scores.open_tall == 0.0 and 0 < scores.open_px < scores.far_px - 16 * 16 + 1
+
+
 def test_auc_compares_each_tree_with_each_pixel_of_ground(ground: Path) -> None:
     scores = evaluate_points([ground / "map.tif"], ground / "trees.gpkg").pooled
     # within 1.5 m of a pixel: 2 or 3 rows on either side of the tall patches, by a disc of 3 pixels
@@ -71,6 +87,7 @@ def test_auc_compares_each_tree_with_each_pixel_of_ground(ground: Path) -> None:
     wins = [(np.mean(near[far] < tree) + np.mean(near[far] == tree) / 2) for tree in TREES.values()]
     assert scores.auc == pytest.approx(np.mean(wins), rel=1e-9)
     assert (scores.bare_px, scores.bare_tall, scores.far_px) == (None, None, far.sum())
+    assert (scores.open_px, scores.open_tall) == (None, None)
 
 
 def test_near_infrared_of_its_own_and_a_table_in_pixels_score_the_same(ground: Path) -> None:
