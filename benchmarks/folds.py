@@ -100,7 +100,7 @@ class Work:
             named = Path(str(scenes[0].points)).read_text(encoding="utf-8")
             return [scene for scene in scenes if scene.image.stem in named]
         # chico_2016_12: the same number in another year is the same place
-        by_number = {scene.name.rsplit("_", 1)[1]: scene for scene in reversed(scenes)}
+        by_number = {scene.name.rsplit("_", 1)[-1]: scene for scene in reversed(scenes)}
         order = np.random.default_rng(0).permutation(sorted(by_number))
         return [by_number[str(number)] for number in order[: self.crops]]
 

@@ -1,6 +1,7 @@
 """The benchmark of folds: which ground a fold leaves out, what is computed once, and how seeds stand in a cell."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -8,13 +9,15 @@ from types import ModuleType
 import numpy as np
 import pytest
 import rasterio
+import yaml
 from recipe_modules import load
 from towns import build_town
-from training import tiny_config
+from training import tiny_config, trained
 
 from canopy.config import load_config
 from canopy.dataset.config import DatasetConfig
 from canopy.dataset.store import ChipStore
+from canopy.models.bundle import read_bundle
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,42 @@ def test_rows_of_another_recipe_have_their_own_name_and_no_start(
     assert table[0].endswith("| recipe, seed | U-Net, seed |")
     (row,) = (line for line in table if line.startswith("| farmland, France"))
     assert row.endswith("|  | 2.00 (1.50 to 2.50); 0.10 (0.10 to 0.10) |")
+
+
+def test_one_command_trains_averages_maps_and_scores(
+    folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = build_town(tmp_path)
+    start = trained(tiny_config(store={"path": str(store)}, chip_px=64), tmp_path / "start") / "last.safetensors"
+    for name, rate in (("short", 1e-3), ("long", 1e-2)):
+        loop = {"steps": 2, "warmup_steps": 1, "amp": False, "lr": rate}
+        config = tiny_config(chip_px=64, loop=loop, start=str(start), fix_statistics=True, weak_batch=2)
+        values = config.model_dump(mode="json", exclude_unset=True)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    for name, value in (("FOLDS", {"1": ("u",)}), ("GROUNDS", {"forest": ("b", "1")}), ("CITIES", {"1": ("u",)}),
+                        ("STEMS", {"1": ("stems",)})):  # fmt: skip
+        monkeypatch.setattr(folds, name, value)
+    arguments = ["long.yaml", "--mean-with", "short.yaml", "--seeds", "0", "--folds", "1", "--out", "out"]
+    data = ["--data", str(store / "config.yaml"), "--root", "data", "--store", str(store), "--set", f"start={start}"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["folds.py", *arguments, *data])
+    folds.main()
+    printed = capsys.readouterr()
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:3]): line for line in printed.out.splitlines()}
+    assert rows["forest", rows_best(rows)].count(";") == 4, "a score of each row"
+    assert rows["u", "recipe, seed"].count("%") == 4 and "|  |" not in rows["stems", "recipe, seed"]
+    parts = [
+        read_bundle(tmp_path / f"out/runs/fold1-seed0{part}/last.safetensors") for part in ("", "-part0", "-part1")
+    ]
+    name = next(name for name, array in parts[0].weights.items() if np.issubdtype(array.dtype, np.floating))
+    mean, one, other = (part.weights[name].astype(np.float32) for part in parts)
+    np.testing.assert_allclose(mean, (one + other) / 2, atol=2e-3)
+    monkeypatch.setattr(folds, "train", lambda *_, **__: pytest.fail("trained twice"))
+    monkeypatch.setattr(folds.canopy, "predict", lambda *_, **__: pytest.fail("mapped twice"))
+    folds.main()
+    assert capsys.readouterr().out == printed.out
+
+
+def rows_best(rows: dict[tuple[str, ...], str]) -> str:
+    """Return the best constant of the forest, as it is printed."""
+    return next(second for first, second in rows if first == "forest")
