@@ -16,7 +16,7 @@ from odc.geo.geom import box
 
 from canopy.imagery.configured import SAMPLE_SCENE
 from canopy.models.model import load_model
-from canopy.prediction import engine, predict, run
+from canopy.prediction import predict, run
 
 
 def steps(heights: NDArray[np.float32], origin_px: int, stride_px: int, axis: int) -> NDArray[np.float64]:
@@ -55,7 +55,7 @@ def main() -> None:
     print("| overlap px | seam visibility | chips over a plain partition |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for overlap in arguments.overlaps:
-            run.OVERLAP_PX = engine.OVERLAP_PX = overlap
+            run.OVERLAP_PX = overlap
             out = Path(folder) / f"{overlap}.tif"
             predict(area, arguments.imagery, model, out, crs=crs)
             cost = (chip / (chip - overlap)) ** 2

@@ -15,9 +15,9 @@ from canopy.calibration import Calibration, apply_to_bands
 from canopy.errors import ImageryError, one_line
 from canopy.imagery import ImagerySource
 from canopy.models.domain import DomainCheck
-from canopy.prediction.engine import OVERLAP_PX, ChipEngine, Heights
+from canopy.prediction.engine import ChipEngine, Heights
 from canopy.prediction.grids import output_lattice, working_lattice
-from canopy.prediction.layers import Layers
+from canopy.prediction.layers import OVERLAP_PX, Layers
 from tiles.blend import ChipLattice
 from tiles.cog import BANDS, UNCERTAINTY_BANDS
 from tiles.grid import Lattice

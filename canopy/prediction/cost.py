@@ -8,8 +8,8 @@ import torch
 
 from canopy.models.backends import BATCH
 from canopy.models.speeds import record_speed
-from canopy.prediction.engine import OVERLAP_PX
 from canopy.prediction.job import Job
+from canopy.prediction.layers import OVERLAP_PX
 from canopy.progress import duration
 from tiles.aoi import to_crs
 from tiles.ground import unit_m

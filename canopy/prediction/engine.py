@@ -24,7 +24,6 @@ ChipIndex = tuple[int, int]
 """Row and column of a chip on the chip lattice."""
 ChipHeights = dict[ChipIndex, Heights]
 
-OVERLAP_PX = 32
 CACHED_CHIPS = 128
 STEP_M = 1 / 128
 """Heights are rounded to this: far below any model's error, and files get a third smaller."""

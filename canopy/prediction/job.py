@@ -13,9 +13,8 @@ from canopy.calibration import Calibration, describe_calibration
 from canopy.errors import AOIError
 from canopy.imagery import ImagerySource
 from canopy.models.model import HeightModel
-from canopy.prediction.engine import OVERLAP_PX
 from canopy.prediction.extras import NO_EXTRAS, Extras
-from canopy.prediction.layers import Layers
+from canopy.prediction.layers import OVERLAP_PX, Layers
 from canopy.version import __version__
 from tiles.cog import BANDS, UNCERTAINTY_BANDS
 from tiles.grid import Lattice, Tile, TileGrid

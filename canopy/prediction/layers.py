@@ -13,6 +13,9 @@ from canopy.models.intervals import no_interval
 from canopy.models.model import HeightModel
 from canopy.models.network import PATCH_PX
 
+OVERLAP_PX = 32
+"""Pixels in which neighbouring chips overlap."""
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -29,9 +32,14 @@ class Layers:
         """Refuse layers that the model does not have.
 
         Raises:
-            ModelError: The model has no calibrated interval.
+            ModelError: The model has no calibrated interval, or its chips are too small to overlap.
             CalibrationError: The gain was fitted on features of another model.
         """
+        if self.model.card.chip_px < 2 * OVERLAP_PX:
+            raise ModelError(
+                f"{self.model.card.name} maps chips of {self.model.card.chip_px} px, which overlap by {OVERLAP_PX} px: "
+                f"train it with chip_px {2 * OVERLAP_PX} or more"
+            )
         if self.uncertainty and getattr(self.model.card, "intervals", None) is None:
             raise ModelError(no_interval(self.model.card.name))
         if self.gain is not None and self.gain.model_sha256 != self.model.sha256:

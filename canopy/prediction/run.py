@@ -23,11 +23,11 @@ from canopy.models.memory import return_memory
 from canopy.models.model import CanopyModel, HeightModel, load_model
 from canopy.models.public.recommended import better_model_hint
 from canopy.prediction.cost import LONG_CHIPS, count_chips, measure_cost
-from canopy.prediction.engine import OVERLAP_PX, ChipEngine, Heights, Image, PendingTile
+from canopy.prediction.engine import ChipEngine, Heights, Image, PendingTile
 from canopy.prediction.extras import Sides, read_sides, unfamiliar_pixels, with_planes
 from canopy.prediction.grids import choose_tile_px, output_lattice, working_lattice
 from canopy.prediction.job import Job
-from canopy.prediction.layers import Layers
+from canopy.prediction.layers import OVERLAP_PX, Layers
 from canopy.prediction.publish import publish_tiles, tile_path
 from canopy.prediction.request import Prediction, Request, check_gsd, partial_folder
 from canopy.prediction.trial import CHIPS, choose_backend, has_choice, recorded_backend, write_record

@@ -36,7 +36,7 @@ def test_labels_lie_on_the_cells_of_labelled_chips(town: Path) -> None:
     assert (record.real_rows, record.gsd_m, record.weight, record.floor_m) == (80, 0.5, 0.5, None)
 
 
-def test_leaves_beyond_the_reach_of_a_point_are_no_ground(tmp_path: Path) -> None:
+def test_green_and_rough_ground_is_labelled_as_other_ground(tmp_path: Path) -> None:
     config = write_town(tmp_path / "data")
     path = tmp_path / "data" / "town" / "t.tif"
     image = np.full((3, 100, 100), 110, np.uint8)
@@ -46,7 +46,7 @@ def test_leaves_beyond_the_reach_of_a_point_are_no_ground(tmp_path: Path) -> Non
     store = ChipStore.open(tmp_path / "store", "weak")
     names = {row["chip"]: number for number, row in enumerate(store.index.to_pylist())}
     labels = store.labels([names["t/t/0_0"]])[0]
-    assert np.isnan(labels[7, 12:32]).all() and (labels[14:18, 29:32] == FAR).all()
+    assert (labels[8, 12:32] == FAR).all() and (labels[14:18, 29:32] == FAR).all()
 
 
 def test_stems_are_labels_of_single_cells(town: Path) -> None:

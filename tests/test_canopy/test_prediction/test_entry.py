@@ -8,11 +8,11 @@ from pathlib import Path
 import geopandas as gpd
 import pytest
 import shapely
-from height_models import MeanOfGreen
+from height_models import CARD, MeanOfGreen
 from odc.geo.geom import Geometry
 from rasters import make_raster
 
-from canopy.errors import AOIError, OutputError
+from canopy.errors import AOIError, ModelError, OutputError
 from canopy.prediction.entry import predict
 from tiles.files import rename
 
@@ -168,3 +168,11 @@ def test_a_publication_killed_before_its_project_is_finished_with_it(
             predict("aoi.gpkg", **arguments)
     assert predict("aoi.gpkg", **arguments).project == Path("m.qgz")
     assert {path.name for path in folder.glob("m*")} == {"m.tif", "m.qml", "m.json", "m.qgz", "m_area.gpkg"}
+
+
+def test_a_model_of_chips_that_cannot_overlap_is_refused_before_a_file_is_written(folder: Path) -> None:
+    model = MeanOfGreen()
+    model.card = CARD.model_copy(update={"chip_px": 32})
+    with pytest.raises(ModelError, match="mean-of-green maps chips of 32 px, which overlap by 32 px: train it with"):
+        predict("aoi.gpkg", imagery="scene.tif", model=model, out="o.tif")
+    assert not list(folder.glob("o.*"))
