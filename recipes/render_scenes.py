@@ -3,9 +3,9 @@
     python recipes/render_scenes.py configs/train-frozen.yaml --out MADE [--chm CHM...]
 
 Trees of known height stand on open ground; the sun lights their crowns and casts their shadows. The ground is noise, or
-open ground of the scenes that the configuration trains on. With `--chm`, as many scenes again have the crowns of canopy
-height models that no imagery belongs to: real stands, in invented colours. Scenes are written for `store.made` in the
-model's configuration: trained on, never tested on.
+open ground of the store's training scenes. With `--chm`, as many scenes again have the crowns of canopy height models
+that no imagery belongs to: real stands, in invented colours. Scenes are written for `store.made` in the model's
+configuration: trained on, never tested on.
 """
 
 import argparse
@@ -368,7 +368,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     config = load_config(arguments.config, TrainConfig, tuple(arguments.set))
-    ground = open_ground(read_store(config.store, config.batch, config.loop.seed).train)
+    # the scenes that the configuration names as made are those that are rendered here
+    store = config.store.model_copy(update={"synthetic": None, "shares": {}})
+    ground = open_ground(read_store(store, config.batch, config.loop.seed).train)
     print(f"{len(ground)} pictures of open ground", file=sys.stderr)
     tiles = [read_stands(path) for path in arguments.chm]
     for number in range(arguments.scenes):

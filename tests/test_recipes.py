@@ -1,5 +1,6 @@
 """Rendered woodland: shade falls where the sun says, heights are those of the trees. Pseudo-labels on whole metres."""
 
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -8,10 +9,11 @@ import pytest
 import rasterio
 import timm
 import torch
+import yaml
 from rasters import make_raster
 from recipe_modules import load
 from torch import Tensor, nn
-from training import tiny_config
+from training import SMALL_STORE, tiny_config
 
 from canopy.config import load_config
 from canopy.dataset.scene import Scene
@@ -159,6 +161,20 @@ def test_a_rendered_scene_is_read_as_it_was_written(recipe: ModuleType, tmp_path
     (scene,) = read_scenes(tmp_path)
     assert np.array_equal(scene.image, image)
     np.testing.assert_allclose(scene.height_m, height_m, atol=0.006)
+
+
+def test_the_scenes_of_a_configuration_are_rendered_before_they_exist(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    config = tiny_config(store={"path": str(SMALL_STORE), "made": str(made), "shares": {"render_": 1.0}})
+    values = config.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(
+        sys, "argv", ["render_scenes", str(tmp_path / "tiny.yaml"), "--scenes", "1", "--out", str(made)]
+    )
+    recipe.main()
+    assert [scene.name for scene in read_scenes(made)] == ["render_0000"]
 
 
 class Red(nn.Module):
