@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PAGE = Template((Path(__file__).parent / "points.html").read_text(encoding="utf-8"))
-COLUMNS = ("trees", "AUC", f"trees > {TREE_M:g} m", f"far ground > {TREE_M:g} m", f"not leafy > {TREE_M:g} m",
-           f"bare > {TREE_M:g} m", "stems", "MAE m", "bias m")  # fmt: skip
+COLUMNS = ("trees", "AUC", f"trees > {TREE_M:g} m", f"far ground > {TREE_M:g} m", f"bare > {TREE_M:g} m", "stems",
+           "MAE m", "bias m")  # fmt: skip
 """Titles of the figures of a map."""
+LEAFLESS_COLUMNS = ("AUC, not leafy", f"not leafy > {TREE_M:g} m")
+"""Titles of the figures that the page has besides."""
+LEAFLESS_NOTE = "Not leafy: far ground without what is green and rough, as wide crowns, hedges and shrubs are."
 NOTES = (
     "AUC: the probability that a tree is higher than other ground, at the highest pixel within "
     f"{CROWN_M:g} m of either.",
     f"Far ground lies more than {FAR_M:g} m from every tree and from the map's border, and is not bare.",
-    "The part of it that is not leafy: without what is green and rough, as wide crowns, hedges and shrubs are.",
     "Bare ground has an NDVI below 0.05 and is lit; without near-infrared it counts as far ground.",
     f"Stems: the highest pixel within {STEM_M:g} m of a tree of known height, against that height.",
 )
@@ -32,7 +34,7 @@ NOTES = (
 
 def score_cells(scores: PointScores) -> tuple[str, ...]:
     """Return the figures of a map as text, in the order of COLUMNS."""
-    shares = [scores.trees_tall, scores.far_tall, scores.open_tall, scores.bare_tall]
+    shares = [scores.trees_tall, scores.far_tall, scores.bare_tall]
     heights = [scores.stem_mae_m, scores.stem_bias_m]
     return (
         f"{scores.trees:,}",
@@ -40,6 +42,14 @@ def score_cells(scores: PointScores) -> tuple[str, ...]:
         *("–" if share is None else f"{share:.1%}" for share in shares),
         f"{scores.stems:,}",
         *("–" if value is None else f"{value:.2f}" for value in heights),
+    )
+
+
+def leafless_cells(scores: PointScores) -> tuple[str, str]:
+    """Return the figures on ground that is surely not under leaves as text, in the order of LEAFLESS_COLUMNS."""
+    return (
+        "–" if scores.open_auc is None else f"{scores.open_auc:.3f}",
+        "–" if scores.open_tall is None else f"{scores.open_tall:.1%}",
     )
 
 
@@ -51,8 +61,8 @@ def print_point_table(evaluation: PointEvaluation, console: "Console") -> None:
     table.add_column("prediction", overflow="fold")
     for name in COLUMNS:
         table.add_column(name, justify="right")
-    for name, cells in _rows(evaluation):
-        table.add_row(name, *cells)
+    for name, scores in _rows(evaluation):
+        table.add_row(name, *score_cells(scores))
     console.print(table)
     for note in NOTES:
         console.print(note)
@@ -71,16 +81,18 @@ def write_point_page(evaluation: PointEvaluation, folder: Path, files: Sequence[
     """
     from canopy.evaluation.report import STYLE, file_row, save_page
 
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("map", *COLUMNS))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("map", *COLUMNS, *LEAFLESS_COLUMNS))
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        for name, cells in _rows(evaluation)
+        f"<tr><td>{html.escape(name)}</td>"
+        + "".join(f"<td>{cell}</td>" for cell in (*score_cells(scores), *leafless_cells(scores)))
+        + "</tr>"
+        for name, scores in _rows(evaluation)
     )
     page = PAGE.substitute(
         style=STYLE,
         lead=html.escape(_lead(evaluation.pooled)),
         scores=f"<tr>{head}</tr>{rows}",
-        note=html.escape(" ".join(NOTES)),
+        note=html.escape(" ".join((*NOTES, LEAFLESS_NOTE))),
         command=html.escape(shlex.join(sys.argv)),
         version=html.escape(__version__),
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -89,9 +101,9 @@ def write_point_page(evaluation: PointEvaluation, folder: Path, files: Sequence[
     return save_page(folder, "points.html", page, {})
 
 
-def _rows(evaluation: PointEvaluation) -> list[tuple[str, tuple[str, ...]]]:
-    rows = [(path, score_cells(scores)) for path, scores in evaluation.maps.items()]
-    return [("all maps", score_cells(evaluation.pooled)), *rows] if len(rows) > 1 else rows
+def _rows(evaluation: PointEvaluation) -> list[tuple[str, PointScores]]:
+    rows = list(evaluation.maps.items())
+    return [("all maps", evaluation.pooled), *rows] if len(rows) > 1 else rows
 
 
 def _lead(scores: PointScores) -> str:

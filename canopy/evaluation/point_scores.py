@@ -52,6 +52,8 @@ class PointSums:
     """(_STEPS,) trees by the height of their highest pixel, in centimetres."""
     ground: NDArray[np.int64]
     """(_STEPS,) pixels of other ground by the highest pixel as near to them as a tree's to its point."""
+    leafy: NDArray[np.int64]
+    """(_STEPS,) those of them that may be under leaves."""
     far_px: int
     """Pixels of ground far from every tree that is not bare."""
     far_tall_px: int
@@ -71,6 +73,7 @@ class PointSums:
         return PointSums(
             trees=self.trees + other.trees,
             ground=self.ground + other.ground,
+            leafy=self.leafy + other.leafy,
             far_px=self.far_px + other.far_px,
             far_tall_px=self.far_tall_px + other.far_tall_px,
             open_px=_sum_known(self.open_px, other.open_px),
@@ -83,10 +86,11 @@ class PointSums:
     def scores(self) -> "PointScores":
         """Return the scores of the sums."""
         errors_m = self.stems_m[:, 0] - self.stems_m[:, 1]
-        trees, ground = int(self.trees.sum()), int(self.ground.sum())
+        trees, ground, clear = int(self.trees.sum()), int(self.ground.sum()), self.ground - self.leafy
         return PointScores(
             trees=trees,
             auc=_auc(self.trees, self.ground) if trees and ground else None,
+            open_auc=_auc(self.trees, clear) if self.open_px is not None and trees and clear.any() else None,
             trees_tall=_share(int(self.trees[round(100 * TREE_M) + 1 :].sum()), trees),
             far_px=self.far_px,
             far_tall=_share(self.far_tall_px, self.far_px),
@@ -108,6 +112,8 @@ class PointScores:
     """Number of trees where the map has heights."""
     auc: float | None
     """Probability that a tree is higher than other ground, ties counted half: 1 where every tree is higher."""
+    open_auc: float | None
+    """The same against the ground that is surely not under leaves; None without near-infrared."""
     trees_tall: float | None
     """Share of the trees higher than `TREE_M`."""
     far_px: int
@@ -308,8 +314,9 @@ def _add_window(raster: HeightRaster, scene: _Scene, bands: _Bands, window: Pixe
     rgb, nir = bands.read(window.pad(margin))
     wide = Cells(window.row0 - margin, window.col0 - margin, heights_m.shape, cells.image_shape, scene.pixel_m)
     labels = label_ground(scene.points, wide, rgb, nir)[core]
-    clear, bare = inside & (labels == FAR), inside & (labels == BARE)
-    far = clear | (inside & (labels == LEAFY))
+    far, bare = inside & np.isin(labels, (FAR, LEAFY)), inside & (labels == BARE)
+    # without near-infrared any of it may be under leaves
+    clear = far & (labels == FAR) & (nir is not None)
     crown_m, stem_m = (_highest(heights_m, reach / scene.pixel_m)[core] for reach in (CROWN_M, STEM_M))
     tall = heights_m[core] > TREE_M
     row, col = point_cells(scene.points, cells)
@@ -319,6 +326,7 @@ def _add_window(raster: HeightRaster, scene: _Scene, bands: _Bands, window: Pixe
     return PointSums(
         trees=_histogram(crown_m[row[standing], col[standing]]),
         ground=_histogram(crown_m[far | bare]),
+        leafy=_histogram(crown_m[far & ~clear]),
         far_px=int(far.sum()),
         far_tall_px=int((far & tall).sum()),
         open_px=None if nir is None else int(clear.sum()),

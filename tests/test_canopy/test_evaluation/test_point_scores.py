@@ -1,6 +1,7 @@
 """Maps against trees: shares and errors counted by hand on a map of a few trees."""
 
 import json
+import shutil
 from pathlib import Path
 
 import geopandas as gpd
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from canopy.cli.app import app
 from canopy.errors import EvaluationError
 from canopy.evaluation import point_scores
+from canopy.evaluation.point_page import LEAFLESS_NOTE
 from canopy.evaluation.point_scores import evaluate_points
 
 SIDE = 100
@@ -68,7 +70,19 @@ def test_leaves_of_a_wide_crown_are_far_ground_and_not_open(ground: Path, tmp_pa
     )
     assert (before.open_px, before.open_tall) == (before.far_px, before.far_tall)
     assert scores.far_px == before.far_px and scores.far_tall == before.far_tall and scores.auc == before.auc
+    # the first tree is as high as nothing else, the second as low as most of the ground: the tall patch is leafy
+    assert scores.auc < scores.open_auc and before.auc == before.open_auc
     assert scores.open_tall == 0.0 and 0 < scores.open_px < scores.far_px - 16 * 16 + 1
+
+
+def test_a_map_without_near_infrared_says_nothing_of_open_ground(ground: Path) -> None:
+    shutil.copy(ground / "map.tif", ground / "other.tif")
+    images = [ground / "rgbn.tif", ground / "rgb.tif"]
+    both = evaluate_points([ground / "map.tif", ground / "other.tif"], ground / "trees.gpkg", images=images)
+    one = both.maps[str(ground / "map.tif")]
+    assert (both.pooled.open_px, both.pooled.open_tall) == (one.open_px, one.open_tall)
+    assert both.pooled.open_auc == pytest.approx(one.open_auc, abs=1e-12)
+    assert both.pooled.far_px > 2 * one.far_px, "bare ground of the map without near-infrared is far ground"
 
 
 def test_auc_compares_each_tree_with_each_pixel_of_ground(ground: Path) -> None:
@@ -87,7 +101,7 @@ def test_auc_compares_each_tree_with_each_pixel_of_ground(ground: Path) -> None:
     wins = [(np.mean(near[far] < tree) + np.mean(near[far] == tree) / 2) for tree in TREES.values()]
     assert scores.auc == pytest.approx(np.mean(wins), rel=1e-9)
     assert (scores.bare_px, scores.bare_tall, scores.far_px) == (None, None, far.sum())
-    assert (scores.open_px, scores.open_tall) == (None, None)
+    assert (scores.open_px, scores.open_tall, scores.open_auc) == (None, None, None)
 
 
 def test_near_infrared_of_its_own_and_a_table_in_pixels_score_the_same(ground: Path) -> None:
@@ -143,6 +157,7 @@ def test_the_command_prints_a_document_and_writes_a_page(ground: Path, tmp_path:
     assert document["points"]["trees_tall"] == 0.5
     page = (tmp_path / "points.html").read_text(encoding="utf-8")
     assert "50% of 2 trees stand above 2 m" in page and "trees.gpkg" in page
+    assert "not leafy &gt; 2 m" in page and LEAFLESS_NOTE in page
     table = CliRunner().invoke(app, [str(one) for one in arguments])
     assert "far ground > 2 m" in table.stdout
     for wrong in (["--pred", "m.tif"], ["--pred", "m.tif", "--points", "p.csv", "--truth", "t.tif"],
