@@ -90,5 +90,5 @@ def test_other_source_names_are_kept(tmp_path: Path, name: str) -> None:
 def test_the_configuration_with_weak_labels_loads() -> None:
     config = load_config(Path(__file__).parents[3] / "configs" / "dataset-weak.yaml", DatasetConfig)
     kinds = {source.kind for source in config.sources.values()}
-    assert kinds == {"auto", "weak", "stems"}
+    assert kinds == {"auto", "weak", "stems", "meadow"}
     assert config.sources["chico"].nir == "weak/naip_ca_0p6m/nir/{image}.tif"
