@@ -239,7 +239,8 @@ def print_tables(work: Work) -> None:
             cells.append(f"{cell(documents, 'mae_m', '.2f')}; {skill}" if skill else "")
         best = [one["mae_m"] / (1 - one["skill"]) for one in read(work, ROWS[0], ground, folds) if one["skill"] < 1]
         print(f"| {ground} | {f'{np.mean(best):.2f}' if best else ''} | {' | '.join(cells)} |")
-    figures = {"auc": ".3f", "open_auc": ".3f", "trees_tall": ".1%", "far_tall": ".1%", "open_tall": ".1%", "bare_tall": ".1%"}
+    figures = dict.fromkeys(("auc", "open_auc"), ".3f")
+    figures |= dict.fromkeys(("trees_tall", "far_tall", "open_tall", "bare_tall"), ".1%")
     print(f"\n| city left out | row | {' | '.join(figures)} |\n|{'---|' * (len(figures) + 2)}")
     for fold, cities in CITIES.items():
         for city in cities:
