@@ -121,12 +121,10 @@ def label_meadow(image: NDArray[np.uint8], valid: NDArray[np.bool_], cell_px: in
     Returns:
         (h, w) float32: `BARE`, or NaN.
     """
-    grey = image.astype(np.float64).mean(axis=0)
+    grey = image.mean(axis=0)
     side_px = 2 * max(round(SMOOTH_M / gsd_m / 2 - 0.5), 1) + 1
-    mean = ndimage.uniform_filter(grey, side_px)
-    variance = ndimage.uniform_filter(grey**2, side_px) - mean**2
-    imaged = ndimage.minimum_filter(valid, side_px)
-    smooth = imaged & (grey > BRIGHT) & (variance < SMOOTH**2)
+    variance = _local_variance(np.where(valid, grey, np.nan), side_px)
+    smooth = ndimage.minimum_filter(valid, side_px) & (grey > BRIGHT) & (variance < SMOOTH**2)
     height, width = smooth.shape
     cells = smooth.reshape(height // cell_px, cell_px, width // cell_px, cell_px).all(axis=(1, 3))
     patches = ndimage.binary_opening(cells, np.ones((MEADOW_CELLS, MEADOW_CELLS), bool))
@@ -161,11 +159,16 @@ def points_inside(points: ImagePoints, cells: Cells) -> NDArray[np.bool_]:
 def _rough(brightness: NDArray[np.floating], cell_m: float) -> NDArray[np.bool_]:
     """Return which cells differ from those within `ROUGH_REACH_M`, as leaves do by sun and shade, and lawns do not."""
     side = 2 * max(int(ROUGH_REACH_M / cell_m + 1e-6), 1) + 1
-    imaged = np.isfinite(brightness)
-    grey, weight = np.where(imaged, brightness, 0).astype(np.float64), imaged.astype(np.float64)
+    return _local_variance(brightness, side) > ROUGH**2
+
+
+def _local_variance(values: NDArray[np.floating], side: int) -> NDArray[np.float64]:
+    """Return the variance (H, W) of what is known, not NaN, in the square of `side` cells around each cell."""
+    imaged = np.isfinite(values)
+    grey, weight = np.where(imaged, values, 0).astype(np.float64), imaged.astype(np.float64)
     share, mean, square = (ndimage.uniform_filter(part, side) for part in (weight, grey, grey**2))
     share = np.maximum(share, 1e-9)
-    return np.asarray(square / share - (mean / share) ** 2 > ROUGH**2)
+    return np.asarray(square / share - (mean / share) ** 2)
 
 
 def _distance_m(points: ImagePoints, cells: Cells) -> NDArray[np.float64]:
