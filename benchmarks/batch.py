@@ -29,8 +29,9 @@ import shapely
 from odc.geo.geom import box
 
 from canopy.batch.imagery import near
-from canopy.batch.plan import marker_key, table_bytes
+from canopy.batch.plan import marker_key
 from canopy.batch.zones import divide, tiles_of
+from canopy.tables import table_bytes
 
 PAGE = 1000
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from canopy.errors import ConfigError, TrainingError
 from canopy.http import redacted
 from canopy.progress import Progress, Report, ignore
+from canopy.tables import parse_table, table_bytes
 from pretrain.config import TilesConfig
 from pretrain.data import BadFiles, open_geotiffs, open_stored
 from pretrain.shards import FORMAT, INDEX, READERS, Objects, ShardFormat, open_objects, part_key, shard_key
@@ -104,11 +104,11 @@ def pack(
             encoded = list(pool.map(lambda tile: form.encode(tile.image), chunk))
             objects.write(shard_key(number), b"".join(encoded))
             parts.append(_rows(number, chunk, encoded))
-            objects.write(part_key(number), _parquet(parts[-1]))
+            objects.write(part_key(number), table_bytes(parts[-1]))
             done = chunk[-1].after.files
             report(Progress(done, stream.files, "files", f"{sum(map(len, parts)):,} tiles in {len(parts)} shards"))
     stream.bad.require_tiles(sum(map(len, parts)), config)
-    objects.write(INDEX, _parquet(_joined(parts, form)))
+    objects.write(INDEX, table_bytes(_joined(parts, form)))
     return sum(map(len, parts))
 
 
@@ -184,7 +184,7 @@ def _finished_parts(objects: Objects) -> list[pa.Table]:
 def _read_part(objects: Objects, number: int) -> pa.Table | None:
     """Read the rows of a shard; None where it is not finished."""
     try:
-        return pq.read_table(pa.BufferReader(objects.read(part_key(number))), read_dictionary=["source"])
+        return parse_table(objects.read(part_key(number)), read_dictionary=["source"])
     except FileNotFoundError:
         return None
 
@@ -212,9 +212,3 @@ def _joined(parts: list[pa.Table], form: ShardFormat) -> pa.Table:
         {"format": FORMAT, "sha256": digest.hexdigest(), "tile_px": str(form.tile_px), "bands": str(form.bands),
          "quality": quality}
     )  # fmt: skip
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue())

@@ -19,13 +19,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from canopy.errors import TrainingError, one_line
 from canopy.http import redacted
 from canopy.stores import open_prefix
+from canopy.tables import parse_table
 
 FORMAT = "canopy tiles 1"
 INDEX = "tiles.parquet"
@@ -197,7 +197,7 @@ def open_shards(address: str, max_bad: int = 0) -> ShardedTiles:
     """
     objects, shown = open_objects(address), redacted(address)
     try:
-        index = pq.read_table(pa.BufferReader(objects.read(INDEX)), read_dictionary=["source"])
+        index = parse_table(objects.read(INDEX), read_dictionary=["source"])
     except FileNotFoundError as error:
         raise TrainingError(
             f"{shown} has no {INDEX}: no shards, or not all of them; `canopy pack CONFIG --out {shown}` packs the rest"

@@ -1,6 +1,5 @@
 """The ledger of a batch: what is done, runs, failed and is left, from the listing of the store alone."""
 
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from canopy.batch.failures import ATTEMPTS, Failure, failed_tiles, parse_failure
 from canopy.batch.leases import TERM_S, Lease
-from canopy.batch.plan import PREFIXES, Plan, marker_key, prefix_of, table_bytes
+from canopy.batch.plan import PREFIXES, Plan, marker_key, prefix_of
 from canopy.batch.store import Entry, Store
+from canopy.tables import parse_table, table_bytes
 
 LISTERS = 32
 """Prefixes that are listed at the same time."""
@@ -174,7 +173,7 @@ def read_index(store: Store, prefix: str) -> pa.Table:
     content = store.read(f"index/{prefix}.parquet")
     if content is None:
         return items_table(store, [])
-    return pq.read_table(io.BytesIO(content[0]))
+    return parse_table(content[0])
 
 
 def by_prefix(names: Iterable[str]) -> dict[str, list[str]]:

@@ -1,7 +1,6 @@
 """The plan of a batch: everything that decides a pixel, written once, read by every worker."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import shapely
 from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
@@ -21,6 +19,7 @@ from canopy.batch.imagery import PinnedImagery, PinnedScene
 from canopy.batch.store import Store
 from canopy.batch.zones import Zone
 from canopy.errors import OutputError, one_line
+from canopy.tables import parse_table
 from canopy.version import __version__
 from tiles.grid import Lattice
 from tiles.windows import PixelWindow
@@ -241,13 +240,6 @@ def write_object(store: Store, stem: str, content: bytes, suffix: str) -> str:
     return key
 
 
-def table_bytes(table: pa.Table) -> bytes:
-    """Return a table as Parquet."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
 def zones_table(zones: Sequence[Zone]) -> pa.Table:
     """Return zones as a table; areas keep every bit of their coordinates."""
     rows = [
@@ -277,7 +269,7 @@ def _read_table(store: Store, key: str) -> pa.Table:
     content = store.read(key)
     if content is None or hashlib.sha256(content[0]).hexdigest()[:16] not in key:
         raise OutputError(f"{key} in {store.url} is missing or damaged: plan again in another folder")
-    return pq.read_table(pa.BufferReader(content[0]))
+    return parse_table(content[0])
 
 
 def _zone(row: dict[str, Any]) -> Zone:

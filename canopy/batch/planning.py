@@ -28,7 +28,6 @@ from canopy.batch.plan import (
     plan_id,
     read_plan,
     square_km,
-    table_bytes,
     write_object,
     zones_table,
 )
@@ -45,6 +44,7 @@ from canopy.models.bundle import BUNDLED, Decode, find_bundle
 from canopy.models.options import check_backend, check_decode, check_device
 from canopy.prediction.request import check_footprint, check_gsd, check_pixel_options, read_model_card
 from canopy.progress import Progress, Report, ignore
+from canopy.tables import table_bytes
 from canopy.version import __version__
 from tiles.aoi import aoi_stem, read_aoi, to_crs
 from tiles.files import file_sha256
