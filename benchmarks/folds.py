@@ -6,9 +6,10 @@ Run: python benchmarks/folds.py configs/train-detail.yaml --mean-with configs/tr
      python benchmarks/folds.py configs/train-unet.yaml --row U-Net --set encoder_weights=FILE --store STORE --root DATA
 
 Each fold trains without its sites and cities; `canopy predict` then maps their imagery from files, and `canopy
-evaluate` scores the maps: against lidar, or with `--points` against trees and stems. Trainings, maps and scores stay in
---out, and the same command goes on where it was stopped; `--table` prints what is there and computes nothing. What is
-not there stays empty in the table. `--row` names the rows of another recipe.
+evaluate` scores the maps: against lidar, or with `--points` against trees and stems. In cities the tops of `canopy
+derive trees` are matched with the tree points one by one, too. Trainings, maps and scores stay in --out, and the same
+command goes on where it was stopped; `--table` prints what is there and computes nothing. What is not there stays empty
+in the table. `--row` names the rows of another recipe.
 
 The start of a training, if it has one, is scored on the same ground. Of whole sites and cities the start of these
 trainings learnt no heights, but it did see imagery of the cities and of HARV (without labels, and with
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import rasterio
 from odc.geo.geobox import GeoBox
 
@@ -38,8 +40,12 @@ from canopy.dataset.scene_files import SceneFiles, list_scenes
 from canopy.dataset.store import ChipStore
 from canopy.evaluation.pairs import evaluate_pairs
 from canopy.evaluation.point_scores import evaluate_points
+from canopy.evaluation.tree_points import read_tree_points
 from canopy.models.bundle import Decode
 from canopy.models.model import CanopyModel, load_model
+from canopy.products.tree_scores import MappedTrees
+from canopy.products.tree_scores import score as score_trees
+from canopy.products.trees import derive_trees
 from canopy.training.averaging import average_models
 from canopy.training.config import TrainConfig
 from canopy.training.decoder import train
@@ -178,7 +184,28 @@ def against_points(work: Work, model: CanopyModel, source: str) -> dict[str, Any
     images = [scene.image for scene in scenes]
     nirs = [scene.nir for scene in scenes if scene.nir is not None]
     points = Path(str(scenes[0].points))
-    return dict(evaluate_points(maps, points, images=images, nirs=nirs).to_json()["points"])
+    document = dict(evaluate_points(maps, points, images=images, nirs=nirs).to_json()["points"])
+    if work.data.sources[source].kind == "stems":  # not every tree of a plot was measured
+        return document
+    return document | trees_one_by_one(maps, images, points)
+
+
+def trees_one_by_one(maps: Sequence[Path], images: Sequence[Path], points: Path) -> dict[str, float | None]:
+    """Score the trees of `canopy derive trees` against tree points, each of which one tree within 3 m can be."""
+    trees, truths = [], []
+    for path, image in zip(maps, images, strict=True):
+        derived = path.with_suffix(".trees.parquet")
+        if not derived.is_file():
+            derive_trees(path, derived)
+        trees.append(pq.read_table(derived, columns=["top_x", "top_y"]).to_pandas().to_numpy(float))
+        with rasterio.open(image) as opened:
+            own = read_tree_points(points).on_image(image, opened.transform, opened.crs.to_wkt())
+            truths.append(np.column_stack(opened.transform @ (own.col, own.row)))
+    mapped_trees, truth = (
+        MappedTrees(np.concatenate(sets), np.full(sum(map(len, sets)), np.nan), None) for sets in (trees, truths)
+    )
+    scores = score_trees(mapped_trees, truth).scores
+    return {"tree_recall": scores.recall, "tree_precision": scores.precision, "tree_f1": scores.f1}
 
 
 def score(work: Work, row: str, fold: str, model: CanopyModel | None, median_m: float) -> None:
@@ -241,6 +268,7 @@ def print_tables(work: Work) -> None:
         print(f"| {ground} | {f'{np.mean(best):.2f}' if best else ''} | {' | '.join(cells)} |")
     figures = dict.fromkeys(("auc", "open_auc"), ".3f")
     figures |= dict.fromkeys(("trees_tall", "far_tall", "open_tall", "bare_tall"), ".1%")
+    figures |= dict.fromkeys(("tree_recall", "tree_precision", "tree_f1"), ".2f")
     print(f"\n| city left out | row | {' | '.join(figures)} |\n|{'---|' * (len(figures) + 2)}")
     for fold, cities in CITIES.items():
         for city in cities:

@@ -20,6 +20,8 @@ from canopy.models.bundle import find_bundle
 from canopy.models.model import load_model
 
 DARK, MEADOW_FROM, SMOOTH_BELOW, CROWNS = 75, 115, 10, (75, 125)
+NEAR_M, PX_M = 5, 0.5
+"""Distance up to which a meadow is one between trees, and side of a pixel."""
 
 
 def covers(image: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
@@ -34,10 +36,15 @@ def covers(image: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
     texture = np.sqrt(np.maximum(ndimage.uniform_filter(grey**2, 5) - ndimage.uniform_filter(grey, 5) ** 2, 0))
     shade = (grey < DARK) & (blue > red)
     near_shade = ndimage.uniform_filter(shade.astype(float), 15) > 0.15
+    crowns = (grey > CROWNS[0]) & (grey < CROWNS[1]) & (red > blue + 10) & near_shade
+    meadow = (around > MEADOW_FROM) & (texture < SMOOTH_BELOW) & ~shade
+    near_trees = ndimage.distance_transform_edt(~(shade | crowns)) * PX_M <= NEAR_M
     return {
-        "meadow": (around > MEADOW_FROM) & (texture < SMOOTH_BELOW),
+        "meadow": meadow,
+        f"meadow up to {NEAR_M} m from shade or crowns": meadow & near_trees,
+        f"meadow further than {NEAR_M} m": meadow & ~near_trees,
         "shade": shade,
-        "sunlit crowns": (grey > CROWNS[0]) & (grey < CROWNS[1]) & (red > blue + 10) & near_shade,
+        "sunlit crowns": crowns,
     }
 
 

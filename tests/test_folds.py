@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
+from height_maps import height_raster
 from recipe_modules import load
 from towns import build_town
 from training import tiny_config, trained
@@ -52,6 +53,20 @@ def test_a_constant_is_a_map_of_one_height(folds, work, tmp_path: Path, monkeypa
         heights = opened.read(1)
     expected = np.abs(3.5 - heights[np.isfinite(heights)]).mean()
     assert document["mae_m"] == pytest.approx(expected, abs=0.01)
+
+
+def test_tops_match_tree_points_one_by_one(folds, tmp_path: Path) -> None:
+    rows, cols = np.mgrid[0:80, 0:80]
+    maps, images, lines = [], [], ["image,col,row"]
+    for name, crowns in (("one", [(20, 20), (20, 60)]), ("other", [(50, 30), (50, 34)])):
+        heights = np.max([np.maximum(0, 10 - 2 * np.hypot(rows - row, cols - col)) for row, col in crowns], axis=0)
+        maps.append(height_raster(tmp_path / f"{name}-map.tif", heights.astype(np.float32), resolution=0.5))
+        images.append(height_raster(tmp_path / f"{name}.tif", heights.astype(np.float32), resolution=0.5))
+    # One tree has two points, two have none, and one point lies where no tree is.
+    lines += ["one,21,21", "one,19.5,20", "other,30,51", "other,70,10"]
+    (tmp_path / "trees.csv").write_text("\n".join(lines) + "\n")
+    scores = folds.trees_one_by_one(maps, images, tmp_path / "trees.csv")
+    assert scores == {"tree_recall": 2 / 4, "tree_precision": 2 / 4, "tree_f1": 0.5}
 
 
 def test_scores_are_computed_once_and_averaged_over_seeds(folds, work) -> None:
