@@ -118,9 +118,9 @@ def trained(work: Work, fold: str, seed: int) -> Path:
     config = of_fold(work.config, fold, seed)
     if not work.averaged:
         return once(run, lambda: train(config, run, resume=True))
-    bundles = []
-    for number, other in enumerate((work.config, *work.averaged)):
-        part = run.with_name(f"{run.name}-part{number}")
+    bundles, parts = [], (work.config, *work.averaged)
+    for other in parts:
+        part = run.with_name(f"{run.name}-part{parts.index(other)}")  # named twice, it is trained once and counts twice
         bundles.append(once(part, lambda other=other, part=part: train(of_fold(other, fold, seed), part, resume=True)))
     return once(run, lambda: average_models(config, bundles, run, resume=True))
 
@@ -302,7 +302,8 @@ def main() -> None:
         type=Path,
         default=[],
         metavar="CONFIG",
-        help="another training from the same start, with the same --set: the mean of the weights is scored",
+        help="another training from the same start, with the same --set: the mean of the weights is scored; "
+        "CONFIG itself, or one named twice, is trained once and counts twice",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--folds", nargs="+", default=list(FOLDS), choices=list(FOLDS))

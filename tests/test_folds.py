@@ -122,7 +122,8 @@ def test_one_command_trains_averages_maps_and_scores(
     for name, value in (("FOLDS", {"1": ("u",)}), ("GROUNDS", {"forest": ("b", "1")}), ("CITIES", {"1": ("u",)}),
                         ("STEMS", {"1": ("stems",)})):  # fmt: skip
         monkeypatch.setattr(folds, name, value)
-    arguments = ["long.yaml", "--mean-with", "short.yaml", "--seeds", "0", "--folds", "1", "--out", "out"]
+    means = ["--mean-with", "long.yaml", "--mean-with", "short.yaml"]
+    arguments = ["long.yaml", *means, "--seeds", "0", "--folds", "1", "--out", "out"]
     data = ["--data", str(store / "config.yaml"), "--root", "data", "--store", str(store), "--set", f"start={start}"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["folds.py", *arguments, *data])
@@ -134,12 +135,12 @@ def test_one_command_trains_averages_maps_and_scores(
     )
     assert forest.count(";") == 4, "a score of each row"
     assert city.count("%") == 4 and "|  |" not in stems
-    parts = [
-        read_bundle(tmp_path / f"out/runs/fold1-seed0{part}/last.safetensors") for part in ("", "-part0", "-part1")
-    ]
+    runs = {run.name: read_bundle(run / "last.safetensors") for run in (tmp_path / "out" / "runs").iterdir()}
+    assert sorted(runs) == ["fold1-seed0", "fold1-seed0-part0", "fold1-seed0-part2"], "the second is the first"
+    parts = [runs[name] for name in sorted(runs)]
     name = next(name for name, array in parts[0].weights.items() if np.issubdtype(array.dtype, np.floating))
     mean, one, other = (part.weights[name].astype(np.float32) for part in parts)
-    np.testing.assert_allclose(mean, (one + other) / 2, atol=2e-3)
+    np.testing.assert_allclose(mean, (2 * one + other) / 3, atol=2e-3)
     monkeypatch.setattr(folds, "train", lambda *_, **__: pytest.fail("trained twice"))
     monkeypatch.setattr(folds.canopy, "predict", lambda *_, **__: pytest.fail("mapped twice"))
     folds.main()
