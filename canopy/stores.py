@@ -26,13 +26,19 @@ def open_store(scheme: str, name: str, credentials: tuple[tuple[str, str], ...],
     return kind(name, prefix=prefix, config=options, client_options={"allow_http": plain, "timeout": "60s"})
 
 
-def store_credentials(scheme: str) -> tuple[tuple[str, str], ...]:
-    """Return what the environment says of a kind of store, in the words of AWS's, Google's and Azure's own programs."""
+def store_credentials(scheme: str, *, own: bool = False) -> tuple[tuple[str, str], ...]:
+    """Return what the environment says of a kind of store, in the words of AWS's, Google's and Azure's own programs.
+
+    Args:
+        scheme: Kind of the store, one of `SCHEMES`.
+        own: Whether the store is the user's, not one that all may read: without a key its requests are signed by the
+            role of the machine.
+    """
     names = {
         "s3": {
             "AWS_ACCESS_KEY_ID": "access_key_id", "AWS_SECRET_ACCESS_KEY": "secret_access_key",
             "AWS_SESSION_TOKEN": "session_token", "AWS_DEFAULT_REGION": "region", "AWS_REGION": "region",
-            "AWS_ENDPOINT_URL": "endpoint", "AWS_ENDPOINT_URL_S3": "endpoint",
+            "AWS_ENDPOINT": "endpoint", "AWS_ENDPOINT_URL": "endpoint", "AWS_ENDPOINT_URL_S3": "endpoint",
         },
         "gs": {"GOOGLE_APPLICATION_CREDENTIALS": "application_credentials"},
         "az": {
@@ -47,7 +53,7 @@ def store_credentials(scheme: str) -> tuple[tuple[str, str], ...]:
             settings["request_payer"] = "true"
         roles = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_ROLE_ARN")
         # Without any key a machine's role would be asked for, which takes long where there is none.
-        if "access_key_id" not in settings and not any(map(os.environ.get, roles)):
+        if not own and "access_key_id" not in settings and not any(map(os.environ.get, roles)):
             settings["skip_signature"] = "true"
     unsigned = {"s3": "AWS_NO_SIGN_REQUEST", "gs": "GS_NO_SIGN_REQUEST", "az": "AZURE_NO_SIGN_REQUEST"}[scheme]
     if os.environ.get(unsigned, "").lower() in ("yes", "true", "1"):
@@ -56,17 +62,26 @@ def store_credentials(scheme: str) -> tuple[tuple[str, str], ...]:
 
 
 def _aws_profile() -> dict[str, str]:
-    """Return the keys of the user's profile of AWS's own programs; none where there is no such file."""
-    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
-    profiles = configparser.ConfigParser(interpolation=None)
+    """Return keys, region and endpoint of the user's profile of AWS's own programs; none where there are no files."""
+    name, folder = os.environ.get("AWS_PROFILE") or "default", Path.home() / ".aws"
+    config = os.environ.get("AWS_CONFIG_FILE") or folder / "config"
+    profile = _section(config, name if name == "default" else f"profile {name}")
+    profile |= _section(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or folder / "credentials", name)
+    names = {
+        "aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key",
+        "aws_session_token": "session_token", "region": "region", "endpoint_url": "endpoint",
+    }  # fmt: skip
+    return {option: profile[name] for name, option in names.items() if name in profile}
+
+
+def _section(path: str | Path, name: str) -> dict[str, str]:
+    """Return a section of an INI file; nothing where there is none."""
+    sections = configparser.ConfigParser(interpolation=None)
     try:
-        profiles.read(path)
-        profile = dict(profiles[os.environ.get("AWS_PROFILE") or "default"])
+        sections.read(path)
+        return dict(sections[name])
     except (OSError, KeyError, configparser.Error, UnicodeDecodeError):
         return {}
-    names = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key"}
-    names["aws_session_token"] = "session_token"
-    return {option: profile[name] for name, option in names.items() if name in profile}
 
 
 def open_prefix(address: str, refused: type[Exception], *, make: bool = False) -> Any:
@@ -95,6 +110,6 @@ def open_prefix(address: str, refused: type[Exception], *, make: bool = False) -
         raise refused(f"{redacted(address)}: a folder, or s3://bucket/prefix, gs:// or az:// expected")
     try:
         prefix = unquote(parts.path).strip("/") or None
-        return open_store(parts.scheme, parts.netloc, store_credentials(parts.scheme), prefix)
+        return open_store(parts.scheme, parts.netloc, store_credentials(parts.scheme, own=True), prefix)
     except BaseError as error:
         raise refused(f"{redacted(address)}: {one_line(error, 200)}") from None

@@ -21,6 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import LocalStore, S3Store
 
 from canopy.errors import OutputBusyError, OutputError, one_line
+from canopy.stores import store_credentials
 from tiles.files import sync
 from tiles.locks import hold
 
@@ -39,7 +40,6 @@ _RETRIES: Any = {
 }
 TIMEOUT_VARIABLE = "CANOPY_STORE_TIMEOUT_S"
 """Environment variable: seconds without a byte after which a request to a store has failed."""
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 class StoreError(OutputError):
@@ -297,14 +297,17 @@ def open_store(url: str | Path, *, make: bool = False) -> Store:
     clean = f"s3://{parts.netloc}/{prefix}".rstrip("/")
     opener = Objects(clean, None)
     with opener._explained("open the store"):
-        objects = S3Store(parts.netloc, prefix=prefix or None, retry_config=_RETRIES, client_options=_client())
+        settings: Any = dict(store_credentials("s3", own=True))
+        client = _client(plain=settings.get("endpoint", "").startswith("http://"))
+        objects = S3Store(
+            parts.netloc, prefix=prefix or None, config=settings, retry_config=_RETRIES, client_options=client
+        )
     return S3Objects(clean, objects)
 
 
-def _client() -> Any:
+def _client(*, plain: bool) -> Any:
     """Return the options of the client; without them a request that stalls would wait for ever."""
     quiet_s = os.environ.get(TIMEOUT_VARIABLE, "30")
-    plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
     return {"connect_timeout": "10s", "read_timeout": f"{quiet_s}s", "timeout": "10m", "allow_http": plain}
 
 

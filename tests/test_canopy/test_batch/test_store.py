@@ -1,5 +1,6 @@
 """Local disk and S3 keep the same promises."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,23 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
 
 def refusal(code: str) -> bytes:
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+
+
+def test_keys_region_and_endpoint_come_from_the_profile_of_the_users_other_programs(
+    answers: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = KEY\naws_secret_access_key = secret\n")
+    (tmp_path / "config").write_text(f"[profile lab]\nregion = eu-north-1\nendpoint_url = {answers.url}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    answers.route("/", Reply(headers={"ETag": '"1"'}))
+    assert open_store("s3://batches/x").create("a", b"1") == '"1"'
+    (call,) = answers.calls
+    assert "Credential=KEY/" in call.headers["authorization"]
+    assert "/eu-north-1/s3/" in call.headers["authorization"]
 
 
 def test_a_conflict_of_a_plain_write_passes(answers: WebServer, tmp_path: Path) -> None:

@@ -283,11 +283,17 @@ def test_credentials_come_from_the_profile_of_the_users_other_programs(
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     assert dict(store_credentials("s3")) == {"skip_signature": "true"}
+    assert dict(store_credentials("s3", own=True)) == {}, "the role of a machine signs"
     (tmp_path / "credentials").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b%c\n")
     assert dict(store_credentials("s3")) == {"access_key_id": "a", "secret_access_key": "b%c"}
-    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    (tmp_path / "config").write_text("[default]\nregion = x\n[profile other]\nregion = y\nendpoint_url = http://z\n")
+    assert dict(store_credentials("s3"))["region"] == "x"
     monkeypatch.setenv("AWS_PROFILE", "other")
+    assert dict(store_credentials("s3", own=True)) == {"region": "y", "endpoint": "http://z"}
+    (tmp_path / "config").unlink()
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
     assert dict(store_credentials("s3")) == {"request_payer": "true", "skip_signature": "true"}
     monkeypatch.setenv("AZURE_NO_SIGN_REQUEST", "YES")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "naipeuwest")
