@@ -48,7 +48,10 @@ def store_credentials(scheme: str, *, own: bool = False) -> tuple[tuple[str, str
     }[scheme]  # fmt: skip
     settings = {option: os.environ[name] for name, option in names.items() if os.environ.get(name)}
     if scheme == "s3":
-        settings = _aws_profile() | settings
+        profile = _aws_profile()
+        if "access_key_id" in settings:  # keys belong together: a profile's token would not fit them
+            profile = {name: value for name, value in profile.items() if name in ("region", "endpoint")}
+        settings = profile | settings
         if os.environ.get("AWS_REQUEST_PAYER", "").lower() == "requester":
             settings["request_payer"] = "true"
         roles = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_ROLE_ARN")

@@ -288,6 +288,10 @@ def test_credentials_come_from_the_profile_of_the_users_other_programs(
     assert dict(store_credentials("s3", own=True)) == {}, "the role of a machine signs"
     (tmp_path / "credentials").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b%c\n")
     assert dict(store_credentials("s3")) == {"access_key_id": "a", "secret_access_key": "b%c"}
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = a\naws_session_token = c\n")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "d")
+    assert dict(store_credentials("s3")) == {"access_key_id": "d"}, "a token of other keys is left out"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     (tmp_path / "config").write_text("[default]\nregion = x\n[profile other]\nregion = y\nendpoint_url = http://z\n")
     assert dict(store_credentials("s3"))["region"] == "x"
     monkeypatch.setenv("AWS_PROFILE", "other")
