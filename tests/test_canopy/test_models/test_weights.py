@@ -82,7 +82,9 @@ def test_parameters_without_values_are_not_drawn() -> None:
 
     with Recorder():
         Net()
-        random_calls = {name for name in calls if not name.startswith("__") and name != "requires_grad_"}
+        # torch's truncated normal draws again what memory has beyond its bounds, and copies that: by chance.
+        others = ("requires_grad_", "copy_")
+        random_calls = {name for name in calls if not name.startswith("__") and name not in others}
         calls.clear()
         with without_values():
             net = Net()
