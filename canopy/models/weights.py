@@ -15,7 +15,7 @@ from canopy.models.bundle import Weights
 SLACK = 2
 """Weights that a network may have for each that is stored: some networks drop a few when they are saved."""
 
-_INITIALISATIONS = frozenset({"uniform_", "normal_", "trunc_normal_", "erfinv_", "mul_", "add_", "clamp_"})
+_INITIALISATIONS = frozenset({"uniform_", "normal_", "trunc_normal_", "erfinv_", "mul_", "add_", "clamp_", "copy_"})
 """Functions that give a new network its values in place."""
 
 
