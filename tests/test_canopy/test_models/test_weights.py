@@ -65,7 +65,7 @@ def test_parameters_without_values_are_not_drawn() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.layers = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Conv2d(3, 2, 1))
-            # Beyond the bounds of a truncated normal, which then draws again and copies. New memory may be so by chance.
+            # Beyond the bounds of a truncated normal, which then draws again and copies. New memory may be so too.
             self.token = torch.nn.Parameter(torch.full((1, 4), 9.0))
             torch.nn.init.trunc_normal_(self.token)
             torch.nn.init.normal_(tensor=self.token)
