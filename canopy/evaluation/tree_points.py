@@ -1,5 +1,8 @@
 """Tree points: the trees of an inventory or of a person who looked at the image, from a table or a vector file."""
 
+import logging
+import warnings
+import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -7,19 +10,27 @@ from pathlib import Path
 import geopandas
 import numpy as np
 import pandas as pd
+import pyogrio
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 
-from canopy.errors import EvaluationError, one_line
+from canopy.errors import AOIError, EvaluationError, one_line
 from canopy.evaluation.weak_ground import ImagePoints
+from tiles.vectors import parse_crs, read_vector, refuse_pointers
 
 IMAGE_COLUMNS = ("image", "crop")
 """Columns that name the image of a row in pixel coordinates, the first that a table has."""
 HEIGHT_COLUMN = "height_m"
 TRUSTED_COLUMNS = ("top", "plausible")
 """Columns that say of a row whether it may be used, where a table has them: seen from above, plausible."""
-_TRUE = ("true", "1", "yes")
+HIGHEST_M = 130.0
+"""No tree is higher: heights beyond are in another unit."""
+FEET_MEDIAN_M = 45.0
+"""Median of heights beyond which they are probably feet."""
+DEGREES = "OGC:CRS84"
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,10 +64,12 @@ class TreePoints:
             return ImagePoints(self.y[own], self.x[own], self.height_m[own])
         assert self.crs is not None
         x, y = Transformer.from_crs(CRS(self.crs), CRS(crs), always_xy=True).transform(self.x, self.y)
-        inverse = ~transform
-        cols = inverse.a * np.asarray(x) + inverse.b * np.asarray(y) + inverse.c
-        rows = inverse.d * np.asarray(x) + inverse.e * np.asarray(y) + inverse.f
-        return ImagePoints(rows, cols, self.height_m)
+        # A tree that the image's CRS cannot place is on the other side of the earth, and not in the image.
+        near = np.isfinite(x) & np.isfinite(y)
+        x, y, inverse = np.asarray(x)[near], np.asarray(y)[near], ~transform
+        cols = inverse.a * x + inverse.b * y + inverse.c
+        rows = inverse.d * x + inverse.e * y + inverse.f
+        return ImagePoints(rows, cols, self.height_m[near])
 
 
 def read_tree_points(path: Path) -> TreePoints:
@@ -68,6 +81,7 @@ def read_tree_points(path: Path) -> TreePoints:
 
     Raises:
         EvaluationError: The file cannot be read, has no points, or columns are missing.
+        AOIError: The file points to other data, or its CRS is none on earth.
     """
     try:
         stat = path.stat()
@@ -82,65 +96,158 @@ def _read(path: Path, modified_ns: int, size: int) -> TreePoints:
     points = _read_table(path) if path.suffix.lower() == ".csv" else _read_vectors(path)
     if not len(points):
         raise EvaluationError(f"{path} has no tree that may be used: check its rows, and its columns top and plausible")
-    measured_m = points.height_m[~np.isnan(points.height_m)]
-    if measured_m.size and (measured_m.min() < 0 or measured_m.max() > 130):
-        raise EvaluationError(
-            f"{path}: {HEIGHT_COLUMN} from {measured_m.min():g} to {measured_m.max():g}: metres expected"
-        )
-    if not (np.isfinite(points.x).all() and np.isfinite(points.y).all()):
-        raise EvaluationError(f"{path}: a tree without coordinates: remove its row")
+    _check_heights(path, points.height_m[~np.isnan(points.height_m)])
+    _check_coordinates(path, points)
     return points
+
+
+def _check_heights(path: Path, measured_m: NDArray[np.float64]) -> None:
+    """Refuse heights that no tree has, and warn of those that are probably feet."""
+    if not measured_m.size:
+        return
+    if measured_m.min() <= 0 or measured_m.max() > HIGHEST_M:
+        raise EvaluationError(
+            f"{path}: {HEIGHT_COLUMN} from {measured_m.min():g} to {measured_m.max():g}: metres expected, above 0 and "
+            f"up to {HIGHEST_M:g}; empty where a tree was not measured"
+        )
+    if (median_m := float(np.median(measured_m))) > FEET_MEDIAN_M:
+        _LOG.warning("%s: half of the trees exceed %.0f m; are these feet? metres expected", path, median_m)
+
+
+def _check_coordinates(path: Path, points: TreePoints) -> None:
+    """Refuse trees without coordinates, and coordinates that lie nowhere on earth."""
+    if absent := int((~(np.isfinite(points.x) & np.isfinite(points.y))).sum()):
+        raise EvaluationError(f"{path}: a tree without coordinates, {absent} in all: remove such rows")
+    if points.crs is None:
+        return
+    crs = CRS(points.crs)
+    lon, lat = points.x, points.y
+    if not crs.is_geographic:
+        lon, lat = Transformer.from_crs(crs, DEGREES, always_xy=True).transform(points.x, points.y)
+    nowhere = ~((np.abs(lon) <= 360) & (np.abs(lat) <= 90))
+    if nowhere.any():
+        x, y = points.x[nowhere][0], points.y[nowhere][0]
+        raise EvaluationError(
+            f"{path}: {nowhere.sum()} trees lie nowhere on earth, the first at {x:g}, {y:g} in {crs.name}: check the "
+            "CRS, and which coordinate comes first (longitude, then latitude)"
+        )
 
 
 def _read_table(path: Path) -> TreePoints:
     try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path} is no table of tree points: {one_line(error, 200)}") from error
-    table = table[_trusted(table)]
-    heights = _heights(path, table)
+        with warnings.catch_warnings():
+            # rows longer than the header: pandas would shift or cut them
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # a name of digits stays as it is written, 007 too
+            table = pd.read_csv(path, index_col=False, dtype=dict.fromkeys(IMAGE_COLUMNS, str))
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+        raise EvaluationError(
+            f"{path} is no table of tree points ({one_line(error, 200)}): UTF-8 with commas between columns expected"
+        ) from error
+    table = table[_trusted(path, table)]
     image = next((name for name in IMAGE_COLUMNS if name in table), None)
     if {"lon", "lat"} <= set(table):
-        return TreePoints(_numbers(path, table, "lon"), _numbers(path, table, "lat"), heights, "OGC:CRS84")
+        return TreePoints(_numbers(path, table, "lon"), _numbers(path, table, "lat"), _heights(path, table), DEGREES)
     if image is None or not {"col", "row"} <= set(table):
         raise EvaluationError(
             f"{path} has the columns {', '.join(map(str, table.columns[:8]))}: lon,lat or image,col,row expected"
         )
-    names = np.array([Path(str(name)).as_posix() for name in table[image]], np.str_)
-    return TreePoints(_numbers(path, table, "col"), _numbers(path, table, "row"), heights, None, names)
+    if table[image].isna().any():
+        raise EvaluationError(f"{path}: a tree without its {image}: remove its row")
+    names = np.array([Path(name.replace("\\", "/")).as_posix() for name in table[image]], np.str_)
+    return TreePoints(_numbers(path, table, "col"), _numbers(path, table, "row"), _heights(path, table), None, names)
 
 
 def _read_vectors(path: Path) -> TreePoints:
     try:
-        frame = geopandas.read_file(path)
-    except Exception as error:  # of GDAL, pyogrio or the system
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GDAL's remarks on measured geometries and the like
+            frame = _read_frame(path)
+    except (AOIError, EvaluationError):
+        raise
+    except Exception as error:  # of GDAL, pyogrio, pyarrow or the system
         raise EvaluationError(f"{path} is no file of tree points: {one_line(error, 200)}") from error
-    if not isinstance(frame, geopandas.GeoDataFrame) or frame.crs is None:
-        raise EvaluationError(f"{path} has no geometry or no CRS: points with a CRS expected")
-    frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty].explode()
-    frame = frame[_trusted(frame)]
+    if not isinstance(frame, geopandas.GeoDataFrame):
+        raise EvaluationError(f"{path} has no geometry: points with a CRS expected")
+    crs = parse_crs(frame.crs.to_wkt() if frame.crs is not None else None, path).to_wkt()
+    frame = frame[_trusted(path, frame)]
+    if absent := int((frame.geometry.isna() | frame.geometry.is_empty).sum()):
+        raise EvaluationError(f"{path}: a tree without coordinates, {absent} in all: remove such rows")
+    frame = frame.explode()
     if not (frame.geom_type == "Point").all():
         raise EvaluationError(f"{path} has {', '.join(sorted(set(frame.geom_type)))}: points expected")
     x, y = frame.geometry.x.to_numpy(np.float64), frame.geometry.y.to_numpy(np.float64)
-    return TreePoints(x, y, _heights(path, frame), frame.crs.to_wkt())
+    return TreePoints(x, y, _heights(path, frame), crs)
 
 
-def _trusted(table: pd.DataFrame) -> NDArray[np.bool_]:
+def _read_frame(path: Path) -> pd.DataFrame:
+    """Read the layer of points of a vector file, or a GeoParquet file, with its columns."""
+    if path.is_file():
+        refuse_pointers(path, path)
+        if zipfile.is_zipfile(path):
+            read_vector(path)  # refuses members that point elsewhere
+        with path.open("rb") as file:
+            if file.read(4) == b"PAR1":
+                frame: pd.DataFrame = geopandas.read_parquet(path)
+                return frame
+    frame = geopandas.read_file(path, layer=_points_layer(path))
+    return frame
+
+
+def _points_layer(path: Path) -> str | None:
+    """Return the layer that has the points: the only one with geometries of that kind, None where there is none.
+
+    Raises:
+        EvaluationError: Several layers have points.
+    """
+    kinds = {str(name): str(kind) for name, kind in pyogrio.list_layers(path) if kind is not None}
+    layers = [name for name, kind in kinds.items() if "Point" in kind] or list(kinds)
+    if len(layers) > 1:
+        full = [n for n in layers if pyogrio.read_info(path, layer=n, force_feature_count=True)["features"] > 0]
+        layers = full or layers[:1]
+    if len(layers) > 1:
+        raise EvaluationError(
+            f"{path} has several layers of points ({', '.join(layers[:8])}): one expected; write it to a file of its "
+            f"own: ogr2ogr NEW.gpkg {path.name} {layers[0]}"
+        )
+    return layers[0] if layers else None
+
+
+def _trusted(path: Path, table: pd.DataFrame) -> NDArray[np.bool_]:
     """Return which rows no column of `TRUSTED_COLUMNS` says no of; an empty value says nothing."""
     trusted = np.ones(len(table), bool)
     for name in TRUSTED_COLUMNS:
         if name in table:
-            trusted &= (table[name].isna() | table[name].astype(str).str.lower().isin(_TRUE)).to_numpy(bool)
+            words = [_word(value) for value in table[name]]
+            if unclear := [word for word in words if word not in (*_TRUE, *_FALSE, "")]:
+                raise EvaluationError(f"{path}: column {name} has {unclear[0][:40]!r}: true or false expected, or none")
+            trusted &= [word not in _FALSE for word in words]
     return trusted
 
 
+def _word(value: object) -> str:
+    """Return a truth value as it may be stored, in lower case; empty where there is none."""
+    # integers with gaps are read as floating point: 1.0
+    return "" if pd.isna(value) else str(value).strip().lower().removesuffix(".0")  # type: ignore[call-overload]
+
+
 def _heights(path: Path, table: pd.DataFrame) -> NDArray[np.float64]:
-    return _numbers(path, table, HEIGHT_COLUMN) if HEIGHT_COLUMN in table else np.full(len(table), np.nan)
+    if HEIGHT_COLUMN in table:
+        return _numbers(path, table, HEIGHT_COLUMN)
+    if like := [str(name) for name in table.columns if "height" in str(name).lower()]:
+        _LOG.warning("%s: column %s is not read: heights are read from %s, metres", path, like[0], HEIGHT_COLUMN)
+    return np.full(len(table), np.nan)
 
 
 def _numbers(path: Path, table: pd.DataFrame, column: str) -> NDArray[np.float64]:
+    """Return a column as numbers, NaN where it is empty."""
+    values = table[column]
     try:
-        return table[column].to_numpy(np.float64)
+        if pd.api.types.is_bool_dtype(values) or pd.api.types.is_datetime64_any_dtype(values):
+            raise ValueError(f"{values.dtype} values")
+        if not pd.api.types.is_numeric_dtype(values):
+            values = values.where(values.astype(str).str.strip() != "")
+        return values.to_numpy(np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise EvaluationError(f"{path}: column {column} is not all numbers: {one_line(error, 100)}") from error
 
