@@ -66,10 +66,21 @@ def true_gsd_m(transform: Affine, shape: tuple[int, int], crs: CRS) -> float:
         shape: Rows and columns.
         crs: The CRS of `transform`.
     """
+    return max(pixel_sides_m(transform, shape, crs))
+
+
+def pixel_sides_m(transform: Affine, shape: tuple[int, int], crs: CRS) -> tuple[float, float]:
+    """Measure the sides of a raster's centre pixel along its row and its column, in true ground metres.
+
+    Args:
+        transform: Pixel to CRS coordinates.
+        shape: Rows and columns.
+        crs: The CRS of `transform`.
+    """
     row, col = shape[0] / 2, shape[1] / 2
     corners = [transform @ (col + right, row + down) for right, down in ((0, 0), (1, 0), (0, 1))]
     lon, lat = _to_lonlat(crs.to_wkt()).transform(*np.transpose(corners))
-    return longer_side_m(np.asarray(lon), np.asarray(lat))
+    return sides_m(np.asarray(lon), np.asarray(lat))
 
 
 def longer_side_m(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> float:
@@ -79,5 +90,10 @@ def longer_side_m(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> float:
         lon: (3,) longitude of a corner of the pixel and of the corners next to it.
         lat: (3,) their latitude.
     """
-    _, _, sides_m = _GEOD.inv(lon[[0, 0]], lat[[0, 0]], lon[1:], lat[1:])
-    return float(np.max(sides_m))
+    return max(sides_m(lon, lat))
+
+
+def sides_m(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> tuple[float, float]:
+    """Measure both sides of a pixel from the corners that `longer_side_m` takes, in true ground metres."""
+    _, _, lengths_m = _GEOD.inv(lon[[0, 0]], lat[[0, 0]], lon[1:], lat[1:])
+    return float(lengths_m[0]), float(lengths_m[1])

@@ -5,18 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
-from rasterio.vrt import WarpedVRT
 
 from canopy.dataset.store import encode_labels
-from canopy.errors import DatasetError, one_line
+from canopy.evaluation.colour_bands import PixelGrid, open_infrared
 from canopy.evaluation.weak_ground import FAR, LEAFY, Cells, ImagePoints, label_ground, label_heights, label_meadow
-from canopy.imagery.datasets import quiet
-from tiles.heights import rasterio_window
 from tiles.windows import PixelWindow
 
 NirReader = Callable[[PixelWindow], NDArray[np.float32]]
@@ -77,21 +71,15 @@ def open_nir(path: Path, geobox: GeoBox) -> NirReader:
         geobox: Pixels of the scene.
 
     Raises:
-        DatasetError: The raster cannot be read, or is not uint8.
+        CanopyError: The raster cannot be read, lies elsewhere, or is not uint8.
     """
+    rows, cols = geobox.shape
+    grid = PixelGrid(geobox.crs.to_wkt(), geobox.affine, (int(rows), int(cols)))  # type: ignore[union-attr]
+    with open_infrared(path, grid):
+        pass  # refused before a chip is cut
 
     def load(window: PixelWindow) -> NDArray[np.float32]:
-        try:
-            with quiet(), rasterio.open(path) as opened:
-                if opened.dtypes[opened.count - 1] != "uint8":
-                    raise DatasetError(f"{path}: {opened.dtypes[opened.count - 1]} near-infrared, uint8 expected")
-                height, width = geobox.shape
-                grid = {"crs": str(geobox.crs), "transform": geobox.affine, "height": height, "width": width}
-                with WarpedVRT(opened, resampling=Resampling.bilinear, add_alpha=True, **grid) as warped:
-                    part = rasterio_window(window)
-                    values = warped.read(opened.count, window=part).astype(np.float32)
-                    return np.where(warped.read(warped.count, window=part) > 0, values, np.float32(np.nan))
-        except RasterioError as error:
-            raise DatasetError(f"{path} cannot be read ({one_line(error)}); copy it again") from error
+        with open_infrared(path, grid) as bands:
+            return bands.read_infrared(window)
 
     return load

@@ -4,6 +4,7 @@ Where no lidar flew, an image with every tree marked says much of a map: trees s
 low, and bare ground, which near-infrared shows, at zero. Stems measured in the field judge heights.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,20 +18,18 @@ from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
-from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetReader
-from rasterio.vrt import WarpedVRT
 from scipy import ndimage
 
 from canopy.errors import EvaluationError
-from canopy.evaluation.rasters import require_north_up
+from canopy.evaluation.colour_bands import ColourBands, PixelGrid, open_colours, open_infrared
+from canopy.evaluation.rasters import require_north_up, square_side_m
 from canopy.evaluation.tree_points import TreePoints, read_tree_points
 from canopy.evaluation.weak_ground import BARE, FAR, LEAFY, Cells, ImagePoints, label_ground, point_cells, points_inside
 from canopy.progress import Progress, Report, ignore
 from tiles.aoi import read_aoi, to_crs
 from tiles.grid import rasterize
-from tiles.ground import true_gsd_m
-from tiles.heights import HeightRaster, open_heights, open_raster, rasterio_window, readable
+from tiles.heights import HeightRaster, open_heights, open_raster
 from tiles.windows import PixelWindow, cut_windows
 
 TREE_M = 2.0
@@ -40,6 +39,7 @@ CROWN_M = 1.5
 STEM_M = 2.5
 """Distance from a measured stem within which its highest pixel is looked for: crowns lean."""
 WINDOW_PX = 1024
+_LOG = logging.getLogger(__name__)
 _STEPS = 15_001
 """Steps of 1 cm in the histograms of heights."""
 
@@ -184,28 +184,45 @@ def evaluate_points(
         raise EvaluationError("--nir needs --image: bare ground is found from red and near-infrared together")
     trees, bounds = read_tree_points(points), read_aoi(area) if area is not None else None
     sums: dict[str, PointSums] = {}
+    empty: list[Path] = []
     with rasterio.Env(GDAL_CACHEMAX=256):
         for number, path in enumerate(maps):
             image, nir = (others[number] if others else None for others in (images, nirs))
-            sums[str(path)] = _score_map(path, trees, image, nir, bounds)
+            sums[str(path)], trees_inside = _score_map(path, trees, image, nir, bounds)
+            if not trees_inside:
+                empty.append(path)
             report(Progress(number + 1, len(maps), "maps", path.name))
+    if len(empty) == len(maps):
+        raise EvaluationError(
+            f"no tree of {points} lies in {empty[0]}{' nor in the other maps' * (len(maps) > 1)}: check the CRS of the "
+            "points, or the images that the table names"
+        )
+    if empty:
+        _LOG.warning("no tree of %s lies in %d of %d maps (%s): all of their ground is far from trees", points,
+                     len(empty), len(maps), ", ".join(map(str, empty[:3])))  # fmt: skip
     total = reduce(PointSums.__add__, sums.values())
     scores = total.scores()
     if not (scores.trees or scores.far_px or scores.bare_px or scores.stems):
-        raise EvaluationError(f"nothing to score: no tree of {points} and no ground far from them lies in the maps")
+        raise EvaluationError(
+            f"nothing to score: no tree of {points} and no ground far from them has heights in the maps"
+            + (f" and lies in {area}" if area is not None else "")
+        )
     return PointEvaluation({path: each.scores() for path, each in sums.items()}, scores)
 
 
 def _score_map(
     path: Path, points: TreePoints, image: Path | None, nir: Path | None, area: Geometry | None
-) -> PointSums:
+) -> tuple[PointSums, int]:
+    """Return the sums of a map, and the number of trees inside its bounds."""
     with ExitStack() as files:
         raster = files.enter_context(open_heights(path))
         require_north_up(path, raster.dataset)
         bands = _Bands.open(files, raster.dataset, image, nir)
         scene = _Scene.of(raster, points, image, area)
         parts = [_add_window(raster, scene, bands, window) for window in cut_windows(raster.dataset.shape, WINDOW_PX)]
-    return reduce(PointSums.__add__, parts)
+    rows, cols = scene.geobox.shape
+    whole = Cells(0, 0, (int(rows), int(cols)), (int(rows), int(cols)), scene.pixel_m)
+    return reduce(PointSums.__add__, parts), int(points_inside(scene.points, whole).sum())
 
 
 @dataclass(frozen=True)
@@ -229,7 +246,7 @@ class _Scene:
         if points.image is not None:
             points = _on_ground(points, raster.path, image)
         own = points.on_image(raster.path, dataset.transform, dataset.crs.to_wkt())
-        pixel_m = true_gsd_m(dataset.transform, dataset.shape, crs.proj)
+        pixel_m = square_side_m(raster.path, dataset.transform, dataset.shape, dataset.crs.to_wkt())
         geobox = GeoBox(dataset.shape, dataset.transform, crs)
         return cls(own, pixel_m, geobox, None if area is None else to_crs(area, crs))
 
@@ -243,6 +260,8 @@ def _on_ground(points: TreePoints, path: Path, image: Path | None) -> TreePoints
     if image is None:
         raise EvaluationError(f"the trees of {path} are pixels of an image: name it with --image")
     with open_raster(image) as opened:
+        if opened.crs is None:
+            raise EvaluationError(f"{image} has no CRS: a georeferenced raster expected (rio edit-info --crs EPSG:n)")
         own = points.on_image(image, opened.transform, "")
         x, y = opened.transform @ (own.col, own.row)
         return TreePoints(np.asarray(x), np.asarray(y), own.height_m, opened.crs.to_wkt())
@@ -252,53 +271,26 @@ def _on_ground(points: TreePoints, path: Path, image: Path | None) -> TreePoints
 class _Bands:
     """Red, green, blue and near-infrared on the pixels of a map."""
 
-    rgb: DatasetReader | None
-    nir: tuple[DatasetReader, int] | None
+    rgb: ColourBands | None
+    nir: ColourBands | None
 
     @classmethod
     def open(cls, files: ExitStack, target: DatasetReader, image: Path | None, nir: Path | None) -> "_Bands":
         """Open the rasters on the grid of a map, for as long as the stack lasts."""
         if image is None:
             return cls(None, None)
-        rgb = _on_grid(files, image, target, 3)
+        grid = PixelGrid.of(target)
+        rgb = files.enter_context(open_colours(image, grid))
         if nir is not None:
-            own = _on_grid(files, nir, target, 1)
-            # the last band is the alpha that the warp adds, or that the file has
-            return cls(rgb, (own, own.count - 1))
-        return cls(rgb, (rgb, 4) if rgb.count > 4 else None)
+            return cls(rgb, files.enter_context(open_infrared(nir, grid)))
+        return cls(rgb, rgb if rgb.infrared is not None else None)
 
     def read(self, window: PixelWindow) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return RGB (3, H, W) and near-infrared (H, W), of 255, NaN where unknown; ones without an image."""
         if self.rgb is None:
             return np.ones((3, *window.shape), np.float32), None
-        rgb = _read_known(self.rgb, (1, 2, 3), window)
-        return rgb, None if self.nir is None else _read_known(self.nir[0], (self.nir[1],), window)[0]
-
-
-def _on_grid(files: ExitStack, path: Path, target: DatasetReader, least: int) -> DatasetReader:
-    """Return a raster on the grid of another, with an alpha band as its last that says where it is known.
-
-    Raises:
-        EvaluationError: It has too few bands, or other values than uint8.
-    """
-    source = files.enter_context(open_raster(path))
-    if source.count < least or source.dtypes[0] != "uint8":
-        raise EvaluationError(f"{path}: {source.count} bands of {source.dtypes[0]}; {least} or more of uint8 expected")
-    grid = {"crs": target.crs, "transform": target.transform, "height": target.height, "width": target.width}
-    has_alpha = ColorInterp.alpha in source.colorinterp
-    return files.enter_context(WarpedVRT(source, resampling=Resampling.bilinear, add_alpha=not has_alpha, **grid))
-
-
-def _read_known(raster: DatasetReader, bands: tuple[int, ...], window: PixelWindow) -> NDArray[np.float32]:
-    """Read bands (B, H, W) over a window that may reach beyond the raster; NaN where they are unknown."""
-    values = np.full((len(bands), *window.shape), np.nan, np.float32)
-    inside = window.intersect(PixelWindow(0, 0, *raster.shape))
-    if inside is not None:
-        with readable(Path(raster.name)):
-            part = rasterio_window(inside)
-            mask = raster.dataset_mask(window=part) > 0
-            values[:, *inside.slices_in(window)] = np.where(mask, raster.read(bands, window=part), np.nan)
-    return values
+        rgb = self.rgb.read(self.rgb.colours, window)
+        return rgb, None if self.nir is None else self.nir.read_infrared(window)
 
 
 def _add_window(raster: HeightRaster, scene: _Scene, bands: _Bands, window: PixelWindow) -> PointSums:
@@ -315,8 +307,9 @@ def _add_window(raster: HeightRaster, scene: _Scene, bands: _Bands, window: Pixe
     wide = Cells(window.row0 - margin, window.col0 - margin, heights_m.shape, cells.image_shape, scene.pixel_m)
     labels = label_ground(scene.points, wide, rgb, nir)[core]
     far, bare = inside & np.isin(labels, (FAR, LEAFY)), inside & (labels == BARE)
-    # without near-infrared any of it may be under leaves
-    clear = far & (labels == FAR) & (nir is not None)
+    # where no near-infrared is known, any of it may be under leaves
+    seen_px = np.zeros(labels.shape, bool) if nir is None else np.isfinite(nir[core])
+    clear = far & (labels == FAR) & seen_px
     crown_m, stem_m = (_highest(heights_m, reach / scene.pixel_m)[core] for reach in (CROWN_M, STEM_M))
     tall = heights_m[core] > TREE_M
     row, col = point_cells(scene.points, cells)

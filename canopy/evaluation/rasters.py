@@ -15,11 +15,13 @@ from canopy.errors import EvaluationError
 from canopy.evaluation.metrics import Heights
 from canopy.evaluation.truth_grid import TruthGrid
 from tiles.grid import Lattice
-from tiles.ground import metres_per_unit, scale_error, unit_m
+from tiles.ground import metres_per_unit, pixel_sides_m, scale_error, unit_m
 from tiles.heights import HeightRaster, rasterio_window, readable
 from tiles.regrid import Regridder
 from tiles.windows import PixelWindow
 
+_SQUARE = 0.05
+"""Share by which the sides of square pixels may differ: .4 m over the longest distance from trees."""
 _TRUE_SCALE = 0.01
 """A CRS whose units are within this share of true metres keeps distances."""
 
@@ -142,6 +144,21 @@ def require_north_up(path: Path, dataset: DatasetReader) -> None:
     a = dataset.transform
     if a.b or a.d or a.a <= 0 or a.e >= 0:
         raise EvaluationError(f"{path} is rotated or south-up: a north-up raster expected (gdalwarp writes one)")
+
+
+def square_side_m(path: Path, transform: Affine, shape: tuple[int, int], crs: str) -> float:
+    """Return the side of square pixels in true metres, for distances that are counted in pixels.
+
+    Raises:
+        EvaluationError: The sides differ, as those of degrees do.
+    """
+    across_m, down_m = pixel_sides_m(transform, shape, CRS(crs).proj)
+    if abs(across_m - down_m) > _SQUARE * max(across_m, down_m):
+        raise EvaluationError(
+            f"{path} has pixels of {across_m:.3g} x {down_m:.3g} m: square ones expected, because distances are "
+            "counted in them (gdalwarp -t_srs EPSG:n -tr M M -r near writes such, n a projected CRS)"
+        )
+    return max(across_m, down_m)
 
 
 def require_mask(path: Path, dataset: DatasetReader) -> None:

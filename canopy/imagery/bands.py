@@ -14,7 +14,6 @@ from canopy.errors import ImageryError
 from canopy.imagery.files import shown
 
 _ALIASES = {"r": "red", "g": "green", "b": "blue"}
-_OPAQUE_SHARE = 0.5
 _BLUE_FIRST = -0.2
 
 
@@ -107,29 +106,6 @@ def _by_count(dataset: DatasetReader, alpha: int | None) -> Bands:
         f"{shown(dataset.name)}: {len(colours)} bands without colour names, expected red, green and blue marked "
         "(could be RGBN or BGRN); say which with --bands, for instance --bands 1,2,3 or --bands 3,2,1"
     )
-
-
-def declared_alpha(dataset: DatasetReader) -> int | None:
-    """Return the 1-based band that is declared to be opacity."""
-    return next((i for i, kind in enumerate(dataset.colorinterp, 1) if kind == ColorInterp.alpha), None)
-
-
-def is_opacity(values: NDArray[Any]) -> bool:
-    """Return whether a band declared as alpha is one: opaque pixels have one value, data has many.
-
-    GDAL declares band 4 of every 4-band 8-bit GeoTIFF as alpha, also where it is near-infrared.
-
-    Args:
-        values: (n,) sample of the band.
-    """
-    visible = values[values > 0]
-    # Pixels of 0 are holes of an opacity and dark pixels of data: only the others distinguish the two.
-    levels, counts = np.unique(visible, return_counts=True)
-    if levels.size <= 1:
-        return True
-    # Feathered seams have all levels too, but most of an image lies between seams.
-    opaque = {1, 255, 65_535} if visible.dtype.kind == "f" else {255, 65_535, np.iinfo(visible.dtype).max}
-    return float(counts[np.isin(levels, list(opaque))].sum()) >= _OPAQUE_SHARE * visible.size
 
 
 def with_infrared(bands: Bands, alpha: int, colours: NDArray[Any]) -> Bands:

@@ -1,7 +1,7 @@
 """One raster file: its facts, read once when it is opened, and its stored values with their validity."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from rasterio.windows import Window
 
 from canopy.errors import ImageryError
 from canopy.imagery.acquisition import acquisition
-from canopy.imagery.bands import Bands, ColourModel, choose_bands, declared_alpha, is_opacity, with_infrared
+from canopy.imagery.bands import Bands, ColourModel, choose_bands, with_infrared
 from canopy.imagery.colours import Mask, Values, check_type, colour_table, to_rgb
 from canopy.imagery.datasets import OpenFile, opened, quiet
 from canopy.imagery.files import shown
@@ -24,13 +24,12 @@ from canopy.imagery.placement import Placement, gsd_m, outline, read_placement
 from canopy.imagery.references import Reach, drivers
 from canopy.imagery.remote import DIRECT, Access
 from canopy.imagery.selection import is_height_map
+from tiles.opacity import ALPHA_WINDOWS, declared_alpha, is_opacity, spread_windows
 
 _LOSSY = (Compression.jpeg, Compression.webp)
 _LOSSY_DRIVERS = ("JPEG", "WEBP", "JP2OpenJPEG")
 SAMPLE_WINDOWS = 5
 """Windows along each axis of a file whose values decide how they become reflectance."""
-_ALPHA_WINDOWS = 3
-_SAMPLE_PX = 96
 _MOST_BLOCK_BYTES = 2**30
 _HUGE = 1e30
 _FILLS = (-9999, -32_768, -32_767, -99_999)
@@ -243,7 +242,7 @@ def _choose_bands(dataset: DatasetReader, overrides: Overrides) -> tuple[Bands, 
     alpha = declared_alpha(dataset)
     if alpha is None or overrides.alpha is True:
         return choose_bands(dataset, overrides.bands, alpha), False
-    values = _sampled(dataset, [alpha], _ALPHA_WINDOWS)[0]
+    values = _sampled(dataset, [alpha], ALPHA_WINDOWS)[0]
     # A constant alpha counts too: then nothing is declared unknown, and frames are searched.
     if is_opacity(values):
         bands = choose_bands(dataset, overrides.bands, alpha)
@@ -383,17 +382,3 @@ def _sampled(dataset: DatasetReader, bands: list[int], count: int) -> Values:
     """Read (b, n) stored values of bands in windows spread evenly over a file."""
     windows = [dataset.read(bands, window=window) for window in spread_windows(dataset, count)]
     return np.concatenate([window.reshape(len(bands), -1) for window in windows], axis=1)
-
-
-def spread_windows(dataset: DatasetReader, count: int) -> Iterator[Window]:
-    """Yield windows, `count` along each axis, spread evenly over a file."""
-    for i, j in np.ndindex(count, count):
-        row, rows = _part(dataset.height, i, count)
-        col, cols = _part(dataset.width, j, count)
-        yield Window(col, row, cols, rows)
-
-
-def _part(size: int, index: int, count: int) -> tuple[int, int]:
-    """Return start and length of one of the evenly spread windows along an axis."""
-    length = min(_SAMPLE_PX, max(1, size // count))
-    return round((size - length) * index / (count - 1)), length

@@ -32,13 +32,14 @@ from canopy.imagery.files import expand
 from canopy.imagery.references import Reach
 from canopy.imagery.resample import Resampler, locate
 from canopy.imagery.rescale import Rescale
-from canopy.imagery.scene import SAMPLE_WINDOWS, Overrides, RasterScene, inspect, spread_windows
+from canopy.imagery.scene import SAMPLE_WINDOWS, Overrides, RasterScene, inspect
 from canopy.imagery.source import white_of
 from canopy.models.domain import DomainCheck, warn_outside
 from canopy.models.model import HeightModel, load_model
 from canopy.prediction.array_map import ArrayMap, write_image
 from canopy.prediction.layers import Layers
 from canopy.prediction.request import check_gsd
+from tiles.opacity import spread_windows
 from tiles.windows import PixelWindow
 
 ModelChoice = tuple[str | Path | HeightModel, str, str]

@@ -86,6 +86,24 @@ def test_a_map_without_near_infrared_says_nothing_of_open_ground(ground: Path, t
     assert both.pooled.far_px > 2 * one.far_px, "bare ground of the map without near-infrared is far ground"
 
 
+def test_ground_that_the_imagery_does_not_show_is_not_judged(ground: Path, tmp_path: Path) -> None:
+    with rasterio.open(ground / "rgbn.tif") as opened:
+        rgbn = opened.read()
+    whole, half = rgbn, rgbn[:, :, :50]
+    make_raster(tmp_path / "half.tif", values=half, photometric="RGB", ALPHA="NO")
+    make_raster(tmp_path / "nir.tif", values=half[3:])
+    maps, trees = [ground / "map.tif"], ground / "trees.gpkg"
+    full = evaluate_points(maps, trees, images=[ground / "rgbn.tif"]).pooled
+    part = evaluate_points(maps, trees, images=[tmp_path / "half.tif"]).pooled
+    assert part.bare_px == full.bare_px == 36 and 0 < part.far_px < full.far_px
+    assert part.far_tall == 0.0, "the tall patch of far ground lies in the other half"
+    own = evaluate_points(maps, trees, images=[ground / "rgb.tif"], nirs=[tmp_path / "nir.tif"]).pooled
+    assert own.far_px == full.far_px, "the colours are known everywhere"
+    assert own.open_px == part.open_px, "no near-infrared, no word on leaves"
+    make_raster(tmp_path / "declared.tif", values=whole)  # GDAL declares the fourth band as alpha
+    assert evaluate_points(maps, trees, images=[tmp_path / "declared.tif"]).pooled == full
+
+
 def test_auc_compares_each_tree_with_each_pixel_of_ground(ground: Path) -> None:
     scores = evaluate_points([ground / "map.tif"], ground / "trees.gpkg").pooled
     # within 1.5 m of a pixel: 2 or 3 rows on either side of the tall patches, by a disc of 3 pixels
@@ -147,6 +165,36 @@ def test_what_cannot_be_scored_is_one_line(ground: Path) -> None:
         evaluate_points(maps, ground / "trees.gpkg", nirs=[ground / "nir.tif"])
     with pytest.raises(EvaluationError, match="1 bands of float32; 3 or more of uint8 expected"):
         evaluate_points(maps, ground / "trees.gpkg", images=maps)
+    with pytest.raises(EvaluationError, match=r"nothing to score: .* and lies in 1,1,2,2"):
+        evaluate_points(maps, ground / "trees.gpkg", area="1,1,2,2")
+
+
+def test_trees_that_lie_in_no_map_are_an_error_and_in_some_a_warning(
+    ground: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = np.zeros((1, SIDE, SIDE), np.float32)
+    far = make_raster(tmp_path / "far.tif", values=values, dtype="float32", origin=(ORIGIN[0] + 9_000, ORIGIN[1]))
+    with pytest.raises(EvaluationError, match=r"no tree of .*trees\.gpkg lies in .*far\.tif: check the CRS"):
+        evaluate_points([far], ground / "trees.gpkg")
+    (tmp_path / "other.csv").write_text("image,col,row\nRGB,40,40\n")
+    with pytest.raises(EvaluationError, match="or the images that the table names"):
+        evaluate_points([ground / "map.tif"], tmp_path / "other.csv", images=[ground / "rgb.tif"])
+    assert evaluate_points([ground / "map.tif", far], ground / "trees.gpkg").pooled.trees == 2
+    assert "lies in 1 of 2 maps" in caplog.text
+
+
+def test_pixels_that_are_not_square_on_the_ground_are_refused(ground: Path, tmp_path: Path) -> None:
+    values = np.zeros((1, SIDE, SIDE), np.float32)
+    degrees = make_raster(
+        tmp_path / "degrees.tif", values=values, dtype="float32", crs="EPSG:4326", origin=(3.0, 45.15), resolution=5e-6
+    )
+    with pytest.raises(EvaluationError, match=r"has pixels of 0\.39\d x 0\.556 m: square ones expected"):
+        evaluate_points([degrees], ground / "trees.gpkg")
+    mercator = make_raster(
+        tmp_path / "mercator.tif", values=values, dtype="float32", crs="EPSG:3857", origin=(334_000, 5_640_000)
+    )
+    with pytest.raises(EvaluationError, match="no tree"):
+        evaluate_points([mercator], ground / "trees.gpkg")
 
 
 def test_the_command_prints_a_document_and_writes_a_page(ground: Path, tmp_path: Path) -> None:
