@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from canopy.models import speeds
 from canopy.models.speeds import Speed, estimated_speed, measure_gflop_s, record_speed, recorded_speed
 
 
@@ -45,3 +46,8 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(monkeypatch: pytest.Monk
 def test_an_estimate_follows_from_the_arithmetic() -> None:
     assert estimated_speed(gflop=200, gflop_s=100).chip_s == 2
     assert 0.1 < measure_gflop_s() < 1e5
+
+
+def test_a_machine_that_is_busy_longer_than_the_measurement_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "_TIMED_S", -1.0)  # as if the process had to wait until the time was over
+    assert measure_gflop_s() > 0
