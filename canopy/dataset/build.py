@@ -37,6 +37,7 @@ from canopy.dataset.inputs import content
 from canopy.dataset.records import DROP, KEEP, PARTS, ChipRecord, column_kinds
 from canopy.dataset.scene_files import SceneFiles, list_scenes
 from canopy.dataset.store import FORMAT, INDEX, STORE, PartWriter, read_records
+from canopy.dataset.weak import require_trees
 from canopy.dataset.workers import map_in_processes
 from canopy.errors import CanopyError, DatasetError, OutputError, one_line
 from canopy.progress import Progress, Report, duration, ignore
@@ -230,6 +231,7 @@ def _plan(config: DatasetConfig, work: Path) -> list[_Task]:
     digests: dict[Path, list[tuple[str, str]]] = {}
     for name, source in config.sources.items():
         scenes = list_scenes(name, source, config.root)
+        require_trees(name, scenes, measured=source.kind == "stems")
         size = 1 if source.heights or source.clouds else _FILES_A_TASK
         # A task is the unit of going on after a kill, so a scene that is registered is one of its own.
         for first in range(0, len(scenes), size):

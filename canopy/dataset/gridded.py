@@ -27,6 +27,7 @@ from canopy.dataset.scene_files import SceneFiles
 from canopy.dataset.tile_trees import MapTile
 from canopy.dataset.weak import LabelReader, open_nir
 from canopy.errors import DatasetError, one_line
+from canopy.evaluation.rasters import square_side_m
 from canopy.evaluation.tree_points import read_tree_points
 from canopy.imagery import open_imagery
 from canopy.imagery.datasets import quiet
@@ -212,6 +213,11 @@ def open_weak(scene: SceneFiles, *, measured: bool, gsd_m: float, cell_px: int) 
     source_gsd_m = open_imagery(scene.image).gsd_m
     with quiet(), rasterio.open(scene.image) as opened:
         shape, transform, crs = opened.shape, opened.transform, opened.crs
+    if crs is None:
+        raise DatasetError(
+            f"{scene.image} is placed by control points alone: a CRS and a transform expected; gdalwarp writes such"
+        )
+    square_side_m(scene.image, transform, shape, crs.to_wkt())
     # Whole cells that fit inside the image, from its upper left corner on.
     scale = gsd_m / source_gsd_m
     rows, cols = (int(side / scale / cell_px + 1e-6) for side in shape)

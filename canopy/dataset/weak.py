@@ -1,16 +1,22 @@
 """Weak labels of a scene on the cells of a store's labelled chips: tree points, heights of single trees, or meadows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from rasterio.errors import RasterioError
 
+from canopy.dataset.scene_files import SceneFiles
 from canopy.dataset.store import encode_labels
+from canopy.errors import DatasetError
 from canopy.evaluation.colour_bands import PixelGrid, open_infrared
+from canopy.evaluation.tree_points import TreePoints, read_tree_points
 from canopy.evaluation.weak_ground import FAR, LEAFY, Cells, ImagePoints, label_ground, label_heights, label_meadow
+from canopy.imagery.datasets import quiet
 from tiles.windows import PixelWindow
 
 NirReader = Callable[[PixelWindow], NDArray[np.float32]]
@@ -83,3 +89,47 @@ def open_nir(path: Path, geobox: GeoBox) -> NirReader:
             return bands.read_infrared(window)
 
     return load
+
+
+def require_trees(source: str, scenes: Sequence[SceneFiles], *, measured: bool) -> None:
+    """Refuse a source none of whose trees lies in its images: all of their forest would be labelled as open ground.
+
+    Args:
+        source: Key of the source.
+        scenes: Its scenes, all with the same file of tree points; images that cannot be read are passed over.
+        measured: Whether only trees of known height count.
+
+    Raises:
+        EvaluationError: The tree points cannot be read.
+        DatasetError: No tree lies in an image.
+    """
+    path = scenes[0].points
+    if path is None:
+        return
+    points = read_tree_points(path)
+    # The first image with a tree ends the search; all are opened only where something is wrong.
+    answers = (_has_trees(points, scene.image, measured) for scene in scenes)
+    readable = 0
+    for has_trees in answers:
+        if has_trees:
+            return
+        readable += has_trees is not None
+    if readable:
+        raise DatasetError(
+            f"source {source}: no tree of {path}{' with height_m' * measured} lies in the {readable} images: check the "
+            "CRS of the points, or the images that the table names"
+        )
+
+
+def _has_trees(points: TreePoints, image: Path, measured: bool) -> bool | None:
+    """Return whether a tree lies in an image; None where the image cannot be read or has no place on the ground."""
+    try:
+        with quiet(), rasterio.open(image) as opened:
+            (rows, cols), transform, crs = opened.shape, opened.transform, opened.crs
+    except RasterioError:
+        return None
+    if crs is None:
+        return None
+    own = points.on_image(image, transform, crs.to_wkt())
+    inside = (own.row >= 0) & (own.row < rows) & (own.col >= 0) & (own.col < cols)
+    return bool((inside & ~np.isnan(own.height_m)).any() if measured else inside.any())

@@ -97,6 +97,9 @@ def fit_model_intervals(
     """
     if out.suffix != ".safetensors":
         raise OutputError(f"bundle {out}: a name ending in .safetensors expected")
+    # The map may take hours, and is lost where the bundle cannot be written.
+    if not out.parent.is_dir():
+        raise OutputError(f"bundle {out}: no folder {out.parent}")
     path = find_bundle(model)
     require_new(out, overwrite, [path, truth, *imagery])
     network = load_model(path, device, backend)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from chip_stores import forest_config, write_small_forests
 from pydantic import ValidationError
 from rasters import make_raster
@@ -119,6 +120,57 @@ def test_labels_survive_their_codes() -> None:
 def test_a_source_has_the_files_of_its_kind(values: dict[str, str], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SourceConfig.model_validate({"images": "*.tif", "site": "s", "licence": "none", **values})
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        ("weak", "crop,col,row\nT,50,50\n", r"source t: no tree of .*trees\.csv lies in the 1 images: check the CRS"),
+        ("weak", "lon,lat\n-3,40\n", r"no tree of .*trees\.csv lies in"),
+        ("stems", "crop,col,row,height_m\nt,50,50,\nu,50,50,8\n", r"no tree of .*trees\.csv with height_m lies in"),
+    ],
+)
+def test_trees_that_lie_in_no_image_stop_the_build_before_it_writes(
+    tmp_path: Path, kind: str, text: str, message: str
+) -> None:
+    config = write_town(tmp_path / "data")
+    (tmp_path / "data" / "town" / "trees.csv").write_text(text)
+    source = config.sources["t"].model_copy(update={"kind": kind, "nir": None})
+    with pytest.raises(DatasetError, match=message):
+        build(config.model_copy(update={"sources": {"t": source}}), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_imagery_whose_pixels_are_not_placed_squarely_is_dropped_with_its_reason(tmp_path: Path) -> None:
+    config = write_town(tmp_path / "data")
+    town = tmp_path / "data" / "town"
+    points = {"crs": "EPSG:32611", "origin": SITES["t"], "resolution": 0.4, "shape": (100, 100)}
+    make_raster(town / "points.tif", gcps=True, **points)
+    make_raster(town / "degrees.tif", crs="EPSG:4326", origin=(-118.0, 37.0), resolution=4e-6, shape=(120, 120))
+    meadow = {"images": "town/*s.tif", "kind": "meadow", "points": None, "nir": None}
+    sources = {"t": config.sources["t"], "odd": config.sources["t"].model_copy(update=meadow)}
+    summary = build(config.model_copy(update={"sources": sources}), tmp_path / "store")
+    reasons = dict(reason.split(": ", 1) for reason in summary.damaged)
+    assert summary.chips == 1
+    assert "square ones expected" in reasons["odd/degrees"]
+    assert "control points" in reasons["odd/points"]
+
+
+def test_near_infrared_may_be_declared_as_alpha(tmp_path: Path) -> None:
+    config = write_town(tmp_path / "data")
+    town = tmp_path / "data" / "town"
+    only = {"t": config.sources["t"]}
+    build(config.model_copy(update={"sources": only}), tmp_path / "own")
+    bands = []
+    for name in ("t.tif", "t_nir.tif"):
+        with rasterio.open(town / name) as opened:
+            bands.append(opened.read())
+    # GDAL declares the fourth of four bands as alpha
+    make_raster(town / "t.tif", values=np.concatenate(bands), resolution=0.4, origin=SITES["t"], crs="EPSG:32611")
+    only = {"t": only["t"].model_copy(update={"nir": "town/{image}.tif"})}
+    assert not build(config.model_copy(update={"sources": only}), tmp_path / "fourth").damaged
+    own, fourth = (ChipStore.open(tmp_path / name, "weak") for name in ("own", "fourth"))
+    np.testing.assert_array_equal(own.labels([0]), fourth.labels([0]))
 
 
 def test_a_missing_file_of_points_or_near_infrared_is_named(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def test_lidar_elsewhere_or_of_little_ground_is_refused(
         fit_model_intervals(tiny_model, [scene], small, out, backend="eager")
     with pytest.raises(OutputError, match=r"ending in \.safetensors"):
         fit_model_intervals(tiny_model, [scene], truth, tmp_path / "ours.pth")
+    with pytest.raises(OutputError, match=r"bundle .*ours\.safetensors: no folder .*absent"):
+        fit_model_intervals(tiny_model, [scene], truth, tmp_path / "absent" / "ours.safetensors")
     out.touch()
     with pytest.raises(OutputError, match="exists"):
         fit_model_intervals(tiny_model, [scene], truth, out)
