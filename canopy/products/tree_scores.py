@@ -111,7 +111,7 @@ def score_files(
         within_m: Largest distance between a tree and a point of the truth, metres.
 
     Raises:
-        ProductError: A file has no trees, or not the field.
+        ProductError: A file has no trees, or not the field, or the files have no ground in common.
         AOIError: A vector file cannot be read.
     """
     mapped, crs = _read_trees(trees)
@@ -122,18 +122,26 @@ def score_files(
         bounds = shapely.GeometryCollection(list(actual.crowns)).convex_hull
     else:
         bounds = shapely.MultiPoint(actual.points).convex_hull
-    return score(_clipped(mapped, bounds), _clipped(actual, bounds), within_m=within_m)
+    extent = shapely.buffer(shapely.box(*shapely.MultiPoint(mapped.points).bounds), within_m)
+    if not shapely.intersects(extent, bounds):
+        raise ProductError(f"{area or truth} and {trees} have no ground in common: trees of one area expected")
+    return score(mapped, actual, within_m=within_m, area=bounds)
 
 
-def score(trees: MappedTrees, truth: MappedTrees, *, within_m: float = WITHIN_M) -> TreeScores:
+def score(
+    trees: MappedTrees, truth: MappedTrees, *, within_m: float = WITHIN_M, area: BaseGeometry | None = None
+) -> TreeScores:
     """Score trees against the truth, both of the same ground.
 
     Args:
         trees: Trees.
         truth: Trees that people mapped, or of which all is known.
         within_m: Largest distance between a tree and a point of the truth, metres.
+        area: Ground whose trees are counted; None for all. A match may lie off it: a top and its stem are seldom at one
+            point, and would count as two errors where the edge runs between them.
     """
     tree, actual = match(trees, truth, within_m)
+    counted = _inside(trees, area), _inside(truth, area)
     has_heights = bool(np.isfinite(truth.height_m).any())
     # Without heights of its own a tree of the truth counts where its match does, and in no class without one.
     truth_height_m = truth.height_m.copy()
@@ -141,14 +149,14 @@ def score(trees: MappedTrees, truth: MappedTrees, *, within_m: float = WITHIN_M)
         truth_height_m[actual] = trees.height_m[tree]
     bounds = list(itertools.pairwise(HEIGHT_CLASSES_M))
     return TreeScores(
-        _scores(trees, truth, truth_height_m, tree, actual, has_heights, None),
+        _scores(trees, truth, truth_height_m, counted, tree, actual, has_heights, None),
         {
             f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g}+": _scores(
-                trees, truth, truth_height_m, tree, actual, has_heights, (low, high)
+                trees, truth, truth_height_m, counted, tree, actual, has_heights, (low, high)
             )
             for low, high in bounds
         },
-        _overlap(trees, truth, tree, actual),
+        _overlap(trees, truth, tree[counted[1][actual]], actual[counted[1][actual]]),
         has_heights,
     )
 
@@ -196,6 +204,7 @@ def _scores(
     trees: MappedTrees,
     truth: MappedTrees,
     truth_height_m: Floats,
+    counted: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     tree: Integers,
     actual: Integers,
     has_heights: bool,
@@ -203,8 +212,8 @@ def _scores(
 ) -> ClassScores:
     """Score one class of height, or all for None."""
     of_trees, of_truth = (
-        np.ones(height_m.size, bool) if bounds is None else (height_m >= bounds[0]) & (height_m < bounds[1])
-        for height_m in (trees.height_m, truth_height_m)
+        inside if bounds is None else inside & (height_m >= bounds[0]) & (height_m < bounds[1])
+        for inside, height_m in zip(counted, (trees.height_m, truth_height_m), strict=True)
     )
     errors = (trees.height_m[tree] - truth.height_m[actual])[of_truth[actual]]
     errors = errors[np.isfinite(errors)]
@@ -280,10 +289,9 @@ def _field(path: Path, layer: str | None, name: str) -> Floats:
         raise ProductError(f"{path}: field {name!r} is no number: heights in metres expected") from error
 
 
-def _clipped(trees: MappedTrees, area: BaseGeometry) -> MappedTrees:
-    """Return the trees whose points lie in an area."""
+def _inside(trees: MappedTrees, area: BaseGeometry | None) -> NDArray[np.bool_]:
+    """Return which trees have their points in an area."""
+    if area is None:
+        return np.ones(len(trees.points), bool)
     shapely.prepare(area)
-    inside = shapely.intersects_xy(area, *trees.points.T)
-    return MappedTrees(
-        trees.points[inside], trees.height_m[inside], None if trees.crowns is None else trees.crowns[inside]
-    )
+    return np.asarray(shapely.intersects_xy(area, *trees.points.T))

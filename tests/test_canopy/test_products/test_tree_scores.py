@@ -54,6 +54,33 @@ def test_without_heights_classes_have_precision_alone() -> None:
     assert result.scores.bias_m is None
 
 
+def test_the_edge_of_the_area_cuts_no_pair() -> None:
+    """Tops lie off their stems: of the three pairs one runs over each side of the edge at x = 10."""
+    trees = mapped([(0, 0), (10.5, 0), (9.5, 50)], [10, 12, 14], 1)
+    truth = mapped([(0, 0), (9.5, 0), (10.5, 50)], [10, 13, 14], 1)
+    result = score(trees, truth, within_m=2, area=shapely.box(-10, -10, 10, 100))
+    assert (result.scores.truth, result.scores.recall) == (2, 1)
+    assert (result.scores.trees, result.scores.precision) == (2, 1)
+    assert result.scores.bias_m == -0.5
+
+
+def test_a_perfect_map_is_perfect_on_the_hull_of_the_truth(files: Path) -> None:
+    """Corners of the hull are stems; their tops, brought to another CRS and back, lie a rounding off."""
+    tops = gpd.read_parquet(files / "trees.parquet")
+    tops = tops.set_geometry(gpd.points_from_xy(tops.top_x, tops.top_y + 0.5), crs=CRS).to_crs(4326)
+    tops.to_file(files / "stems.geojson")
+    assert score_files(files / "trees.parquet", files / "stems.geojson").scores.recall == 1
+
+
+def test_trees_elsewhere_are_refused(files: Path) -> None:
+    truth = gpd.read_file(files / "crowns.gpkg")
+    truth.assign(geometry=truth.translate(5000)).to_file(files / "far.gpkg")
+    with pytest.raises(ProductError, match=r"far\.gpkg and .*trees\.gpkg have no ground in common"):
+        score_files(files / "trees.gpkg", files / "far.gpkg")
+    with pytest.raises(ProductError, match="no ground in common"):
+        score_files(files / "trees.gpkg", files / "truth.geojson", area=files / "far.gpkg")
+
+
 def test_overlap_of_crowns() -> None:
     result = score(mapped([(0, 0)], [12], 2), mapped([(0, 0)], [np.nan], 4))
     assert result.crown_iou == pytest.approx(0.25)
