@@ -19,6 +19,12 @@ Figures = Mapping[str, NDArray[np.float64]]
 
 FIGURES = ("mean", "top", "cover")
 """Figures of a cell that a formula may use."""
+_FORESTS = {
+    "mean": np.array([0.0, 1.0, 5.0, 10.0, 20.0, 40.0]),
+    "top": np.array([0.0, 3.0, 10.0, 20.0, 35.0, 60.0]),
+    "cover": np.array([0.0, 0.1, 0.3, 0.6, 0.9, 1.0]),
+}
+"""Figures of cells from bare ground to tall forest: a formula without value in any of them has none of use."""
 _MAX_CHARACTERS, _MAX_NODES = 300, 100
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -67,7 +73,10 @@ def parse_formula(text: str) -> Formula:
     _check(tree, text)
     if not any(isinstance(node, ast.Name) and node.id in FIGURES for node in nodes):
         raise _refusal(text, "uses no figure of a cell")
-    return Formula(text, tree)
+    formula = Formula(text, tree)
+    if np.isnan(formula(_FORESTS)).all():
+        raise _refusal(text, "has no finite value in any forest")
+    return formula
 
 
 def _refusal(text: str, reason: str) -> ProductError:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from canopy.errors import ProductError
 from canopy.products.reading import ProductMap
 from tiles.heights import Heights
 from tiles.windows import PixelWindow
@@ -20,6 +21,8 @@ OPEN_BELOW_M = 2.0
 """Height below which a cell is open."""
 MIN_OPENING_M2 = 10.0
 """Smallest area of an opening."""
+MAX_HALO_PX = 4096
+"""Most cells that are read around a window, so that memory does not grow with the smallest area of an opening."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class OpeningRule:
     """Height below which a cell is open, metres."""
     min_m2: float = MIN_OPENING_M2
     """Smallest area of an opening, square metres."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no opening has."""
+        if not (0 < self.below_m < math.inf and 0 <= self.min_m2 < math.inf):
+            raise ProductError(
+                f"openings below {self.below_m:g} m of at least {self.min_m2:g} m2: a height above 0 and an area of 0 "
+                "or more expected"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,9 +95,19 @@ def opening_halo(source: ProductMap, rule: OpeningRule) -> int:
     """Return the cells around a window that decide whether a cell in it is part of an opening.
 
     An opening that reaches from a cell to beyond the halo has as many cells as the halo is wide: enough for the
-    smallest area, whatever lies further away.
+    smallest area, whatever lies further away. Beyond the map nothing is open, so no halo is wider than the map.
+
+    Raises:
+        ProductError: The halo would not fit into memory.
     """
-    return 1 + math.ceil(rule.min_m2 / (source.cell_m[0] * source.cell_m[1]))
+    cell_m2 = source.cell_m[0] * source.cell_m[1]
+    halo_px = min(1 + math.ceil(rule.min_m2 / cell_m2), max(source.shape))
+    if halo_px > MAX_HALO_PX:
+        raise ProductError(
+            f"openings of at least {rule.min_m2:g} m2 on {source.path} of {source.gsd_m:.2f} m: at most "
+            f"{(MAX_HALO_PX - 1) * cell_m2:g} m2 expected (canopy derive gaps finds openings of any size)"
+        )
+    return halo_px
 
 
 def openings(heights_m: Heights, cell_m: tuple[float, float], rule: OpeningRule) -> NDArray[np.bool_]:

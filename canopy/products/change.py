@@ -42,7 +42,7 @@ from canopy.products.writing import (
     publish_drafts,
     require_suffix,
 )
-from canopy.products.zones import read_zones
+from canopy.products.zones import read_zones, require_ground
 from canopy.progress import Progress, Report, ignore
 from tiles.aoi import read_aoi, to_crs
 from tiles.cog import CACHE_BYTES
@@ -208,6 +208,8 @@ def detect_change(
         pair = align(*maps, search_m=options.search_m)
         ground = None if unchanged is None else _read_ground(unchanged, pair.target)
         zones = None if polygons is None else read_zones(polygons, pair.target, field=field)
+        if polygons is not None and zones is not None:
+            require_ground(zones, pair.target, polygons)
         plan = {"product": "change", **settings, "tile_px": tile_px, "offset": asdict(pair.offset), "field": field}
         more = () if stands is None else (stands,)
         with hold_work(out, plan, inputs=inputs, more=more, overwrite=overwrite) as work:

@@ -5,6 +5,7 @@ are searched one by one. A gap that touches the edge of a tile is carried as pie
 are done; so one tile or many give the same gaps.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def derive_gaps(
     """
     rule = rule or GapRule()
     require_suffix(out, (*GEOPACKAGE, *PARQUET, *CSV))
-    if not 0 <= rule.min_m2 < rule.max_m2 or rule.below_m <= 0:
+    if not (0 <= rule.min_m2 < rule.max_m2 and 0 < rule.below_m < math.inf):
         raise ProductError(
             f"gaps below {rule.below_m:g} m of {rule.min_m2:g} to {rule.max_m2:g} m2: a height above 0 and areas in "
             "increasing order expected"

@@ -46,7 +46,8 @@ def write_product_project(map_path: Path, out: Path, products: Sequence[Path] = 
     require_suffix(out, PROJECT)
     require_new(out, overwrite, [map_path, *products])
     for path in products:
-        require_suffix(path, (*GEOPACKAGE, *RASTER))
+        if path.suffix.lower() not in (*GEOPACKAGE, *RASTER):
+            raise ProductError(f"{path} cannot be drawn: a product in {', '.join((*GEOPACKAGE, *RASTER))} expected")
         if not path.is_file():
             raise ProductError(f"no file {path}: a product of the map expected")
     with open_map(map_path) as source:

@@ -22,10 +22,11 @@ from tiles.aoi import to_crs, utm_crs
 from tiles.errors import AOIError
 from tiles.ground import TRUE_SCALE, metres_per_unit, scale_error, true_gsd_m, unit_m
 from tiles.heights import HeightRaster, Heights, open_heights
-from tiles.windows import PixelWindow
+from tiles.windows import PixelWindow, cut_windows
 
 NORMAL_90 = 1.6448536269514722
 """Half the width of a 90 % interval of a normal distribution, in standard deviations."""
+_SEARCH_PX = 1024
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def open_map(
 
     Raises:
         RasterError: The file is missing, damaged or no raster of heights, or has no CRS.
-        ProductError: Its grid, its CRS, its cells or its date are not of use; the message says what is expected.
+        ProductError: Its grid, its CRS, its cells or its date are not of use, or no cell is known; the message says
+            what is expected.
     """
     if error_m is not None and not (np.isfinite(error_m) and error_m > 0):
         raise ProductError(f"error of {error_m:g} m: a length above 0 expected")
@@ -146,6 +148,7 @@ def open_map(
                 f"{path} has no acquisition date: one expected (rio edit-info --tag "
                 f"CANOPY_ACQUISITION_DATETIME=2020-07-01 {path.name} records it)"
             )
+        _require_known(heights)
         low, high = heights.named(LOW_BAND), heights.named(HIGH_BAND)
         both = low is not None and high is not None
         yield ProductMap(heights, low if both else None, high if both else None, error_m, crs, gsd_m, dates)
@@ -172,6 +175,13 @@ def require_overlap(source: ProductMap, area: Geometry, origin: object) -> None:
             f"{origin} and {source.path} have no ground in common: the map lies between {west:.4f},{south:.4f} and "
             f"{east:.4f},{north:.4f} degrees"
         )
+
+
+def _require_known(heights: HeightRaster) -> None:
+    """Refuse a map that knows nothing: its product would look like that of bare ground, or be empty."""
+    # As a rule the first window is enough.
+    if all(np.isnan(heights.read(window)).all() for window in cut_windows(heights.whole.shape, _SEARCH_PX)):
+        raise ProductError(f"{heights.path} has no height: every cell is unknown")
 
 
 def _metric_crs(heights: HeightRaster) -> CRS:

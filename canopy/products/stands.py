@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import shapely
 
 from canopy.errors import ProductError
-from canopy.products.cells import OpeningRule
+from canopy.products.cells import OpeningRule, opening_halo
 from canopy.products.measuring import STATISTICS, Measures, measure_group, stratum_names
-from canopy.products.reading import ProductMap, open_map, require_overlap
+from canopy.products.reading import ProductMap, open_map
 from canopy.products.stand_errors import BLOCK_M, calibrate_stands
 from canopy.products.stand_intervals import StandCalibration, read_stand_calibration, write_calibration
 from canopy.products.work import Work, hold_work, part_name
@@ -27,7 +27,7 @@ from canopy.products.writing import (
     publish_table,
     require_suffix,
 )
-from canopy.products.zones import Zones, grid_window, grid_windows, group_zones, read_zones
+from canopy.products.zones import Zones, grid_window, grid_windows, group_zones, read_zones, require_ground
 from canopy.progress import Progress, Report, ignore
 from tiles.qgis import stands_qml
 from tiles.zonal import ZoneGrid
@@ -113,12 +113,19 @@ def derive_stands(
     inputs = [path for path in (map_path, polygons, truth, calibration if truth is None else None) if path is not None]
     _require_files(inputs)
     with open_map(map_path, error_m=options.error_m) as source:
+        opening_halo(source, options.rule)  # refuses before anything is written
         zones = _zones(source, polygons, options)
         settings = {"product": "stands", "format": out.suffix.lower(), **options.to_json()}
         with hold_work(out, settings, inputs=inputs, overwrite=overwrite) as work:
             intervals = _calibration(source, truth, calibration, options, report)
             stands = _Measuring(source, options, intervals, work, report)
             names = stands.measure(zones) if zones is not None else stands.measure_grid(_grid_side(source, options))
+            if not stands.count:
+                work.drop()
+                raise ProductError(
+                    f"no square of {options.grid_ha:g} ha has its middle on {source.path} and a height in it: smaller "
+                    "squares expected"
+                )
             spec = _spec(source, zones)
             about = provenance("stands", {"map": source}, options.to_json())
             about["intervals"] = stands.kind
@@ -137,12 +144,7 @@ def _zones(source: ProductMap, polygons: Path | None, options: StandOptions) -> 
     if polygons is None:
         return None
     zones = read_zones(polygons, source, layer=options.layer, field=options.id_field)
-    extent = source.geobox().extent.geom
-    if not shapely.intersects(zones.polygons, extent).any():
-        from odc.geo.geom import Geometry
-
-        require_overlap(source, Geometry(shapely.box(*shapely.total_bounds(zones.polygons)), source.crs), polygons)
-        raise ProductError(f"no polygon of {polygons} has ground in common with {source.path}")
+    require_ground(zones, source, polygons)
     return zones
 
 

@@ -22,6 +22,8 @@ Cells = NDArray[np.int32]
 
 TRUNCATE = 4.0
 """Reach of the Gaussian filter, standard deviations."""
+MAX_WINDOW_M = 60.0
+"""Widest window that may be asked for, metres: as wide as the widest crown (`TreeOptions`)."""
 _GATHER = 2**21
 """Most cells that are compared at once."""
 
@@ -47,11 +49,12 @@ class WindowLine:
         return np.clip(self.a_m + self.b * height_m + self.c * height_m**2, self.min_m, self.max_m)
 
     def __post_init__(self) -> None:
-        """Refuse a line that gives no width."""
-        if not all(map(math.isfinite, (self.a_m, self.b, self.c, self.max_m))) or not 0 < self.min_m <= self.max_m:
+        """Refuse a line that gives no width, or one that no crown has."""
+        is_finite = all(map(math.isfinite, (self.a_m, self.b, self.c)))
+        if not (is_finite and 0 < self.min_m <= self.max_m <= MAX_WINDOW_M):
             raise ProductError(
                 f"window of {self.a_m:g},{self.b:g},{self.c:g} up to {self.max_m:g} m: finite numbers and a widest "
-                f"window of at least {self.min_m:g} m expected"
+                f"window of {self.min_m:g} to {MAX_WINDOW_M:g} m expected"
             )
 
 

@@ -41,6 +41,10 @@ class Work:
     plan: str
     """Identity of what is computed."""
 
+    def drop(self) -> None:
+        """Drop the parts that are done: nothing can be made of them."""
+        _remove_parts(self.folder)
+
     def has_table(self, name: str) -> bool:
         """Return whether the table of a part is done."""
         return self._table(name).is_file()
@@ -131,7 +135,7 @@ def hold_work(
         try:
             yield Work(out, folder, plan)
         except BaseException:
-            if all(path.name in _BOOKKEEPING for path in folder.iterdir()):
+            if not _parts(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
@@ -164,12 +168,19 @@ def _claim(folder: Path, plan: str, overwrite: bool) -> None:
     """Take over a folder's work where it is of this plan, else drop it if that was permitted."""
     record = folder / _PLAN
     is_other = record.is_file() and not _is_of_plan(folder, plan)
-    leftovers = [path for path in folder.iterdir() if path.name not in _BOOKKEEPING]
-    if is_other and leftovers and not overwrite:
+    if is_other and _parts(folder) and not overwrite:
         raise OutputError(f"{folder} contains work of other maps or options: pass --overwrite to drop it")
     if is_other:
-        for path in leftovers:
-            path.unlink()
+        _remove_parts(folder)
     sweep_drafts(folder)
     with replacing(record) as draft:
         draft.write_text(plan, encoding="utf-8")
+
+
+def _parts(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name not in _BOOKKEEPING]
+
+
+def _remove_parts(folder: Path) -> None:
+    for path in _parts(folder):
+        path.unlink()

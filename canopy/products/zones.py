@@ -16,7 +16,7 @@ from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 
 from canopy.errors import ProductError, one_line
-from canopy.products.reading import ProductMap
+from canopy.products.reading import ProductMap, require_overlap
 from tiles.aoi import flatten, keep_polygons, to_crs
 from tiles.vectors import Polygons, read_vector
 from tiles.windows import PixelWindow, cut_windows
@@ -30,8 +30,8 @@ GROUP_PX = 1024
 class Zones:
     """Polygons in the CRS of a map."""
 
-    ids: tuple[str, ...]
-    """Name of each polygon."""
+    ids: tuple[str | None, ...]
+    """Name of each polygon; None where the file has none for it."""
     polygons: Polygons
     """(N,) valid polygons in the CRS of the map."""
     areas_m2: NDArray[np.float64]
@@ -77,7 +77,7 @@ def read_zones(path: Path, source: ProductMap, *, layer: str | None = None, fiel
         raise ProductError(f"{path} has no polygon: stands as polygons expected")
     ids = _read_ids(path, layer, field, len(geometries)) if field else [str(n + 1) for n in range(len(geometries))]
     kinds = shapely.get_type_id(geometries)
-    empty = np.flatnonzero((kinds < 0) | shapely.is_empty(geometries) | (shapely.area(geometries) == 0))
+    empty = np.flatnonzero((kinds < 0) | shapely.is_empty(geometries) | ~_have_area(geometries))
     wrong = np.flatnonzero(~np.isin(kinds, (3, 6)) & (kinds >= 0))
     for numbers, reason in ((wrong, "is no polygon"), (empty, "is empty or has no area")):
         if numbers.size:
@@ -87,6 +87,30 @@ def read_zones(path: Path, source: ProductMap, *, layer: str | None = None, fiel
             )
     polygons = _in_crs(geometries, crs, source.crs)
     return Zones(tuple(ids), polygons, areas_m2(polygons, source.crs))
+
+
+def require_ground(zones: Zones, source: ProductMap, path: Path) -> None:
+    """Refuse polygons of which none has ground in common with a map.
+
+    Args:
+        zones: Polygons in the CRS of the map.
+        source: Map.
+        path: File of the polygons, for messages.
+
+    Raises:
+        ProductError: All of them lie elsewhere.
+    """
+    if not shapely.intersects(zones.polygons, source.geobox().extent.geom).any():
+        require_overlap(source, Geometry(shapely.box(*shapely.total_bounds(zones.polygons)), source.crs), path)
+        raise ProductError(f"no polygon of {path} has ground in common with {source.path}")
+
+
+def _have_area(geometries: Polygons) -> NDArray[np.bool_]:
+    """Return which geometries have an area, once repaired: the loops of a figure of eight cancel each other before."""
+    areas = shapely.area(geometries)
+    flat = areas == 0
+    areas[flat] = shapely.area(shapely.make_valid(geometries[flat], method="structure", keep_collapsed=False))
+    return np.asarray(areas > 0)
 
 
 def grid_window(source: ProductMap, side: float, window: PixelWindow) -> Zones:
@@ -182,8 +206,8 @@ def _area_layer(path: Path) -> str:
     return str((areas or [name for name, _ in layers])[0])
 
 
-def _read_ids(path: Path, layer: str | None, field: str, count: int) -> list[str]:
-    """Read the values of a field as text; `read_vector` has accepted the file."""
+def _read_ids(path: Path, layer: str | None, field: str, count: int) -> list[str | None]:
+    """Read the values of a field as text, None where it has none; `read_vector` has accepted the file."""
     try:
         if path.suffix.lower() in (".parquet", ".geoparquet", ".pq"):
             import pyarrow.parquet as pq
@@ -194,11 +218,12 @@ def _read_ids(path: Path, layer: str | None, field: str, count: int) -> list[str
             layer = layer or _area_layer(path)
             names = pyogrio.read_info(path, layer=layer)["fields"].tolist()
             options: dict[str, Any] = {"layer": layer, "columns": [field], "read_geometry": False}
-            values = pyogrio.raw.read(path, **options)[3][0].tolist() if field in names else None
+            # As Arrow, whole numbers stay whole where one of them is missing.
+            values = pyogrio.raw.read_arrow(path, **options)[1][field].to_pylist() if field in names else None
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         raise ProductError(f"{path}: the field {field!r} cannot be read ({one_line(error, 200)})") from error
     if values is None:
         raise ProductError(f"{path} has no field {field!r}: one of {', '.join(map(str, names))} expected")
     if len(values) != count:
         raise ProductError(f"{path}: {count} geometries and {len(values)} values of {field!r}: one for each expected")
-    return [str(value) for value in values]
+    return [None if value is None else str(value) for value in values]

@@ -59,7 +59,7 @@ def forest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         ("exp(0.1 * top) + sqrt(mean)^2 - -cover", np.exp(0.9) + 4 + 0.5),
         ("(mean + top) / 2", 6.5),
         ("mean - 100", 0),
-        ("mean * 9 ** 9 ** 9", np.nan),
+        ("log(mean - 5)", np.nan),
     ],
 )
 def test_formulas_are_arithmetic(text: str, expected: float) -> None:
@@ -79,6 +79,12 @@ def test_whatever_is_no_arithmetic_is_refused(text: str) -> None:
     with pytest.raises(ProductError) as error:
         parse_formula(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["mean / 0", "mean * 9 ** 9 ** 9 ** 9", "log(0 - mean)"])
+def test_a_formula_without_a_value_is_refused(text: str) -> None:
+    with pytest.raises(ProductError, match="has no finite value in any forest"):
+        parse_formula(text)
 
 
 def test_errors_of_map_and_formula_are_joined(tmp_path: Path) -> None:

@@ -175,6 +175,16 @@ def test_stands_have_their_areas(before: Stand, maps: tuple[Path, Path], result:
     assert not (tmp_path / "new.tif").exists()
 
 
+def test_stands_that_lie_elsewhere_are_refused(before: Stand, maps: tuple[Path, Path], tmp_path: Path) -> None:
+    far = gpd.GeoDataFrame(geometry=[shapely.box(600_000, 4_099_920, 600_040, 4_100_000)], crs=before.crs)
+    far.to_file(tmp_path / "p.gpkg")
+    with pytest.raises(ProductError, match=r"p\.gpkg and .* have no ground in common"):
+        detect_change(
+            *maps, tmp_path / "change.tif", OPTIONS, polygons=tmp_path / "p.gpkg", stands=tmp_path / "stands.csv"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["p.gpkg"]
+
+
 def test_a_run_killed_at_its_stands_goes_on(
     maps: tuple[Path, Path], result: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import shapely
 from product_maps import X, Y, height_map, read_rows
 from scipy import ndimage
 
-from canopy.errors import CanopyError
+from canopy.errors import CanopyError, ProductError
 from canopy.products.gap_sizes import SizeCounter
 from canopy.products.gaps import GapRule, derive_gaps
 
@@ -77,6 +77,14 @@ def test_the_exponent_of_a_power_law_is_recovered() -> None:
     assert sum(each.count for each in sizes.classes) == sizes.count == 4000
     assert sizes.classes[0].name == "10 to 25 m2"
     assert "power law of exponent 2.3" in sizes.lines()[-1]
+
+
+@pytest.mark.parametrize("below_m", [0.0, -1.0, np.nan, np.inf])
+def test_a_height_that_no_gap_has_is_refused(tmp_path: Path, below_m: float) -> None:
+    path = height_map(tmp_path / "map.tif", np.zeros((9, 9)))
+    with pytest.raises(ProductError, match="a height above 0 and areas in increasing order expected"):
+        derive_gaps(path, tmp_path / "gaps.csv", GapRule(below_m))
+    assert not (tmp_path / "gaps.csv").exists()
 
 
 def test_a_killed_search_goes_on(tmp_path: Path, canopy: Any) -> None:

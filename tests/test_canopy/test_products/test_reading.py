@@ -38,6 +38,19 @@ def test_what_no_product_can_use_is_refused(
     assert "\n" not in str(error.value)
 
 
+def test_a_map_that_knows_nothing_is_refused(tmp_path: Path) -> None:
+    """Its cover would be unknown everywhere and its trees none, as on bare ground; one known cell is a map."""
+    heights = np.full((5, 6), np.nan)
+    with (
+        pytest.raises(ProductError, match="has no height: every cell is unknown"),
+        open_map(height_map(tmp_path / "unknown.tif", heights)),
+    ):
+        pass
+    heights[4, 5] = 0
+    with open_map(height_map(tmp_path / "map.tif", heights)) as source:
+        assert source.read(WINDOW)[4, 5] == 0
+
+
 def test_intervals_are_those_of_the_bands_or_of_the_error_that_is_stated(tmp_path: Path) -> None:
     plain, banded = height_map(tmp_path / "a.tif", HEIGHTS), height_map(tmp_path / "b.tif", HEIGHTS, half_m=2)
     with open_map(plain) as source:

@@ -13,8 +13,8 @@ from forests import canopy as grow
 from forests import noisy
 from product_maps import UTM, X, Y, blobs, height_map, read_rows, write_polygons
 
-from canopy.errors import CanopyError
-from canopy.products import measuring, zones
+from canopy.errors import CanopyError, ProductError
+from canopy.products import cells, measuring, zones
 from canopy.products.cells import OpeningRule, openings, surface_ratio
 from canopy.products.measuring import STATISTICS
 from canopy.products.stand_table import print_calibration, summary_json
@@ -180,6 +180,53 @@ def test_what_is_of_no_use_is_one_line_and_nothing_is_written(forest: tuple[Path
             derive_stands(map_path, folder / "a.gpkg", StandOptions(**options), **inputs)
         assert "\n" not in str(error.value)
         assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("values", [(math.nan, 10), (math.inf, 10), (-1, 10), (2, math.inf), (2, math.nan), (2, -1)])
+def test_openings_without_meaning_are_refused(values: tuple[float, float]) -> None:
+    with pytest.raises(ProductError, match="a height above 0 and an area of 0 or more expected"):
+        OpeningRule(*values)
+
+
+def test_a_smallest_opening_costs_no_more_memory_than_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map is 24 x 24 m, all bare: openings of 576 m2 or less are found, and larger ones need no wider halo than the map."""
+    path = height_map(tmp_path / "map.tif", np.zeros((24, 24)))
+    for min_m2, share in ((576, 1), (1e12, 0)):
+        out = tmp_path / f"{share}.parquet"
+        derive_stands(path, out, StandOptions(grid_ha=0.01, rule=OpeningRule(2, min_m2)))
+        assert (read_rows(out)["gap_share"] == share).all()
+    monkeypatch.setattr(cells, "MAX_HALO_PX", 20)
+    with pytest.raises(ProductError, match="at most 19 m2 expected"):
+        derive_stands(path, tmp_path / "a.parquet", StandOptions(grid_ha=0.01, rule=OpeningRule(2, 20)))
+    assert not list(tmp_path.glob("a.*"))
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_a_grid_without_a_stand_is_refused(tmp_path: Path, hole: bool) -> None:
+    """The middle of the only square lies on unknown ground, or no square has its middle on the map."""
+    heights = np.full((20, 20), 5.0)
+    heights[10:, 10:] = np.nan if hole else 5
+    path = height_map(tmp_path / "map.tif", heights if hole else heights[:6, :6])
+    source = path if not hole else height_map(tmp_path / "cut.tif", heights[9:, 9:], origin=(X + 9, Y - 9))
+    with pytest.raises(ProductError, match=r"no square of 0\.0[14] ha has its middle on .* smaller squares expected"):
+        derive_stands(source, tmp_path / "a.csv", StandOptions(grid_ha=0.01 if hole else 0.04))
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_loops_count_as_areas_and_missing_names_stay_missing(tmp_path: Path) -> None:
+    """The loops of a figure of eight cancel each other in its signed area, whatever the CRS of the file."""
+    path = height_map(tmp_path / "map.tif", np.full((20, 20), 5.0))
+    eight = shapely.Polygon([(X, Y), (X + 20, Y - 20), (X + 20, Y), (X, Y - 20)])
+    frame = geopandas.GeoDataFrame({"nr": [7, None]}, geometry=[eight, shapely.box(X, Y - 9, X + 9, Y)], crs=UTM)
+    frame["nr"] = frame["nr"].astype("Int64")
+    for name, crs in (("utm.gpkg", UTM), ("degrees.geojson", 4326), ("utm.parquet", UTM)):
+        polygons, out = tmp_path / name, tmp_path / f"{name}.out.parquet"
+        frame.to_crs(crs).to_parquet(polygons) if name.endswith("parquet") else frame.to_crs(crs).to_file(polygons)
+        derive_stands(path, out, StandOptions(id_field="nr"), polygons=polygons)
+        rows = read_rows(out)
+        assert (rows["id"][0], rows["id"].isna().tolist()) == ("7", [False, True])
+        assert rows["area_ha"].tolist() == pytest.approx([0.02, 0.0081], rel=1e-3)
+        assert rows["known_share"].tolist() == pytest.approx([1, 1], abs=1e-6)
 
 
 def test_the_command_writes_a_styled_layer(forest: tuple[Path, Path, Path], tmp_path: Path, canopy: Any) -> None:

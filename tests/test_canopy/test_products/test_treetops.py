@@ -24,9 +24,9 @@ def test_presets_are_those_of_the_paper_within_limits() -> None:
     assert window_px(WINDOWS["mixed"], 0.5) == 12
 
 
-@pytest.mark.parametrize("values", [(np.nan, 0, 0, 5), (1, 0, np.inf, 5), (1, 0, 0, 1)])
+@pytest.mark.parametrize("values", [(np.nan, 0, 0, 5), (1, 0, np.inf, 5), (1, 0, 0, 1), (1, 0, 0, 1e9)])
 def test_a_line_without_width_is_refused(values: tuple[float, float, float, float]) -> None:
-    with pytest.raises(ProductError, match="finite numbers and a widest window of at least"):
+    with pytest.raises(ProductError, match=r"finite numbers and a widest window of 1\.5 to 60 m expected"):
         WindowLine(*values)
 
 
