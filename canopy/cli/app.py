@@ -25,7 +25,7 @@ from canopy.cli.options import ConfigFile, DryRun, Json, Resume, RunFolder, Sett
 from canopy.cli.panels import arrange
 from canopy.cli.predict import Bands, HaveRight, Nodata, Scale, predict
 from canopy.cli.runs import train_or_price
-from canopy.cli.signals import InterruptedWorkError, interrupt_on_signal
+from canopy.cli.signals import EXIT_CODE, MESSAGE, InterruptedWorkError, interrupt_on_signal
 from canopy.cli.terminal import LogHandler, drop_undecodable_messages, say, show_progress, table_console
 from canopy.errors import CanopyError, one_line
 from canopy.version import __version__
@@ -260,8 +260,8 @@ def main() -> None:
         say(f"canopy: {str(error.filename)[:200]}: {error.strerror}")
         sys.exit(1)
     except InterruptedWorkError:
-        say("canopy: interrupted; the same command continues where it stopped")
-        sys.exit(130)
+        say(MESSAGE)
+        sys.exit(EXIT_CODE)
 
 
 def _print_document(document: dict[str, Any], as_json: bool, width: int) -> None:

@@ -4,6 +4,8 @@ import ctypes
 import signal
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+MESSAGE = "canopy: interrupted; the same command continues where it stopped"
+EXIT_CODE = 130
 
 
 class InterruptedWorkError(BaseException):

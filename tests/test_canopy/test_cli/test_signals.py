@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -73,4 +75,26 @@ def test_one_signal_interrupts_and_says_so(tmp_path: Path, number: signal.Signal
     os.kill(running.pid, number)
     ended = running.wait(10)
     assert ended.returncode == 130
+    assert ended.stderr == "canopy: interrupted; the same command continues where it stopped\n"
+
+
+EARLY = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "canopy.cli.app":
+            os.kill(os.getpid(), signal.%s)
+
+sys.meta_path.insert(0, Finder())
+from canopy.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_before_the_first_command_is_one_line_too(name: str) -> None:
+    """Importing the commands takes seconds on a slow disk, and a user who mistyped does not wait for them."""
+    ended = subprocess.run([sys.executable, "-c", EARLY % name], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (130, "")
     assert ended.stderr == "canopy: interrupted; the same command continues where it stopped\n"
