@@ -101,6 +101,20 @@ class HeightRaster:
         return cls._of_band(path, dataset, _height_band(path, dataset), unit, nodata, remedy)
 
     @classmethod
+    def of_band(cls, path: Path, dataset: DatasetReader, band: int) -> Self:
+        """Decide unit and unknown values of a band of an open raster that is known to have heights.
+
+        Args:
+            path: File, as the user named it.
+            dataset: The same, open.
+            band: Number of the band, from 1.
+
+        Raises:
+            RasterError: Its unit is unknown.
+        """
+        return cls._of_band(path, dataset, band, None, None, "")
+
+    @classmethod
     def _of_band(
         cls,
         path: Path,
@@ -150,13 +164,33 @@ class HeightRaster:
         heights_m = np.full(window.shape, np.nan, np.float32)
         inside = window.intersect(self.whole)
         if inside is not None:
-            with readable(self.path):
-                values = self.dataset.read(self.band, window=rasterio_window(inside), masked=self.masked)
-                unknown = np.ma.getmaskarray(values)
-                if self.alpha is not None:
-                    unknown = unknown | (self.dataset.read(self.alpha, window=rasterio_window(inside)) == 0)
-            heights_m[inside.slices_in(window)] = self._metres(np.ma.getdata(values), unknown)
+            heights_m[inside.slices_in(window)] = self.resample(inside, inside.shape)
         return heights_m
+
+    def resample(self, window: PixelWindow, shape: tuple[int, int]) -> Heights:
+        """Return heights over a window inside the raster in another number of cells, by the nearest ones.
+
+        Args:
+            window: Window.
+            shape: Rows and columns of the answer; overviews are read where it has fewer than the window.
+
+        Returns:
+            Heights of that shape, float32 metres, NaN where unknown.
+
+        Raises:
+            RasterError: The file is damaged.
+        """
+        options = {"window": rasterio_window(window), "out_shape": shape}
+        with readable(self.path):
+            values = self.dataset.read(self.band, masked=self.masked, **options)
+            unknown = np.ma.getmaskarray(values)
+            if self.alpha is not None:
+                unknown = unknown | (self.dataset.read(self.alpha, **options) == 0)
+        return self._metres(np.ma.getdata(values), unknown)
+
+    def metres(self, values: "np.ma.MaskedArray[Any, Any]") -> Heights:
+        """Return file values of any shape that were read elsewhere as heights: float32 metres, NaN where unknown."""
+        return self._metres(np.ma.getdata(values), np.ma.getmaskarray(values))
 
     def _metres(self, values: NDArray[Any], unknown: NDArray[np.bool_]) -> Heights:
         # Fill values are file values, so they are looked for before the unit is applied.

@@ -25,7 +25,9 @@ from tiles.aoi import to_crs
 from tiles.cog import RASTER_ERRORS, UNCERTAINTY_BANDS
 from tiles.errors import AOIError, RasterError, one_line
 from tiles.ground import TRUE_SCALE, metres_per_unit, scale_error, unit_m
+from tiles.heights import HeightRaster
 from tiles.shares import cell_shares
+from tiles.windows import PixelWindow
 
 TOP_CELL_M = 10.0
 """Side of the squares whose highest cells make the top height, metres."""
@@ -149,7 +151,7 @@ def zone_statistics(
         Statistics in the order of the polygons; one outside the map has a known share of 0.
 
     Raises:
-        RasterError: The map cannot be read, has no such band, or is not north up.
+        RasterError: The map cannot be read, has no such band or no known unit, or is not north up.
         AOIError: A polygon has no area, does not fit the map's CRS, or the polygons span too many cells.
     """
     edges = _checked_edges(edges_m)
@@ -159,9 +161,10 @@ def zone_statistics(
             bands = _band_numbers(src, band, path)
             areas = [to_crs(zone, grid.crs).geom for zone in zones]
             _require_few_cells([grid.window(area) for area in areas], max_cells)
+            rasters = [HeightRaster.of_band(Path(path), src, number) for number in bands]
             sums = [ZoneSums(threshold_m, edges, grid) for _ in zones]
             for area, each in zip(areas, sums, strict=True):
-                _add_cells(each, src, bands, area)
+                _add_cells(each, rasters, area)
     except RASTER_ERRORS as error:
         raise RasterError(f"{path}: cannot be read ({one_line(error)}), expected a height map") from error
     return tuple(
@@ -237,7 +240,7 @@ def _require_few_cells(windows: Sequence[Window | None], max_cells: float) -> No
         )
 
 
-def _add_cells(sums: "ZoneSums", src: Any, bands: tuple[int, ...], area: BaseGeometry) -> None:
+def _add_cells(sums: "ZoneSums", rasters: Sequence[HeightRaster], area: BaseGeometry) -> None:
     """Add the cells of a polygon, strip by strip."""
     window = sums.grid.window(area)
     if window is None:
@@ -247,7 +250,8 @@ def _add_cells(sums: "ZoneSums", src: Any, bands: tuple[int, ...], area: BaseGeo
         shares = coverage(area, sums.grid.bounds(strip), (strip.height, strip.width))
         if shares.any():
             sums.meets_map = True
-            sums.add(strip, _read(src, bands, strip), shares)
+            part = PixelWindow(strip.row_off, strip.col_off, strip.height, strip.width)
+            sums.add(strip, np.stack([raster.read(part) for raster in rasters]).astype(np.float64), shares)
 
 
 def zone_strips(window: Window) -> Iterator[Window]:
@@ -255,13 +259,6 @@ def zone_strips(window: Window) -> Iterator[Window]:
     rows = max(1, _STRIP_CELLS // window.width)
     for row in range(0, window.height, rows):
         yield Window(window.col_off, window.row_off + row, window.width, min(rows, window.height - row))
-
-
-def _read(src: Any, bands: tuple[int, ...], window: Window) -> NDArray[np.float64]:
-    """Read heights, NaN where unknown: by the file's own mask, and where values are not finite."""
-    values = src.read(list(bands), window=window, masked=True).astype(np.float64).filled(np.nan)
-    values[~np.isfinite(values)] = np.nan
-    return np.asarray(values)
 
 
 def zone_area_m2(zone: Geometry) -> float:

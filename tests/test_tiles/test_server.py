@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import morecantile
 import numpy as np
 import pytest
+import rasterio
 from map_server import (
     TAGS,
     UTM,
@@ -31,6 +33,7 @@ from rasters import make_raster
 from shapely.geometry import shape
 from starlette.testclient import TestClient
 
+from tiles.errors import RasterError
 from tiles.server.tiler import encode_colour, encode_terrain, palette, product_ramp
 from tiles.style import HEIGHT_RAMP
 from tiles.zonal import zone_statistics
@@ -559,6 +562,67 @@ def test_replaced_file_is_read_again(tmp_path: Path) -> None:
     make_map(tmp_path / "b.tif", map_values((60, 60), offset_m=30.0)[:1], tags={}).replace(path)
     assert client.get(f"/layers/a/point?lon={lon}&lat={lat}").json()["values"] == {"canopy_height": 32.5}
     assert client.get("/layers/a").json()["shape"] == [60, 60]
+
+
+def test_a_layer_that_is_gone_leaves_the_lists_until_it_is_back(tmp_path: Path, caplog) -> None:
+    paths = [make_map(tmp_path / name) for name in ("a.tif", "b.tif")]
+    client = open_client(tmp_path)
+    paths[0].rename(tmp_path / "away")
+    assert [layer["id"] for layer in client.get("/layers").json()["layers"]] == ["b"]
+    assert client.get("/wmts").status_code == 200
+    assert client.get("/layers/a").status_code == 500
+    assert "left out" in caplog.text
+    assert "a.tif" in caplog.text
+    (tmp_path / "away").rename(paths[0])
+    assert [layer["id"] for layer in client.get("/layers").json()["layers"]] == ["a", "b"]
+
+
+def test_head_is_get_without_a_body(client: TestClient) -> None:
+    for path in ("/", "/layers", MAP, "/healthz", f"{tile_path(*lonlat(20, 10))}.png"):
+        whole, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert dict(head.headers) == dict(whole.headers), path
+    assert client.head("/layers/nope").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("factor", "fill", "unit", "options"),
+    [
+        (100, 65535, None, {"dtype": "uint16", "nodata": 65535}),
+        (100, -9999, "cm", {"dtype": "int16", "nodata": -9999}),
+        (1, -9999, None, {"nodata": None}),
+        (1 / 0.3048, math.nan, "ft", {}),
+    ],
+)
+def test_heights_are_metres_however_the_file_stores_them(
+    tmp_path: Path, folder: Path, factor: float, fill: float, unit: str | None, options: dict[str, Any]
+) -> None:
+    """Other commands read such maps as metres; the server shows the same heights at every route."""
+    values = map_values()[:1]
+    path = make_map(tmp_path / "stored.tif", np.where(np.isnan(values), fill, values * factor), **options)
+    with rasterio.open(path, "r+") as raster:
+        raster.units = (unit,)
+    client, whole = open_client(path), square(0, 0, 60)
+    answers = [client.get("/layers/stored").json()["bands"][0]["range"]["max"]]
+    lon, lat = lonlat(40.2, 10)
+    answers.append(client.get(f"/layers/stored/point?lon={lon}&lat={lat}").json()["values"]["canopy_height"])
+    (polygon,) = client.post("/layers/stored/statistics", json=whole).json()["polygons"]
+    (same,) = zone_statistics(folder / "old.tif", [Geometry(shape(whole), CRS("EPSG:4326"))])
+    answers += [polygon["max_m"], polygon["known_share"]]
+    assert answers == pytest.approx([159 / 8, 10, same.max_m, same.known_share], abs=0.01)
+    counts = client.get("/layers/stored/histogram?bbox=14,44,16,46&range=0,40").json()
+    assert (counts["known"], counts["unknown"], counts["below"], counts["above"]) == (14_400, 4_800, 0, 0)
+    rgba = pixels(client.get(f"{tile_path(lon, lat, layer='/layers/stored')}.png?encoding=terrain").content)
+    heights = decode_terrain(rgba)
+    assert heights[heights > -10_000].min() >= -0.01
+    assert heights.max() == pytest.approx(159 / 8, abs=0.06)
+    assert (heights == -10_000).any()
+
+
+def test_heights_of_an_unknown_unit_are_no_layer(tmp_path: Path) -> None:
+    path = make_map(tmp_path / "stored.tif", np.ones((1, 20, 20)), dtype="int16", nodata=-1)
+    with pytest.raises(RasterError, match=r"its unit is unknown; tag its unit \(rio edit-info"):
+        open_client(path)
 
 
 def test_terrain_encoding_by_hand() -> None:

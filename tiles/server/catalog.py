@@ -3,10 +3,10 @@
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
@@ -27,10 +27,15 @@ _COMPANIONS = ("_dates", "_reasons", "_quality")
 _MAX_JSON_BYTES = 64 * 2**20
 
 log = logging.getLogger(__name__)
+Answer = TypeVar("Answer", Layer, VectorLayer)
 
 
 class Catalog:
-    """Layers by id, heights first; and layers of features by id."""
+    """Layers by id, heights first; and layers of features by id.
+
+    Files may be removed or replaced while they are served. One that can no longer be read is an error where it is asked
+    for by its id; the lists go on without it, and have it again when it is back.
+    """
 
     def __init__(self, layers: Sequence[Layer], vectors: Sequence[VectorLayer] = ()) -> None:
         self._layers = {layer.id: layer for layer in layers}
@@ -40,7 +45,7 @@ class Catalog:
         return len(self._layers)
 
     def __iter__(self) -> Iterator[Layer]:
-        return (self.layer(name) for name in list(self._layers))
+        return _readable(self.layer, list(self._layers))
 
     def layer(self, layer_id: str) -> Layer:
         """Return a layer; one whose file has been replaced is read again.
@@ -60,8 +65,8 @@ class Catalog:
 
     @property
     def vectors(self) -> list[VectorLayer]:
-        """Layers of features."""
-        return [self.vector(name) for name in list(self._vectors)]
+        """Layers of features; those that can no longer be read are left out, and said."""
+        return list(_readable(self.vector, list(self._vectors)))
 
     def vector(self, vector_id: str) -> VectorLayer:
         """Return a layer of features; one whose file has been replaced is read again.
@@ -78,6 +83,14 @@ class Catalog:
         if not is_same:
             vector = self._vectors[vector_id] = _read_again(vector)
         return vector
+
+
+def _readable(read: Callable[[str], Answer], names: Sequence[str]) -> Iterator[Answer]:
+    for name in names:
+        try:
+            yield read(name)
+        except CanopyError as error:
+            log.warning("left out: %s", one_line(error))
 
 
 def _read_again(vector: VectorLayer) -> VectorLayer:

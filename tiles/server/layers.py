@@ -18,7 +18,9 @@ from rasterio.warp import transform_bounds
 from tiles.cog import RASTER_ERRORS, UNCERTAINTY_BANDS, UNIT
 from tiles.errors import RasterError, one_line
 from tiles.ground import true_gsd_m
+from tiles.heights import HeightRaster, rasterio_window
 from tiles.stac import UNKNOWN, acquisition_times
+from tiles.windows import PixelWindow
 from tiles.zonal import INTERVAL_LEVEL
 
 INTERVAL_WIDTH = "interval_width"
@@ -40,6 +42,7 @@ _TITLES = {
 }
 
 Signature = tuple[int, int, int]
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ def read_layer(path: Path, layer_id: str, title: str, kind: Literal["height", "i
         kind: Kind of the layer; None to see from the bands.
 
     Raises:
-        RasterError: The raster cannot be read, or has no place on earth.
+        RasterError: The raster cannot be read, has no place on earth, or heights of an unknown unit.
     """
     try:
         signature = file_signature(path)
@@ -241,7 +244,7 @@ def read_layer(path: Path, layer_id: str, title: str, kind: Literal["height", "i
                 shape=src.shape,
                 gsd_m=gsd_m,
                 zooms=_zooms(gsd_m, bounds, src.shape),
-                bands=_bands(src, kind, product),
+                bands=_bands(path, src, kind, product),
                 interval=(interval[0], interval[1]) if interval and kind == "height" else None,
                 acquired=_acquired(tags.get("CANOPY_ACQUISITION_DATETIME")),
                 model=tags.get("CANOPY_MODEL"),
@@ -274,7 +277,37 @@ def _is_picture(src: Any) -> bool:
     return has_colours or (src.dtypes[0] == "uint8" and UNIT not in src.units)
 
 
-def _bands(src: Any, kind: str, product: str | None) -> tuple[Band, ...]:
+def read_values(layer: Layer, src: Any, indexes: Sequence[int], window: PixelWindow, shape: tuple[int, int]) -> Values:
+    """Read bands of an open layer: heights in metres, however the file stores them, other values as they are.
+
+    Args:
+        layer: Layer.
+        src: Its file, open.
+        indexes: Numbers of the bands, from 1.
+        window: Window inside the raster.
+        shape: Rows and columns of the answer.
+
+    Returns:
+        (K, H, W) float64, NaN where unknown.
+    """
+    if layer.kind == "height":
+        return _heights(layer.path, src, indexes, window, shape)
+    return _finite(
+        src.read(list(indexes), window=rasterio_window(window), out_shape=(len(indexes), *shape), masked=True)
+    )
+
+
+def _heights(path: Path, src: Any, indexes: Sequence[int], window: PixelWindow, shape: tuple[int, int]) -> Values:
+    rasters = [HeightRaster.of_band(path, src, index) for index in indexes]
+    return np.stack([raster.resample(window, shape) for raster in rasters]).astype(np.float64)
+
+
+def _finite(values: "np.ma.MaskedArray[Any, Any]") -> Values:
+    filled = values.astype(np.float64).filled(np.nan)
+    return np.where(np.isfinite(filled), filled, np.nan)
+
+
+def _bands(path: Path, src: Any, kind: str, product: str | None) -> tuple[Band, ...]:
     if product is not None:
         # Further bands are the ends of an interval.
         name = src.descriptions[0] or product
@@ -287,29 +320,32 @@ def _bands(src: Any, kind: str, product: str | None) -> tuple[Band, ...]:
         return tuple(
             Band(title.lower(), title, (n,), values) for title, n, values in zip(titles, colours, ranges, strict=True)
         )
-    values = _sample(src, src.indexes)
-    names = tuple(name or f"band_{n}" for n, name in zip(src.indexes, src.descriptions, strict=True))
+    numbers = [n for n in src.indexes if src.colorinterp[n - 1] != ColorInterp.alpha]
+    values = _heights(path, src, numbers, PixelWindow(0, 0, *src.shape), _sample_shape(src))
+    names = tuple(src.descriptions[n - 1] or f"band_{n}" for n in numbers)
     bands = [
         Band(name, _TITLES.get(name, name), (n,), limits)
-        for n, name, limits in zip(src.indexes, names, _ranges(values), strict=True)
+        for n, name, limits in zip(numbers, names, _ranges(values), strict=True)
     ]
     if set(UNCERTAINTY_BANDS[1:]) <= set(names):
         low, high = (names.index(name) for name in UNCERTAINTY_BANDS[1:])
         (width,) = _ranges(values[high : high + 1] - values[low : low + 1])
-        bands.append(Band(INTERVAL_WIDTH, _TITLES[INTERVAL_WIDTH], (high + 1, low + 1), width))
+        bands.append(Band(INTERVAL_WIDTH, _TITLES[INTERVAL_WIDTH], (numbers[high], numbers[low]), width))
     return tuple(bands)
 
 
-def _sample(src: Any, indexes: Sequence[int]) -> NDArray[np.float64]:
+def _sample(src: Any, indexes: Sequence[int]) -> Values:
     """Read a raster at no more than 512 px a side, unknown cells as NaN."""
+    return _finite(src.read(list(indexes), out_shape=(len(indexes), *_sample_shape(src)), masked=True))
+
+
+def _sample_shape(src: Any) -> tuple[int, int]:
     shrink = max(1.0, max(src.shape) / _SAMPLE_PX)
-    shape = (len(indexes), *(max(1, round(side / shrink)) for side in src.shape))
-    values = src.read(list(indexes), out_shape=shape, masked=True).astype(np.float64).filled(np.nan)
-    values[~np.isfinite(values)] = np.nan
-    return np.asarray(values)
+    rows, cols = (max(1, round(side / shrink)) for side in src.shape)
+    return rows, cols
 
 
-def _ranges(values: NDArray[np.float64]) -> list[Range | None]:
+def _ranges(values: Values) -> list[Range | None]:
     ranges: list[Range | None] = []
     for band in values:
         finite = band[np.isfinite(band)]

@@ -51,22 +51,29 @@ log = logging.getLogger(__name__)
 
 
 class HeadersMiddleware:
-    """Middleware that adds the security headers to every answer."""
+    """Middleware that adds the security headers to every answer, and answers HEAD as GET without a body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        is_head = scope["method"] == "HEAD"
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+            elif is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
-        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+        # Routes know GET alone, and the page behind them would answer that there is no such file.
+        await self.app({**scope, "method": "GET"} if is_head else scope, receive, send_with_headers)
 
 
 async def read_body(request: Request) -> bytes:

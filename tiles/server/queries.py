@@ -14,11 +14,12 @@ import shapely
 from odc.geo.crs import CRS
 from odc.geo.geom import Geometry
 from rasterio.warp import transform, transform_bounds
-from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
 from tiles.errors import AOIError
-from tiles.server.layers import Acquired, Band, Layer
+from tiles.heights import rasterio_window
+from tiles.server.layers import Acquired, Band, Layer, read_values
+from tiles.windows import PixelWindow
 from tiles.zonal import INTERVAL_LEVEL, ZoneStatistics, zone_statistics
 
 MAX_POLYGONS, MAX_CORNERS, MAX_CELLS = 100, 10_000, 20_000_000
@@ -40,8 +41,9 @@ def point(layer: Layer, lon: float, lat: float) -> dict[str, Any]:
     with rasterio.open(layer.path) as src:
         (x,), (y,) = transform("OGC:CRS84", src.crs, [lon], [lat])
         row, col = _cell(layer, x, y)
-        window = Window(col, row, 1, 1)
-        cells = src.read(window=window, masked=True)[:, 0, 0].astype(np.float64).filled(np.nan)
+        window = PixelWindow(row, col, 1, 1)
+        indexes = sorted({index for band in layer.bands for index in band.indexes})
+        cells = dict(zip(indexes, read_values(layer, src, indexes, window, (1, 1))[:, 0, 0].tolist(), strict=True))
     values = {band.name: _band_value(band, cells) for band in layer.bands}
     low_m, high_m = (values[name] for name in layer.interval) if layer.interval else (None, None)
     center_x, center_y = layer.transform @ (col + 0.5, row + 0.5)
@@ -71,18 +73,18 @@ def _degrees(bounds: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.5f}" for value in bounds)
 
 
-def _band_value(band: Band, cells: np.ndarray[Any, Any]) -> float | None:
-    first, *rest = (float(cells[index - 1]) for index in band.indexes)
+def _band_value(band: Band, cells: Mapping[int, float]) -> float | None:
+    first, *rest = (cells[index] for index in band.indexes)
     value = first - rest[0] if rest else first
     return value if math.isfinite(value) else None
 
 
-def _acquired(layer: Layer, window: Window) -> Acquired:
+def _acquired(layer: Layer, window: PixelWindow) -> Acquired:
     """Return the date of a cell; that of the layer where its cells have no dates of their own."""
     if layer.dates_path is None:
         return layer.acquired
     with rasterio.open(layer.dates_path) as src:
-        days = int(src.read(1, window=window)[0, 0])
+        days = int(src.read(1, window=rasterio_window(window))[0, 0])
     if days <= 0:
         return Acquired("unknown")
     text = (_EPOCH + timedelta(days=days)).isoformat()
@@ -220,9 +222,8 @@ def view_histogram(
     with rasterio.open(layer.path) as src:
         window = _view(layer, transform_bounds("OGC:CRS84", src.crs, *bbox, densify_pts=21))
         shrink = max(1.0, max(window.height, window.width) / VIEW_PX)
-        shape = (len(band.indexes), *(max(1, round(side / shrink)) for side in (window.height, window.width)))
-        values = src.read(list(band.indexes), window=window, out_shape=shape, masked=True)
-    values = values.astype(np.float64).filled(np.nan)
+        rows, cols = (max(1, round(side / shrink)) for side in window.shape)
+        values = read_values(layer, src, band.indexes, window, (rows, cols))
     values = values[0] if len(values) == 1 else values[0] - values[1]
     finite = values[np.isfinite(values)]
     counts, _ = np.histogram(finite, edges)
@@ -239,7 +240,7 @@ def view_histogram(
     }
 
 
-def _view(layer: Layer, bounds: tuple[float, float, float, float]) -> Window:
+def _view(layer: Layer, bounds: tuple[float, float, float, float]) -> PixelWindow:
     """Return the window of cells whose centres may lie in bounds of the layer's CRS."""
     left, bottom, right, top = bounds
     corners = [~layer.transform @ (x, y) for x in (left, right) for y in (bottom, top)]
@@ -247,7 +248,7 @@ def _view(layer: Layer, bounds: tuple[float, float, float, float]) -> Window:
     if not (row0 < row1 and col0 < col1):
         raise OutsideError(f"the view lies outside layer {layer.id!r}; its bounds are {_degrees(layer.bounds)}")
     row, col = math.floor(row0), math.floor(col0)
-    return Window(col, row, math.ceil(col1) - col, math.ceil(row1) - row)
+    return PixelWindow(row, col, math.ceil(row1) - row, math.ceil(col1) - col)
 
 
 def parse_json(body: bytes) -> Any:

@@ -19,6 +19,7 @@ from rio_tiler.models import ImageData
 from titiler.core.dependencies import DefaultDependency
 from titiler.core.factory import TilerFactory
 
+from tiles.heights import HeightRaster
 from tiles.server.layers import MAX_ZOOM, TILE_PX, Band, Layer
 from tiles.style import CHANGE_RAMP, COVER_RAMP, HEIGHT_RAMP, WIDTH_RAMP, Ramp
 
@@ -181,12 +182,13 @@ class LayerReader(Reader):
             indexes = tuple(index for band in source.layer.bands for index in band.indexes)
             return super().tile(*tile, indexes=indexes, **options)
         image = super().tile(*tile, indexes=source.band.indexes, **options)
-        values = _heights(image)
+        values = _values(source.layer, source.band, self.dataset, image)
         if source.minus:
             other, band = source.minus
             with Reader(str(other.path), tms=self.tms) as reader:
                 try:
-                    values = values - _heights(reader.tile(*tile, indexes=band.indexes, **options))
+                    subtracted = reader.tile(*tile, indexes=band.indexes, **options)
+                    values = values - _values(other, band, reader.dataset, subtracted)
                 except TileOutsideBounds:
                     values = np.full_like(values, np.nan)
         # Unknown cells stay NaN in the data as well: nothing behind a mask can be taken for a height.
@@ -194,12 +196,15 @@ class LayerReader(Reader):
         return image
 
 
-def _heights(image: ImageData) -> NDArray[np.float32]:
-    """Return (H, W) float32 heights of one band, or of the first less the second, NaN where unknown."""
-    values = np.ma.filled(image.array.astype(np.float32), np.nan)
-    values[~np.isfinite(values)] = np.nan
-    heights: NDArray[np.float32] = values[0] if len(values) == 1 else values[0] - values[1]
-    return heights
+def _values(layer: Layer, band: Band, dataset: Any, image: ImageData) -> NDArray[np.float32]:
+    """Return (H, W) float32 values of a band, or of the first less the second: heights in metres, NaN where unknown."""
+    if layer.kind == "height":
+        rasters = [HeightRaster.of_band(layer.path, dataset, index) for index in band.indexes]
+        values = [raster.metres(cells) for raster, cells in zip(rasters, image.array, strict=True)]
+    else:
+        filled = np.ma.filled(image.array.astype(np.float32), np.nan)
+        values = [np.where(np.isfinite(cells), cells, np.float32(np.nan)) for cells in filled]
+    return values[0] if len(values) == 1 else values[0] - values[1]
 
 
 def encode_terrain(heights_m: NDArray[np.float32], fill_m: float | None = None) -> NDArray[np.uint8]:
