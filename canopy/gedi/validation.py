@@ -179,6 +179,8 @@ def validate_map(
     """
     preds, files = ([value] if isinstance(value, Path) else list(value) for value in (pred, shots))
     _require_matching(preds, files, shift_search, sites, by)
+    if sites is not None and by is not None:
+        read_sites(sites, by, "EPSG:4326")  # refuses before the footprints, which may take hours
     parts = [_compare(*pair, radius_m, keep_edges, report) for pair in zip(preds, files, strict=True)]
     names = [path.stem if len({p.stem for p in preds}) == len(preds) else str(path) for path in preds]
     for name, part, offset in zip(names, parts, np.cumsum([0, *(part.blocks for part in parts)]), strict=False):

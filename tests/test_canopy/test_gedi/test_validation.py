@@ -13,7 +13,7 @@ from gedi_shots import EVERYTHING, woodland, write_map
 from rasters import make_raster
 from shapely.geometry import box
 
-from canopy.errors import EvaluationError
+from canopy.errors import CanopyError, EvaluationError
 from canopy.gedi.shots import Reading, read_granules
 from canopy.gedi.simulation import Orbit, simulate
 from canopy.gedi.storage import read_shots, write_shots
@@ -157,6 +157,13 @@ def test_a_map_in_centimetres_has_the_same_scores(shots: Path, tmp_path: Path, g
     with rasterio.open(path, "r+") as dataset:
         dataset.units = ("cm",)
     assert validate_map(path, shots).residuals.bias_m == pytest.approx(good.residuals.bias_m, abs=0.005)
+
+
+def test_sites_are_read_before_the_footprints(chm: Path, shots: Path, tmp_path: Path) -> None:
+    reports: list[object] = []
+    with pytest.raises(CanopyError, match=r"none\.gpkg"):
+        validate_map(chm, shots, sites=tmp_path / "none.gpkg", by="plot", report=reports.append)
+    assert reports == []
 
 
 def test_shots_are_scored_by_polygons_of_sites(chm: Path, shots: Path, tmp_path: Path) -> None:
