@@ -303,7 +303,7 @@ def _heights(path: Path, src: Any, indexes: Sequence[int], window: PixelWindow, 
 
 
 def _finite(values: "np.ma.MaskedArray[Any, Any]") -> Values:
-    filled = values.astype(np.float64).filled(np.nan)
+    filled = np.ma.filled(values.astype(np.float64), np.nan)
     return np.where(np.isfinite(filled), filled, np.nan)
 
 

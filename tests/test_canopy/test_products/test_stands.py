@@ -189,7 +189,7 @@ def test_openings_without_meaning_are_refused(values: tuple[float, float]) -> No
 
 
 def test_a_smallest_opening_costs_no_more_memory_than_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The map is 24 x 24 m, all bare: openings of 576 m2 or less are found, and larger ones need no wider halo than the map."""
+    """The map is 24 x 24 m, all bare: openings up to 576 m2 are found, and larger ones need no halo wider than that."""
     path = height_map(tmp_path / "map.tif", np.zeros((24, 24)))
     for min_m2, share in ((576, 1), (1e12, 0)):
         out = tmp_path / f"{share}.parquet"
