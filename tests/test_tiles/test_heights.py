@@ -187,9 +187,10 @@ OTHER_RASTERS = {
     "canopy/dataset/gridded.py": "images and masks",
     "canopy/dataset/scene_folders.py": "images and masks",
     "canopy/dataset/weak.py": "images and near-infrared",
+    "canopy/evaluation/colour_bands.py": "images and near-infrared",
     "canopy/evaluation/comparison.py": "masks",
     "canopy/evaluation/map_pairs.py": "days of acquisition and masks",
-    "canopy/evaluation/point_scores.py": "images and near-infrared",
+    "canopy/evaluation/point_scores.py": "the place of an image",
     "canopy/evaluation/report.py": "an image, and the truth's grid",
     "canopy/example/forest.py": "what it writes",
     "canopy/fetch/published.py": "tiles of our own, and the map that is written",
@@ -210,11 +211,11 @@ OTHER_RASTERS = {
     "tiles/planes.py": "reasons and dates",
     "tiles/pyramid.py": "tiles of our own maps, copied as they are stored",
     "tiles/qgis.py": "the profile of our own maps, and dates",
-    "tiles/server/layers.py": "the profile of our own maps, and dates",
-    "tiles/server/queries.py": "cells of our own maps, which the catalogue has checked",
+    "tiles/server/layers.py": "the profile of layers, imagery and dates; `HeightRaster` reads heights",
+    "tiles/server/queries.py": "layers, whose heights `HeightRaster` reads, and dates",
     "tiles/stac.py": "the grid of our own maps",
     "tiles/validation.py": "the profile of our own maps",
-    "tiles/zonal.py": "cells of our own maps",
+    "tiles/zonal.py": "the grid of maps, whose heights `HeightRaster` reads",
 }
 """Modules that open rasters of another kind, and what they read."""
 

@@ -17,7 +17,7 @@ PAUSE_S = 60.0
 """Work that no test waits for."""
 
 SCRIPT = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 from canopy.dataset.workers import map_in_processes
 
 def work(number):
@@ -28,6 +28,7 @@ def work(number):
     return -number
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     list(map_in_processes(work, range(4), 2))
 """
 
