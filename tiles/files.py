@@ -134,15 +134,20 @@ def make_folder(path: Path) -> None:
 
 
 def require_new(path: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse to replace an existing file without permission, and an input with or without it.
+    """Refuse to replace an existing file without permission, an input with or without it, and a name beyond reach.
+
+    Hours of work would be lost where only its end finds that nothing can be written.
 
     Raises:
-        OutputError: `path` exists, or is an input.
+        OutputError: `path` exists, is an input, or lies in no folder that can be written to.
     """
     if any(path.resolve() == Path(source).resolve() for source in inputs):
         raise OutputError(f"{path} is read, and would be replaced: name another output")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists: name another output or pass --overwrite")
+    folder = next((above for above in path.absolute().parents if above.exists()), None)
+    if folder is None or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise OutputError(f"{path} cannot be written: {folder or path.anchor} is no folder that may be written to")
 
 
 def expand_patterns(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -32,12 +32,11 @@ def compare(
         require_plots()
     with show_progress() as show:
         compared = compare_maps(first, second, mask=mask, draw=report is not None, report=show)
-    page = map_page.write_page(compared, report, mask, image) if report is not None else None
     for line in compared.remarks():
         say(line)
     if as_json:
         typer.echo(json.dumps(compared.to_json()))
     else:
         map_page.print_comparison(compared, table_console(width=140))
-    if page is not None:
-        typer.echo(str(page), err=as_json)
+    if report is not None:
+        typer.echo(str(map_page.write_page(compared, report, mask, image)), err=as_json)

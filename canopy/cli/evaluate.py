@@ -84,12 +84,12 @@ def _against_lidar(
     options = comparison.TruthOptions(*reading)
     with show_progress() as show:
         scored = pairs.evaluate_pairs(pred, truth, mask, options=options, draw=report is not None, report=show)
-    pages = write_reports(scored, report, truth, mask, image=image) if report is not None else []
     if as_json:
         typer.echo(json.dumps(scored.to_json()))
     else:
         print_table(scored, table_console(width=140))
-    for page in pages:
+    # Pages come last: the scores are not lost where no page can be written.
+    for page in write_reports(scored, report, truth, mask, image=image) if report is not None else []:
         typer.echo(str(page), err=as_json)
 
 
@@ -107,10 +107,9 @@ def _against_trees(
 
     with show_progress() as show:
         scored = evaluate_points(pred, points, images=images, nirs=nirs, area=area, report=show)
-    page = write_point_page(scored, report, [*pred, points, *images, *nirs]) if report is not None else None
     if as_json:
         typer.echo(json.dumps(scored.to_json()))
     else:
         print_point_table(scored, table_console(width=140))
-    if page is not None:
-        typer.echo(str(page), err=as_json)
+    if report is not None:
+        typer.echo(str(write_point_page(scored, report, [*pred, points, *images, *nirs])), err=as_json)

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_an_existing_file_needs_permission_to_be_replaced(tmp_path: Path) -> Non
     require_new(tmp_path / "other", overwrite=False)
     with pytest.raises(OutputError, match="--overwrite"):
         require_new(tmp_path / "file", overwrite=False)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_new(tmp_path / "new" / "newer" / "file", overwrite=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"below/x cannot be written: .*file is no folder"):
+        require_new(tmp_path / "file" / "below" / "x", overwrite=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(OutputError, match=f"x cannot be written: {tmp_path} is no folder that may be written to"):
+        require_new(tmp_path / "new" / "x", overwrite=False)
 
 
 def test_a_folder_under_a_file_cannot_be_made(tmp_path: Path) -> None:

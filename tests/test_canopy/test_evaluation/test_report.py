@@ -1,6 +1,7 @@
 """The page needs no other file, states the figures, and appears whole."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import geopandas as gpd
@@ -94,6 +95,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write the report"):
         save_page(tmp_path / "file" / "report", "page.html", "", {})
+
+
+@pytest.mark.parametrize("names", [("evaluate", "--pred", "--truth"), ("compare", "", "")])
+def test_scores_are_printed_where_no_page_can_be_written(
+    canopy, pair: tuple[Path, Path], tmp_path: Path, names: tuple[str, str, str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("")
+    command, *options = names
+    files = [part for option, path in zip(options, pair, strict=True) for part in (option, path) if part]
+    code, printed, err = canopy(command, *files, "--json", "--report", tmp_path / "file" / "page")
+    assert code == 1 and "cannot write the report" in err.splitlines()[-1]
+    assert json.loads(printed)
 
 
 def test_a_report_without_matplotlib_names_the_extra(
