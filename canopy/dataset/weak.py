@@ -15,7 +15,16 @@ from canopy.dataset.store import encode_labels
 from canopy.errors import DatasetError
 from canopy.evaluation.colour_bands import PixelGrid, open_infrared
 from canopy.evaluation.tree_points import TreePoints, read_tree_points
-from canopy.evaluation.weak_ground import FAR, LEAFY, Cells, ImagePoints, label_ground, label_heights, label_meadow
+from canopy.evaluation.weak_ground import (
+    FAR,
+    LEAFY,
+    Cells,
+    ImagePoints,
+    label_ground,
+    label_heights,
+    label_meadow,
+    points_inside,
+)
 from canopy.imagery.datasets import quiet
 from tiles.windows import PixelWindow
 
@@ -125,11 +134,11 @@ def _has_trees(points: TreePoints, image: Path, measured: bool) -> bool | None:
     """Return whether a tree lies in an image; None where the image cannot be read or has no place on the ground."""
     try:
         with quiet(), rasterio.open(image) as opened:
-            (rows, cols), transform, crs = opened.shape, opened.transform, opened.crs
+            shape, transform, crs = opened.shape, opened.transform, opened.crs
     except RasterioError:
         return None
     if crs is None:
         return None
     own = points.on_image(image, transform, crs.to_wkt())
-    inside = (own.row >= 0) & (own.row < rows) & (own.col >= 0) & (own.col < cols)
+    inside = points_inside(own, Cells(0, 0, shape, shape, 1.0))
     return bool((inside & ~np.isnan(own.height_m)).any() if measured else inside.any())
