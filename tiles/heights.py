@@ -136,6 +136,16 @@ class HeightRaster:
         """All of its cells."""
         return PixelWindow(0, 0, *self.dataset.shape)
 
+    @property
+    def nodata_instead(self) -> float | None:
+        """Value by which a reader that knows only nodata marks unknown, where the file's own is a height; else None."""
+        if self.masked:
+            return None
+        dtype = np.dtype(self.dataset.dtypes[self.band - 1])
+        if dtype.kind == "f":
+            return float("nan")
+        return float(np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max)
+
     def named(self, band: str) -> Self | None:
         """Return another band of the same file by its name, such as `canopy_height_p95`; None where there is none."""
         if band not in self.dataset.descriptions:

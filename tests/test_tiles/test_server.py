@@ -619,6 +619,25 @@ def test_heights_are_metres_however_the_file_stores_them(
     assert (heights == -10_000).any()
 
 
+@pytest.mark.parametrize
+    ("dtype", "factor", "unit"), [("uint16", 100, "cm"), ("int16", 100, "cm"), ("float32", 1, "m")]
+)
+def test_ground_at_0_is_ground_where_a_file_declares_0_as_nodata(
+    tmp_path: Path, dtype: str, factor: float, unit: str
+) -> None:
+    """Statistics count such cells as bare ground, so tiles draw them as it."""
+    heights = np.where(np.isnan(values := map_values()[:1]), 0, values)
+    path = make_map(tmp_path / "stored.tif", heights * factor, dtype=dtype, nodata=0)
+    with rasterio.open(path, "r+") as raster:
+        raster.units = (unit,)
+    client = open_client(path)
+    places = [(60.0, 45.0), (40.2, 10.0), (-2.0, 10.0)]  # bare ground, trees of 10 m, outside the map
+    drawn = [read_tile(client, *place, "?encoding=terrain", "/layers/stored") for place in places]
+    assert [float(decode_terrain(pixel)) for pixel in drawn] == pytest.approx([0, 10, -10_000], abs=0.06)
+    (polygon,) = client.post("/layers/stored/statistics", json=square(0, 0, 60)).json()["polygons"]
+    assert polygon["known_share"] == pytest.approx(1)
+
+
 def test_heights_of_an_unknown_unit_are_no_layer(tmp_path: Path) -> None:
     path = make_map(tmp_path / "stored.tif", np.ones((1, 20, 20)), dtype="int16", nodata=-1)
     with pytest.raises(RasterError, match=r"its unit is unknown; tag its unit \(rio edit-info"):

@@ -181,14 +181,12 @@ class LayerReader(Reader):
         if source.layer.is_picture:
             indexes = tuple(index for band in source.layer.bands for index in band.indexes)
             return super().tile(*tile, indexes=indexes, **options)
-        image = super().tile(*tile, indexes=source.band.indexes, **options)
-        values = _values(source.layer, source.band, self.dataset, image)
+        image, values = _tile(super().tile, self.dataset, source.layer, source.band, tile, options)
         if source.minus:
             other, band = source.minus
             with Reader(str(other.path), tms=self.tms) as reader:
                 try:
-                    subtracted = reader.tile(*tile, indexes=band.indexes, **options)
-                    values = values - _values(other, band, reader.dataset, subtracted)
+                    values = values - _tile(reader.tile, reader.dataset, other, band, tile, options)[1]
                 except TileOutsideBounds:
                     values = np.full_like(values, np.nan)
         # Unknown cells stay NaN in the data as well: nothing behind a mask can be taken for a height.
@@ -196,15 +194,24 @@ class LayerReader(Reader):
         return image
 
 
-def _values(layer: Layer, band: Band, dataset: Any, image: ImageData) -> NDArray[np.float32]:
-    """Return (H, W) float32 values of a band, or of the first less the second: heights in metres, NaN where unknown."""
+def _tile(
+    read: Callable[..., ImageData],
+    dataset: Any,
+    layer: Layer,
+    band: Band,
+    tile: tuple[int, ...],
+    options: dict[str, Any],
+) -> tuple[ImageData, NDArray[np.float32]]:
+    """Return a tile of a band, or of the first less the second, and its (H, W) values: metres, NaN where unknown."""
     if layer.kind == "height":
         rasters = [HeightRaster.of_band(layer.path, dataset, index) for index in band.indexes]
+        image = read(*tile, indexes=band.indexes, nodata=rasters[0].nodata_instead, **options)
         values = [raster.metres(cells) for raster, cells in zip(rasters, image.array, strict=True)]
     else:
+        image = read(*tile, indexes=band.indexes, **options)
         filled = np.ma.filled(image.array.astype(np.float32), np.nan)
         values = [np.where(np.isfinite(cells), cells, np.float32(np.nan)) for cells in filled]
-    return values[0] if len(values) == 1 else values[0] - values[1]
+    return image, values[0] if len(values) == 1 else values[0] - values[1]
 
 
 def encode_terrain(heights_m: NDArray[np.float32], fill_m: float | None = None) -> NDArray[np.uint8]:
