@@ -27,8 +27,8 @@ from canopy.models.cpu_backends import (
     each_chip,
     in_bfloat16,
     require_bfloat16,
-    with_bfloat16_weights,
-    with_int8_layers,
+    to_bfloat16_weights,
+    to_int8_layers,
 )
 from canopy.models.memory import return_memory
 from canopy.models.network import HeightNet
@@ -113,7 +113,7 @@ class Bfloat16OnCpu(OneByOne):
 
     def prepare(self, net: HeightNet) -> HeightNet:
         """Return the network with its products' weights in bfloat16."""
-        return with_bfloat16_weights(net)
+        return to_bfloat16_weights(net)
 
     def accelerate(self, function: ImageFunction, name: str) -> ImageFunction:
         """Return a function that runs chip by chip in mixed precision."""
@@ -127,7 +127,7 @@ class Int8(OneByOne):
 
     def prepare(self, net: HeightNet) -> HeightNet:
         """Return the network with linear layers of 8 bits."""
-        return with_int8_layers(net)
+        return to_int8_layers(net)
 
 
 class Compiled(Backend):

@@ -4,10 +4,9 @@ A large network fills the cores with one chip; a batch would gain nothing, and n
 """
 
 import contextlib
-import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,19 +44,17 @@ def require_bfloat16() -> None:
         )
 
 
-def with_bfloat16_weights(net: HeightNet) -> HeightNet:
-    """Return a copy of a network whose matrices and kernels are stored in bfloat16; all other weights are shared.
+def to_bfloat16_weights(net: HeightNet) -> HeightNet:
+    """Store the matrices and kernels of a network in bfloat16, and return it.
 
     Autocast would convert them at each call, which takes as long as the products.
     """
-    converted: dict[int, Tensor] = {}
     for module in net.modules():
         if isinstance(module, nn.Linear | EightBitLinear | nn.Conv2d | nn.ConvTranspose2d):
             for parameter in module.parameters(recurse=False):
-                converted[id(parameter)] = nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
-    copied = _sharing(net, converted)
-    replace_eight_bits(copied, lambda layer: layer.plain(torch.bfloat16))
-    return copied
+                parameter.data = parameter.data.to(torch.bfloat16)
+    replace_eight_bits(net, lambda layer: layer.plain(torch.bfloat16))
+    return net
 
 
 def in_bfloat16(function: ImageFunction) -> ImageFunction:
@@ -70,10 +67,8 @@ def in_bfloat16(function: ImageFunction) -> ImageFunction:
     return run
 
 
-def with_int8_layers(net: HeightNet) -> HeightNet:
-    """Return a copy of a network whose linear layers multiply 8-bit integers, scaled by each chip's own range.
-
-    All other weights are shared with the network.
+def to_int8_layers(net: HeightNet) -> HeightNet:
+    """Replace the linear layers of a network by some that multiply 8-bit integers, scaled by each chip's own range.
 
     Raises:
         ModelError: This build of torch has no such layers.
@@ -81,10 +76,9 @@ def with_int8_layers(net: HeightNet) -> HeightNet:
     try:
         with _quantised_engine(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that it will move this function to another library
-            copied = _sharing(net, {})
             # One by one: all of them in float32 would take four times their memory.
-            replace_eight_bits(copied, lambda layer: _quantised(nn.Sequential(layer.plain(torch.float32)))[0])
-            return _quantised(copied)
+            replace_eight_bits(net, lambda layer: _quantised(nn.Sequential(layer.plain(torch.float32)))[0])
+            return _quantised(net)
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         raise ModelError(
             f"this build of torch has no 8-bit linear layers ({type(error).__name__}): use auto"
@@ -97,12 +91,6 @@ def _quantised(net: Net) -> Net:
         net, {nn.Linear}, dtype=torch.qint8, inplace=True
     )
     return quantised
-
-
-def _sharing(net: HeightNet, replaced: Mapping[int, Tensor]) -> HeightNet:
-    """Return a network of its own with the same tensors, but for those replaced, by identity: none is copied."""
-    tensors: dict[int, Any] = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
-    return copy.deepcopy(net, tensors | dict(replaced))
 
 
 @contextlib.contextmanager

@@ -75,7 +75,10 @@ def replace_eight_bits(net: nn.Module, create: Callable[[EightBitLinear], nn.Mod
         net: The network, changed in place.
         create: Function that returns another layer for one of them.
     """
-    for name, layer in list(net.named_modules()):
-        if isinstance(layer, EightBitLinear):
-            net.set_submodule(name, create(layer))
-            return_memory()  # gaps of float32 weights between what stays would come to as much as the network
+    names = [name for name, layer in net.named_modules() if isinstance(layer, EightBitLinear)]
+    for name in names:  # of the layers themselves, a list would keep all until the end
+        layer = net.get_submodule(name)
+        assert isinstance(layer, EightBitLinear)
+        net.set_submodule(name, create(layer))
+        del layer
+        return_memory()  # gaps of float32 weights between what stays would come to as much as the network

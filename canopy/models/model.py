@@ -1,6 +1,8 @@
 """CanopyModel: one interface for every model family, from a bundle to heights."""
 
+import gc
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -10,10 +12,11 @@ from torch import Tensor
 
 from canopy.errors import ModelError, one_line
 from canopy.models.backends import Backend, pick_backend
-from canopy.models.bundle import DEFAULT_MODEL, OUR_FAMILIES, Card, Decode, find_bundle, read_bundle
+from canopy.models.bundle import DEFAULT_MODEL, OUR_FAMILIES, Bundle, Card, Decode, find_bundle, read_bundle
 from canopy.models.eight_bits import take_eight_bits
 from canopy.models.families import build_net
 from canopy.models.intervals import around_m, interval_m, no_interval
+from canopy.models.memory import return_memory
 from canopy.models.network import MULTIPLE_PX, BinHeights, HeightNet
 from canopy.models.options import check_backend, check_decode, check_device
 from canopy.models.public.conversion import is_published, read_published
@@ -62,15 +65,27 @@ class CanopyModel:
         decode: How heights are read off the bins: ``median`` or ``mean``; None for a family without such a choice.
     """
 
-    def __init__(self, card: Card, net: HeightNet, sha256: str, device: torch.device, backend: Backend) -> None:
+    def __init__(
+        self,
+        card: Card,
+        sha256: str,
+        device: torch.device,
+        backend: Backend,
+        read_net: Callable[[], HeightNet],
+    ) -> None:
         self.card, self.sha256, self.device = card, sha256, device
-        self.backend = f"{backend.name} on {device.type}"
+        self._read_net = read_net
+        self._run_on(backend)
+
+    def _run_on(self, backend: Backend) -> None:
+        net = self._read_net().to(self.device).eval().requires_grad_(False)
+        self._net = backend.prepare(net)
+        self.backend = f"{backend.name} on {self.device.type}"
         self.chip_by_chip = backend.chip_by_chip
         self.backend_option, self.parallel = backend.option, backend.parallel
-        self._net = backend.prepare(net.to(device).eval().requires_grad_(False))
         self.decode: Decode | None = net.decode if isinstance(net, BinHeights) else None
         # A compiled function is stored by its name: another decoder than the card's is another function.
-        suffix = f"-{self.decode}" if self.decode not in (None, card.decode) else ""
+        suffix = f"-{self.decode}" if self.decode not in (None, self.card.decode) else ""
         # Each function is compiled alone and at its first call: a map needs one or two of the three.
         self._heights = backend.accelerate(self._net.height_m, f"heights{suffix}")
         self._tokens = backend.accelerate(self._net.tokens, "tokens")
@@ -83,14 +98,32 @@ class CanopyModel:
             f"{self.backend}{', provisional' if card.provisional else ''}>"
         )
 
-    def with_backend(self, option: str) -> "CanopyModel":
-        """Return this model on another backend of its device, with the same weights.
+    def use_backend(self, option: str) -> None:
+        """Go over to another backend of the device.
+
+        The network is given up and read again from its file, so that memory never has to hold two.
+
+        Args:
+            option: Name of the backend.
 
         Raises:
-            ModelError: The backend cannot run it.
+            ModelError: The backend cannot run it, and the model stays on the present one; or its file has changed.
         """
         backend = pick_backend(option, self.card, self.sha256, self.device)
-        return CanopyModel(self.card, self._net, self.sha256, self.device, backend)
+        before = pick_backend(self.backend_option, self.card, self.sha256, self.device)
+        try:
+            self._give_up_network()
+            self._run_on(backend)
+        except (ModelError, RuntimeError):
+            self._give_up_network()
+            self._run_on(before)
+            raise
+
+    def _give_up_network(self) -> None:
+        for name in ("_net", "_heights", "_tokens", "_interval"):
+            self.__dict__.pop(name, None)
+        gc.collect()  # compiled functions refer to themselves
+        return_memory()
 
     @torch.inference_mode()
     def predict(self, image: Tensor) -> Tensor:
@@ -184,14 +217,38 @@ def load_model(
     check_backend(backend, device)
     check_decode(decode)
     path = find_bundle(model)
-    bundle = read_published(path) if is_published(path) else read_bundle(path)
-    if bundle.card.family == "encoder":
+    bundle = _read(path)
+    card, sha256 = bundle.card, bundle.sha256
+    if card.family == "encoder":
         raise ModelError(f"{path} is an encoder alone: a height model, which canopy train makes of one, is expected")
-    if decode is not None and bundle.card.family not in OUR_FAMILIES:
+    if decode is not None and card.family not in OUR_FAMILIES:
         raise ModelError(
-            f"{bundle.card.name} of the family {bundle.card.family} decodes heights as its publisher does: "
-            "leave --decode out"
+            f"{card.name} of the family {card.family} decodes heights as its publisher does: leave --decode out"
         )
+    chosen = pick_device(device)
+    picked = pick_backend(backend, card, sha256, chosen)
+    unread = [bundle]
+    del bundle  # the network takes over its arrays, one by one
+
+    def read_net() -> HeightNet:
+        return _build(unread.pop() if unread else _read_again(path, sha256), path, decode)
+
+    return CanopyModel(card, sha256, chosen, picked, read_net)
+
+
+def _read(path: Path) -> Bundle:
+    return read_published(path) if is_published(path) else read_bundle(path)
+
+
+def _read_again(path: Path, sha256: str) -> Bundle:
+    bundle = _read(path)
+    if bundle.sha256 != sha256:
+        raise ModelError(f"{path}: has changed since it was opened; start again")
+    return bundle
+
+
+def _build(bundle: Bundle, path: Path, decode: Decode | None) -> HeightNet:
+    """Return the network of a bundle, which loses its weights to it."""
     require_size(lambda: build_net(bundle.card), count_weights(bundle.weights), path)
     with without_values():
         net = build_net(bundle.card)
@@ -200,10 +257,7 @@ def load_model(
     if decode is not None and isinstance(net, BinHeights):
         net.decode = decode
     _require_heights(net, path)
-    chosen = pick_device(device)
-    return CanopyModel(
-        bundle.card, net, bundle.sha256, chosen, pick_backend(backend, bundle.card, bundle.sha256, chosen)
-    )
+    return net
 
 
 @torch.inference_mode()

@@ -1,6 +1,5 @@
 """From a request to a published height map: tiles are read, mapped and written at the same time; runs resume."""
 
-import gc
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +18,6 @@ from canopy.errors import CoverageError, OutputError
 from canopy.imagery.calendar import day_of
 from canopy.models.bundle import DEFAULT_MODEL
 from canopy.models.domain import DomainCheck, warn_outside
-from canopy.models.memory import return_memory
 from canopy.models.model import CanopyModel, HeightModel, load_model
 from canopy.models.public.recommended import better_model_hint
 from canopy.prediction.cost import LONG_CHIPS, count_chips, measure_cost
@@ -86,9 +84,6 @@ def run_request(request: Request, report: Report = ignore) -> Prediction:
     job = _plan(request, network)
     if network is not request.model and request.backend == "auto" and isinstance(network, CanopyModel):
         job = _with_chosen_backend(job, network, partial_folder(request.path))
-    del network  # a public model takes gigabytes, and the job has the one that maps
-    gc.collect()
-    return_memory()
     # Said here and not in `run_job`: a batch would say it of each of thousands of tiles.
     _log_job(job)
     if request.dry_run:
@@ -105,10 +100,10 @@ def _with_chosen_backend(job: Job, model: CanopyModel, folder: Path) -> Job:
         return job
     recorded = recorded_backend(folder, model.sha256)
     if recorded is not None:
-        chosen = model.with_backend(recorded)
+        model.use_backend(recorded)
     else:
-        chosen = choose_backend(model, _first_chips(job), count_chips(job))
-    return replace(job, layers=replace(job.layers, model=chosen))
+        choose_backend(model, _first_chips(job), count_chips(job))
+    return replace(job)  # a job keeps its plan once it was asked for it, and the backend is part of that
 
 
 def _first_chips(job: Job) -> torch.Tensor:

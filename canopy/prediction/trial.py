@@ -3,7 +3,6 @@
 The choice is a part of the plan, and stands next to the unfinished work: no map has tiles of two backends.
 """
 
-import gc
 import json
 import logging
 import time
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from canopy.errors import CanopyError
 from canopy.models.backends import SMALL_FAMILIES, faster_backends
-from canopy.models.memory import return_memory
 from canopy.models.model import CanopyModel, HeightModel
 from canopy.models.speeds import record_speed
 
@@ -60,8 +58,8 @@ def has_choice(model: CanopyModel) -> bool:
     return model.device.type == "cpu" and model.card.family not in SMALL_FAMILIES
 
 
-def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel:
-    """Return a model on the fastest backend that keeps its heights, and say which.
+def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> None:
+    """Let a model go over to the fastest backend that keeps its heights, and say which.
 
     Args:
         model: Public model on eager torch.
@@ -69,52 +67,51 @@ def choose_backend(model: CanopyModel, chips: Tensor, count: int) -> CanopyModel
         count: About how many chips the map has.
     """
     if len(chips) == 0:
-        return model
+        return
     model.predict(chips[:1])  # starts threads, as below: the first call is no measure of any backend
     expected, float_s = _timed(model, chips)
-    best, fastest = Trial(model.backend_option, float_s), model
+    best, best_backend = Trial(model.backend_option, float_s), model.backend
     bf16_gains = False
     for option in faster_backends(model.card):
-        if option.startswith("openvino") and not _is_worth_compiling(option, count * best.chip_s, bf16_gains):
+        if not _is_worth_a_trial(option, count * best.chip_s, bf16_gains):
             continue
-        fastest = model  # only OpenVINO, the last one, is slow to create again: the next one takes the memory
-        gc.collect()  # a model refers to itself, so that its last name alone does not free it
-        return_memory()
         try:
-            candidate = model.with_backend(option)
-            candidate.predict(chips[:1])  # compiles, and starts threads
-            heights, chip_s = _timed(candidate, chips)
+            model.use_backend(option)
+            model.predict(chips[:1])  # compiles, and starts threads
+            heights, chip_s = _timed(model, chips)
         except (CanopyError, RuntimeError) as error:
             _LOG.info("backend %s is left out: %s", option, str(error).splitlines()[0])
             continue
         trial = _compare(option, chip_s, heights, expected)
         bf16_gains |= option == "bf16" and chip_s < float_s
         if trial.keeps_heights and trial.chip_s < best.chip_s:
-            best, fastest = trial, candidate
+            best, best_backend = trial, model.backend
         elif not trial.keeps_heights:
             _LOG.info("backend %s is left out: %s", option, _difference(trial))
-        del candidate
-    if fastest.backend_option != best.option:
-        gc.collect()
-        return_memory()
-        fastest = model.with_backend(best.option)
-    record_speed(model.card.name, fastest.backend, best.chip_s)
-    if fastest is model:
-        _LOG.info("backend: %s, %.2g s a chip", model.backend, float_s)
+    if model.backend_option != best.option:
+        model.use_backend(best.option)
+    record_speed(model.card.name, best_backend, best.chip_s)
+    if best.option == "eager":
+        _LOG.info("backend: %s, %.2g s a chip", best_backend, float_s)
     else:
         _LOG.info(
             "backend: %s, %.2g s a chip where float takes %.2g s; %s (--backend eager for float)",
-            fastest.backend, best.chip_s, float_s, _difference(best),
+            best_backend, best.chip_s, float_s, _difference(best),
         )  # fmt: skip
-    return fastest
 
 
-def _is_worth_compiling(option: str, map_s: float, bf16_gains: bool) -> bool:
-    """Return whether OpenVINO is tried, in bfloat16 where torch gained by it and else in float32.
+def _is_worth_a_trial(option: str, map_s: float, bf16_gains: bool) -> bool:
+    """Return whether a backend is tried, after bfloat16 in torch.
 
-    Some processors list its instructions and multiply no faster by them. Never both: each compiles for long.
+    Where that gained, 8 bits are not: they were about as fast at best, round more, and take the most memory of all.
+    OpenVINO is tried in bfloat16 then, and else in float32: some processors list the instructions of bfloat16 and
+    multiply no faster by them. Never both, and on short maps neither: each compiles for long.
     """
-    return map_s >= COMPILED_FROM_S and (option == "openvino-bf16") == bf16_gains
+    if option == "int8":
+        return not bf16_gains
+    if option.startswith("openvino"):
+        return map_s >= COMPILED_FROM_S and (option == "openvino-bf16") == bf16_gains
+    return True
 
 
 def recorded_backend(folder: Path, sha256: str) -> str | None:

@@ -619,7 +619,7 @@ def test_heights_are_metres_however_the_file_stores_them(
     assert (heights == -10_000).any()
 
 
-@pytest.mark.parametrize
+@pytest.mark.parametrize(
     ("dtype", "factor", "unit"), [("uint16", 100, "cm"), ("int16", 100, "cm"), ("float32", 1, "m")]
 )
 def test_ground_at_0_is_ground_where_a_file_declares_0_as_nodata(

@@ -1,5 +1,7 @@
 """Backends of public models on a CPU: equal bits in any company, differences in metres, errors where one is absent."""
 
+import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,19 +11,27 @@ from tiny_models import random_image
 
 from canopy.errors import ModelError
 from canopy.models.backends import faster_backends, pick_backend
+from canopy.models.bundle import read_bundle, save_bundle
+from canopy.models.eight_bits import EightBitLinear
 from canopy.models.model import CanopyModel, load_model
+from canopy.models.network import HeightNet
 from canopy.models.public.conversion import convert
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def eager(tmp_path_factory: pytest.TempPathFactory) -> CanopyModel:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CHMv1 with random weights, stored in 8 bits as its publisher does."""
     folder = tmp_path_factory.mktemp("chmv1")
     torch.save(packed(released_state(**THIN)), folder / "compressed.pth")
     convert(folder / "compressed.pth", folder / "thin.safetensors")
-    return load_model(folder / "thin.safetensors", "cpu")
+    return folder / "thin.safetensors"
+
+
+@pytest.fixture(scope="module")
+def eager(bundle: Path) -> CanopyModel:
+    return load_model(bundle, "cpu")
 
 
 @pytest.fixture
@@ -36,8 +46,8 @@ CHIPS = random_image(3, 3, 64, 96)
 
 @pytest.mark.usefixtures("any_processor")
 @pytest.mark.parametrize(("option", "mean_m"), [("eager", 0.0), ("bf16", 0.5), ("int8", 1.0)])
-def test_a_chip_has_the_same_bits_in_any_company(eager: CanopyModel, option: str, mean_m: float) -> None:
-    model = eager.with_backend(option)
+def test_a_chip_has_the_same_bits_in_any_company(bundle: Path, eager: CanopyModel, option: str, mean_m: float) -> None:
+    model = load_model(bundle, "cpu", option)
     heights = model.predict(CHIPS)
     assert (model.chip_by_chip, model.parallel, model.backend) == (True, False, f"{option} on cpu")
     assert torch.equal(torch.cat([model.predict(chip[None]) for chip in CHIPS]), heights)
@@ -50,55 +60,105 @@ def test_a_chip_has_the_same_bits_in_any_company(eager: CanopyModel, option: str
 
 
 @pytest.mark.usefixtures("any_processor")
-def test_another_backend_leaves_the_model_as_it_is(eager: CanopyModel) -> None:
-    before = eager.predict(CHIPS)
-    for option in ("bf16", "int8"):
-        eager.with_backend(option)
-        assert torch.equal(eager.predict(CHIPS), before)
+def test_a_model_goes_over_to_another_backend_and_back(bundle: Path) -> None:
+    model = load_model(bundle, "cpu")
+    expected = {option: load_model(bundle, "cpu", option).predict(CHIPS) for option in ("bf16", "int8", "eager")}
+    for option in (*expected, "int8"):
+        model.use_backend(option)
+        assert (model.backend_option, model.backend) == (option, f"{option} on cpu")
+        assert torch.equal(model.predict(CHIPS), expected[option])
+
+
+@pytest.mark.usefixtures("any_processor")
+def test_no_two_networks_are_in_memory(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may take gigabytes: the one before is freed first, and a backend changes the weights where they lie."""
+    model = load_model(bundle, "cpu")
+    read_net = model._read_net
+    there: list[object] = []
+
+    def read_again() -> HeightNet:
+        there.append(before())
+        return read_net()
+
+    monkeypatch.setattr(model, "_read_net", read_again)
+    for option in ("bf16", "int8", "eager"):
+        model.predict(CHIPS)
+        before = weakref.ref(model._net)
+        model.use_backend(option)
+    assert there == [None, None, None]
 
 
 @pytest.mark.usefixtures("any_processor")
 @pytest.mark.parametrize("option", ["bf16", "int8"])
-def test_a_backend_shares_the_weights_that_it_does_not_change(eager: CanopyModel, option: str) -> None:
+def test_a_backend_changes_the_weights_where_they_lie(bundle: Path, option: str) -> None:
     """A whole copy of a large network would take gigabytes."""
-    shared = {parameter.data_ptr() for parameter in eager._net.parameters()}
-    kept = [parameter for parameter in eager.with_backend(option)._net.parameters() if parameter.dtype == torch.float32]
-    assert kept
-    assert all(parameter.data_ptr() in shared for parameter in kept)
+    model = load_model(bundle, "cpu")
+    net = model._net
+    kept = {name: tensor.data_ptr() for name, tensor in net.named_parameters()}
+    assert pick_backend(option, model.card, "0", CPU).prepare(net) is net
+    assert not [layer for layer in net.modules() if isinstance(layer, EightBitLinear)], "8-bit weights are given up"
+    same = [name for name, tensor in net.named_parameters() if tensor.dtype == torch.float32]
+    assert same
+    assert all(net.get_parameter(name).data_ptr() == kept[name] for name in same)
+
+
+def test_a_model_stays_on_its_backend_where_it_cannot_go_over(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(bundle, "cpu")
+    before = model.predict(CHIPS)
+    monkeypatch.setattr("canopy.models.cpu_backends.has_bfloat16", lambda: False)
+    with pytest.raises(ModelError, match="lists no bfloat16 instructions"):
+        model.use_backend("bf16")
+    monkeypatch.delattr(torch.ao.quantization, "quantize_dynamic")
+    with pytest.raises(ModelError, match="no 8-bit linear layers"):
+        model.use_backend("int8")
+    assert model.backend_option == "eager"
+    assert torch.equal(model.predict(CHIPS), before)
+
+
+def test_a_file_that_changed_is_not_another_backend_of_the_model(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    shutil.copy(bundle, path)
+    model = load_model(path, "cpu")
+    stored = read_bundle(path)
+    save_bundle(path, stored.card.model_copy(update={"notes": "another"}), stored.weights)
+    with pytest.raises(ModelError, match="has changed since it was opened"):
+        model.use_backend("int8")
 
 
 @pytest.mark.usefixtures("any_processor")
-def test_metres_are_read_off_the_bins_in_float32(eager: CanopyModel) -> None:
+def test_metres_are_read_off_the_bins_in_float32(bundle: Path) -> None:
     """A sum of 256 bins in bfloat16 would leave steps of a quarter of a metre."""
-    heights = eager.with_backend("bf16").predict(CHIPS)
+    heights = load_model(bundle, "cpu", "bf16").predict(CHIPS)
     assert not torch.equal(heights, heights.to(torch.bfloat16).float())
 
 
-def test_openvino_agrees_with_torch(eager: CanopyModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_openvino_agrees_with_torch(
+    bundle: Path, eager: CanopyModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """And stores nothing: writing the compiled function of a large network takes several times its memory."""
     pytest.importorskip("openvino")
     monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
     chips = random_image(1, 3, eager.card.chip_px, eager.card.chip_px)
-    assert (eager.with_backend("openvino").predict(chips) - eager.predict(chips)).abs().max() < 5e-3
+    assert (load_model(bundle, "cpu", "openvino").predict(chips) - eager.predict(chips)).abs().max() < 5e-3
     assert not list(tmp_path.iterdir())
 
 
-def test_a_processor_without_bfloat16_refuses_it(eager: CanopyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_bfloat16_refuses_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("canopy.models.cpu_backends.has_bfloat16", lambda: False)
     for option in ("bf16", "openvino-bf16"):
         with pytest.raises(ModelError, match="lists no bfloat16 instructions"):
-            eager.with_backend(option)
+            load_model(bundle, "cpu", option)
 
 
-def test_a_build_of_torch_without_8_bit_layers_says_so(eager: CanopyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_of_torch_without_8_bit_layers_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.ao.quantization, "quantize_dynamic")
     with pytest.raises(ModelError, match="no 8-bit linear layers"):
-        eager.with_backend("int8")
+        load_model(bundle, "cpu", "int8")
 
 
-def test_the_library_of_8_bit_products_is_left_as_it_was(eager: CanopyModel) -> None:
+def test_the_library_of_8_bit_products_is_left_as_it_was(bundle: Path) -> None:
     before = torch.backends.quantized.engine
-    eager.with_backend("int8")
+    load_model(bundle, "cpu", "int8")
     assert torch.backends.quantized.engine == before
 
 

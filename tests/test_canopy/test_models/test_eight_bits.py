@@ -12,7 +12,7 @@ from torch import nn
 from canopy.errors import ModelError
 from canopy.models.bundle import read_bundle, save_bundle
 from canopy.models.eight_bits import STEP, EightBitLinear
-from canopy.models.model import CanopyModel, load_model
+from canopy.models.model import load_model
 from canopy.models.public.conversion import convert
 
 CHIPS = random_image(2, 3, 64, 96)
@@ -28,7 +28,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dequantised(stored: Path) -> CanopyModel:
+def dequantised(stored: Path) -> Path:
     """The same model of float32 weights."""
     bundle = read_bundle(stored)
     weights = dict(bundle.weights)
@@ -37,23 +37,25 @@ def dequantised(stored: Path) -> CanopyModel:
         weights[weight] = weights[weight].astype(np.float32) * weights.pop(name)
     path = stored.with_name("float.safetensors")
     save_bundle(path, bundle.card, weights)
-    return load_model(path, "cpu")
+    return path
 
 
 @pytest.mark.parametrize("option", ["eager", "bf16", "int8"])
 def test_heights_are_to_the_bit_those_of_dequantised_weights(
-    stored: Path, dequantised: CanopyModel, option: str, monkeypatch: pytest.MonkeyPatch
+    stored: Path, dequantised: Path, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("canopy.models.cpu_backends.has_bfloat16", lambda: True)
     model = load_model(stored, "cpu", option)
-    assert torch.equal(model.predict(CHIPS), dequantised.with_backend(option).predict(CHIPS))
-    assert torch.equal(model.features(CHIPS), dequantised.with_backend(option).features(CHIPS))
+    expected = load_model(dequantised, "cpu", option)
+    assert torch.equal(model.predict(CHIPS), expected.predict(CHIPS))
+    assert torch.equal(model.features(CHIPS), expected.features(CHIPS))
 
 
 @pytest.mark.parametrize("name", ["thin.safetensors", "compressed.pth"])
-def test_weights_stay_8_bits_in_files_and_in_memory(stored: Path, dequantised: CanopyModel, name: str) -> None:
-    assert not [layer for layer in dequantised._net.modules() if isinstance(layer, EightBitLinear)]
-    layers = sum(isinstance(layer, nn.Linear) for layer in dequantised._net.modules())
+def test_weights_stay_8_bits_in_files_and_in_memory(stored: Path, dequantised: Path, name: str) -> None:
+    plain = list(load_model(dequantised, "cpu")._net.modules())
+    assert not [layer for layer in plain if isinstance(layer, EightBitLinear)]
+    layers = sum(isinstance(layer, nn.Linear) for layer in plain)
     net = load_model(stored.with_name(name), "cpu")._net
     assert not [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
     eight_bits = [layer for layer in net.modules() if isinstance(layer, EightBitLinear)]
@@ -67,7 +69,7 @@ def test_openvino_keeps_8_bits_and_multiplies_in_float32(stored: Path) -> None:
     pytest.importorskip("openvino")
     model = load_model(stored, "cpu")
     chip = random_image(1, 3, model.card.chip_px, model.card.chip_px)
-    compiled = model.with_backend("openvino")
+    compiled = load_model(stored, "cpu", "openvino")
     assert (compiled.predict(chip) - model.predict(chip)).abs().max() < 1e-3
     operations = compiled._heights._compiled.get_runtime_model().get_ops()  # type: ignore[attr-defined]
     kinds = [str(operation.get_rt_info()["primitiveType"].astype(str)) for operation in operations]
