@@ -52,6 +52,8 @@ CLASSIFIED_SHARE = 0.01
 """A cloud with fewer ground returns than this is not a classified one."""
 SPARSE_RETURNS = 2.0
 """Fewer returns a cell leave so many cells empty that the user is warned."""
+SCATTERED_SHARE = 0.5
+"""A raster of which no more than this share can contain returns is much wider than the ground that was flown."""
 _NORMALISED_M, _NORMALISED_SHARE = 0.1, 0.98
 _SURFACE_CELLS = 1024
 _TERRAIN_BYTES = 20
@@ -295,7 +297,20 @@ def _census(job: _Job, lows: Lows, tables: Tables, left_out: NDArray[np.int64]) 
         raise LidarError(f"the clouds contain nothing but noise and other returns that count nowhere{what}")
     (row0, row1), (col0, col1) = ((int(np.argmax(x)), len(x) - int(np.argmax(x[::-1]))) for x in (rows, cols))
     window = PixelWindow(job.window.row0 + row0, job.window.col0 + col0, row1 - row0, col1 - col0)
+    _warn_if_scattered(rows[row0:row1], cols[col0:col1], job.cell_m)
     return window, total, job.ground == "classified" or (job.ground == "auto" and ground > CLASSIFIED_SHARE * total)
+
+
+def _warn_if_scattered(rows: NDArray[np.bool_], cols: NDArray[np.bool_], cell_m: float) -> None:
+    """Say that the raster is wide and nearly empty; rows and columns with a return do not depend on the density."""
+    share = float(rows.mean() * cols.mean())
+    if share > SCATTERED_SHARE:
+        return
+    _LOG.warning(
+        "scattered clouds: the raster spans %s x %s m, and returns lie in at most %.2g %% of it: a stray return, or "
+        "files far apart? give a stray one the class 7 (noise), and map files that lie apart by themselves",
+        f"{len(cols) * cell_m:,.0f}", f"{len(rows) * cell_m:,.0f}", 100 * share,
+    )  # fmt: skip
 
 
 def _terrain(job: _Job, lows: Lows, window: PixelWindow, classified: bool, wide: Tables, tables: Tables) -> _Terrain:

@@ -310,3 +310,26 @@ def test_a_raster_of_too_many_cells_is_refused_before_work(cloud: Path, tmp_path
     with pytest.raises(LidarError, match="at most 400,000,000 expected"):
         build_chm([tmp_path / "wide.laz"], tmp_path / "c.tif")
     assert [path.name for path in tmp_path.iterdir()] == ["wide.laz"]
+
+
+@pytest.mark.parametrize("offset_m", [(900, 700), (0, -400)])
+def test_a_stray_return_far_away_is_said(
+    cloud: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, offset_m: tuple[int, int]
+) -> None:
+    first = header(cloud).mins[:2] + np.array([0.5, 0.5])
+    xyz = np.array([[*(first + offset_m), header(cloud).mins[2]]])
+    with_points(cloud, tmp_path / "stray.laz", xyz)
+    wide = build_chm([tmp_path / "stray.laz"], tmp_path / "wide.tif")
+    warnings = [record.message for record in caplog.records if "scattered clouds" in record.message]
+    assert len(warnings) == 1, caplog.text
+    with rasterio.open(wide.path) as opened:
+        span = f"spans {opened.width} x {opened.height} m"
+        data = np.argwhere(np.isfinite(opened.read(1)))
+    assert span in warnings[0]
+    share = float(warnings[0].split("at most ")[1].split(" %")[0])
+    assert 100 * len(data) / (opened.width * opened.height) <= share < 20
+    caplog.clear()
+    # What the message proposes.
+    with_points(cloud, tmp_path / "noise.laz", xyz, code=7)
+    np.testing.assert_array_equal(built(tmp_path / "noise.laz", tmp_path), built(cloud, tmp_path))
+    assert "scattered" not in caplog.text
