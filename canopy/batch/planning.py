@@ -41,7 +41,7 @@ from canopy.imagery.configured import configured_imagery
 from canopy.imagery.search import Search
 from canopy.imagery.source import RasterImagery
 from canopy.models.bundle import BUNDLED, Decode, find_bundle
-from canopy.models.options import check_backend, check_decode, check_device
+from canopy.models.options import check_backend, check_decode, check_device, no_interval
 from canopy.prediction.request import check_footprint, check_gsd, check_pixel_options, read_model_card
 from canopy.progress import Progress, Report, ignore
 from canopy.tables import table_bytes
@@ -132,7 +132,7 @@ def make_plan(request: BatchRequest, store: Store, report: Report = ignore) -> P
     check_decode(request.decode)
     check_pixel_options(request.options.bands, request.options.scale)
     _check_tile_px(request)
-    model = _model(request.model)
+    model = _model(request.model, request.uncertainty)
     area = read_aoi(request.aoi, request.layer)
     fitted = _calibration(request)
     uris = [local_path(uri) for uri in request.imagery]
@@ -226,7 +226,7 @@ def _tile_side(request: BatchRequest, resolution: float) -> tuple[int, int | Non
     return round(2 * math.pi * 6_378_137.0 / 2**zoom / resolution), zoom
 
 
-def _model(reference: str) -> PlannedModel:
+def _model(reference: str, uncertainty: bool) -> PlannedModel:
     """Find the model of a plan, without loading it."""
     path = find_bundle(reference)
     if path.is_dir():
@@ -236,6 +236,8 @@ def _model(reference: str) -> PlannedModel:
         raise ModelError(f"{path} is a publisher's checkpoint: convert it to a bundle with canopy models convert")
     if card.family == "encoder":
         raise ModelError(f"{path} is an encoder alone: a height model, which canopy train makes of one, is expected")
+    if uncertainty and card.intervals is None:
+        raise ModelError(no_interval(reference))
     bundled = path.parent.resolve() == BUNDLED.resolve()
     name = path.stem if bundled else str(path.absolute())
     return PlannedModel(card.name, name, file_sha256(path), None, card.gsd_m, card.chip_px)

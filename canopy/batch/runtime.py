@@ -89,6 +89,7 @@ class Runtime:
         with TemporaryDirectory() as folder:
             path, document = self._model_file(Path(folder)), self.plan.document
             loaded = load_model(path, self._device or document["device"], document["backend"], document.get("decode"))
+        loaded.reference = planned.reference  # of the user, not the copy's
         self._agree_on(loaded.backend)
         if loaded.sha256 != planned.sha256:
             raise ModelError(f"model {planned.name} is not the file that was planned: plan again in another folder")

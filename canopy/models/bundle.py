@@ -354,7 +354,7 @@ def _read(path: Path, *, weights: bool) -> tuple[Card, Weights]:
         arrays = _read_arrays(path) if weights else {}
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path} is not a model bundle (canopy models convert makes one of a publisher's file): "
+            f"{path} is not a model bundle, or a damaged one (canopy models fetch and convert write such): "
             f"{one_line(error, 200)}"
         ) from error
     if text is None:

@@ -111,14 +111,6 @@ def around_m(height_m: Tensor, intervals: HeightIntervals) -> Tensor:
     return torch.stack([height_m, torch.minimum(low, height_m).clamp_min(0), torch.maximum(high, height_m)], dim=1)
 
 
-def no_interval(name: str) -> str:
-    """Return the message of a model without a calibrated interval: how to fit one, or to do without."""
-    return (
-        f"model {name} has no calibrated interval: fit one on your lidar (canopy models calibrate {name} --imagery I "
-        "--truth CHM.tif --out B.safetensors), or map without --uncertainty"
-    )
-
-
 def widened(raw_m: Floats, intervals: HeightIntervals) -> Floats:
     """Return calibrated intervals of raw ones: (3, n) metres to (3, n), as `interval_m` does of logits."""
     height, low, high = raw_m

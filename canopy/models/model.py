@@ -15,10 +15,10 @@ from canopy.models.backends import Backend, pick_backend
 from canopy.models.bundle import DEFAULT_MODEL, OUR_FAMILIES, Bundle, Card, Decode, find_bundle, read_bundle
 from canopy.models.eight_bits import take_eight_bits
 from canopy.models.families import build_net
-from canopy.models.intervals import around_m, interval_m, no_interval
+from canopy.models.intervals import around_m, interval_m
 from canopy.models.memory import return_memory
 from canopy.models.network import MULTIPLE_PX, BinHeights, HeightNet
-from canopy.models.options import check_backend, check_decode, check_device
+from canopy.models.options import check_backend, check_decode, check_device, no_interval
 from canopy.models.public.conversion import is_published, read_published
 from canopy.models.weights import count_weights, move_weights, require_size, without_values
 
@@ -57,6 +57,7 @@ class CanopyModel:
     Attributes:
         card: Card of the bundle.
         sha256: SHA-256 of the bundle's file.
+        reference: Name or path by which the model was asked for.
         device: Device on which the model runs.
         backend: Name of the backend and type of the device; another backend may compute other bits.
         backend_option: Name by which that backend is requested.
@@ -72,8 +73,9 @@ class CanopyModel:
         device: torch.device,
         backend: Backend,
         read_net: Callable[[], HeightNet],
+        reference: str,
     ) -> None:
-        self.card, self.sha256, self.device = card, sha256, device
+        self.card, self.sha256, self.device, self.reference = card, sha256, device, reference
         self._read_net = read_net
         self._run_on(backend)
 
@@ -156,7 +158,7 @@ class CanopyModel:
         if isinstance(self._net, BinHeights):
             return self._interval(self._checked(image)).cpu()
         if self.card.intervals is None:
-            raise ModelError(no_interval(self.card.name))
+            raise ModelError(no_interval(self.reference))
         return around_m(self.predict(image), self.card.intervals)
 
     @torch.inference_mode()
@@ -177,7 +179,7 @@ class CanopyModel:
     def _net_interval(self, image: Tensor) -> Tensor:
         intervals = self.card.intervals
         if intervals is None or not isinstance(self._net, BinHeights):
-            raise ModelError(no_interval(self.card.name))
+            raise ModelError(no_interval(self.reference))
         decode = partial(interval_m, self._net.bins, intervals, fitted=self.card.decode, decode=self._net.decode)
         return self._net.decoded(image, decode)
 
@@ -233,7 +235,7 @@ def load_model(
     def read_net() -> HeightNet:
         return _build(unread.pop() if unread else _read_again(path, sha256), path, decode)
 
-    return CanopyModel(card, sha256, chosen, picked, read_net)
+    return CanopyModel(card, sha256, chosen, picked, read_net, str(model))
 
 
 def _read(path: Path) -> Bundle:

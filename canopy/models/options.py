@@ -1,6 +1,7 @@
-"""Names of devices, backends and decoders, checked without torch, so that a typo costs no seconds."""
+"""Names of devices, backends and decoders, and what a model lacks: checked without torch, which takes seconds."""
 
 import re
+import shlex
 
 from canopy.errors import ModelError
 
@@ -49,3 +50,15 @@ def check_decode(decode: str | None) -> None:
     """
     if decode not in (None, *DECODERS):
         raise ModelError(f"no decoder {decode!r}: {' or '.join(DECODERS)} expected")
+
+
+def no_interval(model: str) -> str:
+    """Return the message of a model without a calibrated interval: how to fit one, or to do without.
+
+    Args:
+        model: Name or path by which the user asked for the model.
+    """
+    return (
+        f"model {model} has no calibrated interval: fit one on your lidar (canopy models calibrate "
+        f"{shlex.quote(model)} --imagery I --truth CHM.tif --out B.safetensors), or map without --uncertainty"
+    )

@@ -9,9 +9,9 @@ from torch import Tensor
 from canopy.calibration.curves import FeatureGain
 from canopy.errors import CalibrationError, ModelError
 from canopy.models.features import footprint_mean
-from canopy.models.intervals import no_interval
 from canopy.models.model import HeightModel
 from canopy.models.network import PATCH_PX
+from canopy.models.options import no_interval
 
 OVERLAP_PX = 32
 """Pixels in which neighbouring chips overlap."""
@@ -41,7 +41,7 @@ class Layers:
                 f"train it with chip_px {2 * OVERLAP_PX} or more"
             )
         if self.uncertainty and getattr(self.model.card, "intervals", None) is None:
-            raise ModelError(no_interval(self.model.card.name))
+            raise ModelError(no_interval(getattr(self.model, "reference", self.model.card.name)))
         if self.gain is not None and self.gain.model_sha256 != self.model.sha256:
             raise CalibrationError(
                 f"the calibration reads features of another model than {self.model.card.name}: fit it with this one"

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from canopy.errors import ModelError
 from canopy.models.bundle import BUNDLED, find_bundle, models_folder, read_card
@@ -77,8 +77,22 @@ class Checkpoint:
     """SHA-256 of the weights, where the publisher states it."""
 
     def is_fetched(self) -> bool:
-        """Return whether a bundle of this name is on this machine."""
-        return (models_folder() / f"{self.name}.safetensors").is_file()
+        """Return whether a whole bundle of this name is on this machine."""
+        return self.bundle_state() == "fetched"
+
+    def bundle_state(self) -> Literal["fetched", "damaged"] | None:
+        """Return what a bundle of this name is worth: by its header, which says how long the file is; None without one.
+
+        Weights whose bits have changed are not noticed: reading them takes longer than all else that is listed.
+        """
+        bundle = models_folder() / f"{self.name}.safetensors"
+        if not bundle.is_file():
+            return None
+        try:
+            read_card(bundle)
+        except ModelError:
+            return "damaged"
+        return "fetched"
 
     def accuracy_text(self) -> str:
         """Return the publisher's own statement of accuracy, in one line."""
@@ -104,7 +118,8 @@ class ModelRow:
     licence: str
     """Licence of the weights."""
     state: str
-    """``bundled``, ``fetched``, ``to fetch``, or ``gated``: to fetch after a registration."""
+    """``bundled``, ``fetched``, ``to fetch``, ``damaged``: to fetch again, or ``gated``: to fetch after a
+    registration."""
     source: str
     """Origin of the model: this package, or the publisher's page."""
     accuracy: str
@@ -245,7 +260,7 @@ def _bundled_row(path: Path) -> ModelRow:
 
 
 def _public_row(checkpoint: Checkpoint, gflop_s: float) -> ModelRow:
-    fetched, figures = checkpoint.is_fetched(), checkpoint.accuracy
+    figures = checkpoint.accuracy
     in_paper = "in its paper" if checkpoint.accuracy_source else NOT_PUBLISHED
     speed = recorded_speed(checkpoint.name) or estimated_speed(checkpoint.gflop, gflop_s)
     return ModelRow(
@@ -254,7 +269,7 @@ def _public_row(checkpoint: Checkpoint, gflop_s: float) -> ModelRow:
         size=checkpoint.size or "unknown",
         gsd_m=checkpoint.gsd_m,
         licence=checkpoint.licence,
-        state="fetched" if fetched else "gated" if checkpoint.gated else "to fetch",
+        state=checkpoint.bundle_state() or ("gated" if checkpoint.gated else "to fetch"),
         source=checkpoint.page,
         accuracy=str(figures) if figures is not None else in_paper,
         accuracy_test=figures.test if figures is not None else "",

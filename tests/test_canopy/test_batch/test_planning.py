@@ -9,6 +9,7 @@ import geopandas
 import pytest
 from batches import copy_of, plan_batch, request_of
 from odc.geo.geom import box
+from tiny_models import save_tiny_model
 
 from canopy.batch import plan as plans
 from canopy.batch.imagery import ImageryOptions, pin
@@ -63,6 +64,13 @@ def test_another_request_is_refused(inputs: Path, planned: tuple[Path, Plan]) ->
                                ({"aoi": "-111.0,44.252,-110.9976,44.2535"}, "aoi")):  # fmt: skip
         with pytest.raises(OutputError, match=rf"another plan \(.*{differing}"):
             make_plan(replace(request_of(inputs), **changes), store)
+
+
+def test_intervals_that_the_model_lacks_are_refused_before_tiles_are_planned(inputs: Path, tmp_path: Path) -> None:
+    bundle = save_tiny_model(tmp_path / "own.safetensors", intervals=None)
+    with pytest.raises(ModelError, match=rf"calibrate {bundle} --imagery"):
+        plan_batch(inputs, tmp_path / "batch", model=str(bundle), uncertainty=True)
+    assert not list((tmp_path / "batch").rglob("plan.json"))
 
 
 def test_how_heights_are_read_off_the_bins_is_part_of_a_plan(

@@ -42,8 +42,9 @@ def test_an_image_that_no_height_can_come_of_is_refused(tiny, method: str) -> No
 
 def test_a_model_without_intervals_says_so(tmp_path) -> None:
     model = load_model(save_tiny_model(tmp_path / "tiny.safetensors", intervals=None), backend="eager")
-    with pytest.raises(ModelError, match=r"canopy models calibrate tiny --imagery I .* or map without"):
-        model.predict_interval(random_image(1, 3, 32, 32))
+    for one in (model, model.with_backend("eager")):
+        with pytest.raises(ModelError, match=r"calibrate .*/tiny\.safetensors --imagery I .* or map without"):
+            one.predict_interval(random_image(1, 3, 32, 32))
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path) -> None:

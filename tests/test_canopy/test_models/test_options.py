@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from canopy.errors import ModelError
-from canopy.models.options import BACKENDS, check_backend, check_device
+from canopy.models.options import BACKENDS, check_backend, check_device, no_interval
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:11", "mps", "cpu:0"])
@@ -34,6 +34,10 @@ def test_backends_run_on_their_device_alone() -> None:
         check_backend("bf16", "mps")
     with pytest.raises(ModelError, match="openvino backend runs on cpu, not on cuda"):
         check_backend("openvino", "cuda:0")
+
+
+def test_the_command_that_fits_intervals_can_be_pasted() -> None:
+    assert "(canopy models calibrate 'my models/a.safetensors' --imagery" in no_interval("my models/a.safetensors")
 
 
 def test_checking_needs_no_torch() -> None:

@@ -6,8 +6,10 @@ import torch
 from height_models import CARD, MeanOfGreen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import save_tiny_model
 
 from canopy.errors import ModelError
+from canopy.models.model import load_model
 from canopy.prediction.engine import ChipEngine
 from canopy.prediction.layers import Layers
 from tiles.blend import ChipLattice
@@ -125,3 +127,9 @@ def test_unknown_pixels_stay_unknown_and_do_not_leak() -> None:
     hole = np.isnan(image[0])[core.slices_in(window)]
     assert np.isnan(heights[hole]).all()
     np.testing.assert_array_equal(heights[~hole], np.float32(10.0))
+
+
+def test_a_model_without_intervals_is_named_as_the_user_named_it(tmp_path) -> None:
+    bundle = save_tiny_model(tmp_path / "own.safetensors", intervals=None)
+    with pytest.raises(ModelError, match=rf"model {bundle} has no calibrated interval"):
+        Layers(load_model(bundle, backend="eager"), uncertainty=True)

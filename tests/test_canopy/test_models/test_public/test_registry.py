@@ -20,6 +20,16 @@ def test_bundled_models_come_first_and_public_ones_say_how_to_get_them(tmp_path,
     assert {row.name: row.state for row in list_models()}["chmv1-huge"] == "fetched"
 
 
+def test_a_damaged_bundle_is_not_called_fetched(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
+    bundle = save_tiny_model(tmp_path / "chmv1-huge.safetensors")
+    bundle.write_bytes(bundle.read_bytes()[:-1])
+    assert {row.name: row.state for row in list_models()}["chmv1-huge"] == "damaged"
+    assert not find_checkpoint("chmv1-huge").is_fetched()
+    with pytest.raises(ModelError, match="or a damaged one"):
+        describe_model("chmv1-huge")
+
+
 def test_a_public_model_is_described_with_its_card_once_fetched(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CANOPY_MODELS", str(tmp_path))
     entry = describe_model("chmv1-huge")
