@@ -150,8 +150,10 @@ def parse(kind: type[ConfigT], tree: dict[str, Any], origin: str) -> ConfigT:
         where = ".".join(str(part) for part in fault["loc"]) or "top level"
         if fault["type"] == "extra_forbidden":
             raise ConfigError(f"{origin}: {where}: {_unknown_setting(kind, fault['loc'])}") from error
-        value = one_line(repr(fault["input"]), _QUOTED)
-        raise ConfigError(f"{origin}: {where}: {one_line(fault['msg'], 300)} (got {value})") from error
+        message = one_line(fault["msg"].removeprefix("Value error, "), 300)
+        # a check of several settings names them; the whole group would hide that
+        got = "" if isinstance(fault["input"], dict) else f" (got {one_line(repr(fault['input']), _QUOTED)})"
+        raise ConfigError(f"{origin}: {where}: {message}{got}") from error
 
 
 def _unknown_setting(kind: type[Config], location: tuple[int | str, ...]) -> str:

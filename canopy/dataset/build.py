@@ -11,6 +11,7 @@ splits, weights) is decided at the end. The index gets its name last: a folder w
 import hashlib
 import itertools
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -50,6 +51,7 @@ _FILES_A_TASK = 32
 """Images of an unlabelled task: fewer files under .work than images."""
 _GDAL_CACHE_BYTES = 256 * 2**20
 _COLUMN_TYPES = {str: "string", int: "Int32", float: "float64", bool: "bool"}
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,8 @@ def _plan(config: DatasetConfig, work: Path) -> list[_Task]:
     for name, source in config.sources.items():
         scenes = list_scenes(name, source, config.root)
         require_trees(name, scenes, measured=source.kind == "stems")
+        if absent := sorted(set(source.reject) - {scene.name for scene in scenes}):
+            _LOG.warning("source %s: reject names %s, which is none of its scenes", name, ", ".join(absent[:8]))
         size = 1 if source.heights or source.clouds else _FILES_A_TASK
         # A task is the unit of going on after a kill, so a scene that is registered is one of its own.
         for first in range(0, len(scenes), size):

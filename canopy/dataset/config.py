@@ -153,6 +153,16 @@ class DatasetConfig(Config):
         return round(self.height_cell_m / self.gsd_m)
 
     @model_validator(mode="after")
+    def _held_out_sites_exist(self) -> "DatasetConfig":
+        sites = {source.site for source in self.sources.values()}
+        for key, held_out in (("test_sites", self.splits.test_sites), ("val_sites", self.splits.val_sites)):
+            if missing := [site for site in held_out if site not in sites]:
+                raise ValueError(
+                    f"splits.{key}: no source has the site {missing[0]!r}; sites: {', '.join(sorted(sites))}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _cells_have_whole_pixels(self) -> "DatasetConfig":
         if not math.isclose(self.cell_px * self.gsd_m, self.height_cell_m, rel_tol=1e-6) or self.cell_px < 1:
             raise ValueError(f"height_cell_m {self.height_cell_m:g} is no whole multiple of gsd_m {self.gsd_m:g}")

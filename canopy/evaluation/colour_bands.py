@@ -108,11 +108,18 @@ def open_infrared(path: Path, grid: PixelGrid) -> Iterator[ColourBands]:
     """Open near-infrared: the last band of a file that is not opacity.
 
     Raises:
-        EvaluationError: Other values than uint8, no CRS, or other ground than the grid's.
+        EvaluationError: Bands of which the last may be a colour, other values than uint8, no CRS, or other ground than
+            the grid's.
         RasterError: The file cannot be read.
     """
     with _opened(path) as source:
-        band = _data_bands(source)[-1]
+        bands = _data_bands(source)
+        band = bands[-1]
+        if len(bands) in (2, 3):
+            # the last is blue of RGB, and green of colour-infrared
+            raise EvaluationError(
+                f"{path}: {len(bands)} bands; near-infrared alone, or as the last of four or more, expected"
+            )
         if source.dtypes[band - 1] != "uint8":
             raise EvaluationError(f"{path}: {source.dtypes[band - 1]} near-infrared, uint8 expected")
         with _on_grid(path, source, grid) as warped:

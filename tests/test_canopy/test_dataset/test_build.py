@@ -281,6 +281,15 @@ def test_scenes_rejected_by_hand_stay_in_the_index(small_forests: Path, tmp_path
     assert summary.dropped >= len(records) > 1
 
 
+def test_a_rejected_scene_that_is_none_is_said(
+    small_forests: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = forest_config(small_forests / "data")
+    source = config.sources["a"].model_copy(update={"reject": {"a_1": "blurred", "a_9": "blurred"}})
+    price(config.model_copy(update={"sources": {"a": source}}), tmp_path / "out")
+    assert [record.message for record in caplog.records] == ["source a: reject names a_9, which is none of its scenes"]
+
+
 def test_a_shifted_scene_is_moved_and_says_so(tmp_path: Path) -> None:
     """Heights 2 m west and 3 m south of the image."""
     folder = write_pair(forest(200, 1, (320_000, 4_100_000)), tmp_path / "data" / "pairs" / "a_1")

@@ -31,6 +31,8 @@ def test_the_committed_configuration_loads_with_a_root_of_the_user(tmp_path: Pat
         ("chip_px=321", "multiples of the 2 pixels in a height cell"),
         ("stride_px=255", "multiples of the 2 pixels in a height cell"),
         ("sources={}", "at least 1 item"),
+        ("splits.test_sites=[mlsb]", r"top level: splits\.test_sites: no source has the site 'mlsb'; sites: .*teak$"),
+        ("splits.val_sites=[mlbs, x]", r"splits\.val_sites: no source has the site 'x'"),
         ("chip_px=1000000", "less than or equal to 8192"),
         ("unlabelled_px=1000000", "less than or equal to 8192"),
     ],

@@ -12,13 +12,13 @@ from canopy.dataset.decisions import decide
 from canopy.dataset.records import ChipRecord
 from canopy.errors import DatasetError
 
-SOURCE = {"s": {"images": "*.tif", "site": "s", "licence": "none"}}
+SOURCES = {site: {"images": "*.tif", "site": site, "licence": "none"} for site in ("s", "t")}
 HASHES = [bytes([number] * 32).hex() for number in (0, 0x0F, 0xF0, 0xFF)]
 
 
 def config(**values: Any) -> DatasetConfig:
     splits = {"test_share": 0.0, "block_m": 100}
-    return DatasetConfig(name="t", root=Path(), sources=SOURCE, **{"splits": splits, **values})
+    return DatasetConfig(name="t", root=Path(), sources=SOURCES, **{"splits": splits, **values})
 
 
 def chip(number: int, part: str = "labelled", **values: Any) -> ChipRecord:

@@ -76,6 +76,9 @@ def test_other_imagery_is_refused(tmp_path: Path, grid: PixelGrid, bands: np.nda
     deep = make_raster(tmp_path / "deep.tif", values=bands, dtype="uint16")
     with pytest.raises(EvaluationError, match="uint16 near-infrared, uint8 expected"), open_infrared(deep, grid):
         pass
+    rgb = make_raster(tmp_path / "rgb.tif", values=bands[:3])
+    with pytest.raises(EvaluationError, match=r"rgb\.tif: 3 bands; near-infrared alone"), open_infrared(rgb, grid):
+        pass
     two = make_raster(tmp_path / "two.tif", values=bands[:2])
     with pytest.raises(EvaluationError, match="2 bands of uint8; 3 or more of uint8 expected"), open_colours(two, grid):
         pass
