@@ -11,6 +11,9 @@ from canopy.models.bundle import Architecture, ChipSide, Decode, Gsd, HeightHead
 
 CheckpointKind = Literal["whole", "sharded"]
 """One file of whole tensors, or a file of each rank's share."""
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0)]
+"""How often something is drawn, next to the other shares."""
 
 
 class StepConfig(Config):
@@ -19,7 +22,7 @@ class StepConfig(Config):
     steps: int = Field(gt=0)
     accumulate: int = Field(default=1, gt=0)
     """Batches whose gradients are summed in one step."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Largest norm of the gradient; a longer gradient is scaled down to it."""
     amp: bool = True
     """bf16 autocast, where the device computes bf16 natively; otherwise ignored."""
@@ -32,7 +35,7 @@ class StepConfig(Config):
     peak_tflops: float | None = Field(default=None, gt=0)
     """Peak of the device in the type that it computes in, TFLOP/s: with it the log says which share is reached (`mfu`),
     by the matrix products of a step as torch counts them; not with compiled blocks."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     tensorboard: bool = False
     """Also write the log's numbers for TensorBoard (extra `log`), into `tensorboard/` of the run."""
 
@@ -42,9 +45,9 @@ class LoopConfig(StepConfig):
 
     lr: float = Field(default=5e-4, gt=0)
     """Peak learning rate: linear warm-up, then half a cosine down to zero."""
-    warmup_steps: int = 300
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = Field(default=300, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[Below1, Below1] = (0.9, 0.99)
     ema: float = Field(default=0.998, ge=0, lt=1)
     """Decay of the moving average of the weights; the average is what bundles contain."""
 
@@ -125,13 +128,20 @@ class StoreConfig(Config):
     """Licences and credits of the synthetic scenes' imagery, added to the store's in the card.
 
     Configurations name it `made_licences`."""
-    shares: dict[str, float] = Field(default_factory=dict)
+    shares: dict[str, Share] = Field(default_factory=dict)
     """Prefix of sources and of synthetic scenes -> share of the training chips, in place of the store's weights and of
     `short` and `tall`. Scenes that fit no prefix are left out."""
 
-    weak_shares: dict[str, float] = Field(default_factory=dict)
+    weak_shares: dict[str, Share] = Field(default_factory=dict)
     """Prefix of sources -> share of the chips with weak labels, in place of the store's weights, by which each place
     counts once. Sources that fit no prefix are left out."""
+
+    @field_validator("shares", "weak_shares")
+    @classmethod
+    def _some_share(cls, shares: dict[str, float]) -> dict[str, float]:
+        if shares and not any(shares.values()):
+            raise ValueError("every share is 0: nothing would be drawn")
+        return shares
 
     @model_validator(mode="after")
     def _synthetic_scenes_have_a_share(self) -> "StoreConfig":
@@ -156,6 +166,8 @@ class Augmentation:
     """Share of the chips that are patched together from two scenes."""
 
 
+Band = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0, le=1)]
 DPT_SETTINGS = ("encoder", "encoder_rate", "detail_weights", "detail_rate", "pool")
 """Settings of a training that mean nothing for a U-Net."""
 
@@ -196,7 +208,7 @@ class TrainConfig(Config):
     batch: int = Field(default=8, gt=0)
     weak_batch: int = Field(default=0, ge=0)
     """Chips with weak labels in a batch, in addition to `batch`; they come from the store's weak part."""
-    drop_path: float = 0.1
+    drop_path: Below1 = 0.1
     zoom: float = Field(default=1.25, ge=1)
     """Chips are drawn at up to this factor finer or coarser than the model's GSD."""
     colour: float = Field(default=0.2, ge=0, le=1)
@@ -208,8 +220,10 @@ class TrainConfig(Config):
     pool: int | None = Field(default=None, gt=0)
     """Number of augmented chips that are learnt from again and again in place of new ones: a frozen encoder then sees
     each chip once."""
-    mean: tuple[float, float, float] = (0.45, 0.47, 0.40)
-    std: tuple[Positive, Positive, Positive] = (0.20, 0.19, 0.17)
+    mean: tuple[Band, Band, Band] = (0.45, 0.47, 0.40)
+    """Mean of each band, of values in [0, 1]."""
+    std: tuple[Spread, Spread, Spread] = (0.20, 0.19, 0.17)
+    """Standard deviation of each band, of values in [0, 1]."""
 
     @property
     def augmentation(self) -> Augmentation:

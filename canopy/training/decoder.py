@@ -179,6 +179,7 @@ def prepare(config: TrainConfig, run: Path, *, averaged: tuple[str, ...] = ()) -
     # Order: everything that can be wrong with data, weights or room is opened before the first step, which claims
     # the folder; and the network is built from the seed before anything else draws from torch's generator.
     split = read_store(config.store, config.batch, config.loop.seed, weak=config.weak_batch > 0)
+    split.check_scale(config)
     sampler = ChipSampler(split, config.augmentation, config.batch, config.loop.seed)
     record = replace(training_record(config, split), averaged=averaged)
     card = make_card(config, record)

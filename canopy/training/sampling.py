@@ -1,6 +1,8 @@
 """Which chips a batch has: scenes to train on, scenes held out, and batches by number."""
 
 import hashlib
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor
 from canopy.dataset.scene import Scene
 from canopy.dataset.store import CategoryBatches, ChipCorner, ChipStore, has_part, longest_prefix, read_index
 from canopy.errors import TrainingError
+from canopy.models.speeds import OVERLAP_PX
 from canopy.training.augmentation import (
     ChipTensors,
     cast_shadows,
@@ -21,9 +24,10 @@ from canopy.training.augmentation import (
     jitter_sharpness,
     mix_chips,
 )
-from canopy.training.config import Augmentation, StoreConfig
+from canopy.training.config import Augmentation, StoreConfig, TrainConfig
 from canopy.training.token_cache import TokenCache
 
+_LOG = logging.getLogger(__name__)
 SceneBatches = Callable[[int], NDArray[np.int64]]
 """Training scenes of a batch, as positions in `Split.train`, by the batch's number."""
 
@@ -61,6 +65,21 @@ class Split:
     weak: "WeakSplit | None" = None
     """Scenes with weak labels to train on, if they are asked for."""
 
+    def check_scale(self, config: TrainConfig) -> None:
+        """Refuse chips of another GSD than the model's, and say where maps will need larger ones.
+
+        Raises:
+            TrainingError: The store's pixels are not as wide as the model's.
+        """
+        for gsd_m in {scene.cell_m / 2 for scene in (*self.train, *self.test) if not scene.pseudo}:
+            if not math.isclose(gsd_m, config.gsd_m, rel_tol=1e-3):
+                raise TrainingError(
+                    f"gsd_m {config.gsd_m:g}: the chips of {config.store.path} have pixels of {gsd_m:g} m; set gsd_m "
+                    "to that, or build a store with the other gsd_m"
+                )
+        if config.chip_px < 2 * OVERLAP_PX:
+            _LOG.warning("chip_px %d: canopy predict maps with chips of %d px or more", config.chip_px, 2 * OVERLAP_PX)
+
 
 @dataclass(frozen=True)
 class WeakSplit:
@@ -95,6 +114,7 @@ def read_store(config: StoreConfig, batch: int, seed: int, *, weak: bool = False
     cell_m, gsd_m = float(store.attributes["height_cell_m"]), float(store.attributes["gsd_m"])
     if round(cell_m / gsd_m, 6) != 2:
         raise TrainingError(f"{config.path}: cells of {cell_m:g} m over pixels of {gsd_m:g} m; half of a cell expected")
+    _check_sources(config)
     included = np.array([source not in config.exclude for source in store.column("source")])
     train_rows, test_rows = (rows[included[rows]] for rows in _sides(store, config))
     scenes = tuple(_stored_scene(store, row) for row in train_rows)
@@ -135,6 +155,27 @@ def _sides(store: ChipStore, config: StoreConfig) -> tuple[NDArray[np.int64], ND
     whole = np.isin(store.column("site").astype(str), config.held_out_sites)
     train, test = store.rows("train"), store.rows("test")
     return train[~whole[train]], np.sort(np.concatenate([test[~whole[test]], np.flatnonzero(whole)]))
+
+
+def _check_sources(config: StoreConfig) -> None:
+    """Refuse excluded sources that the store does not have, and say which shares belong to none.
+
+    Raises:
+        TrainingError: A source that is to be left out is none of the store's.
+    """
+    sources = {str(source) for source in read_index(config.path)["source"].to_pylist()}
+    if missing := sorted(set(config.exclude) - sources):
+        raise TrainingError(f"{config.path} has no source {missing[0]}, which store.exclude names")
+    scenes = {path.name for path in config.synthetic.glob("*")} if config.synthetic else set()
+    for key, prefixes, names in (
+        ("shares", config.shares, sources | scenes), ("weak_shares", config.weak_shares, sources)
+    ):  # fmt: skip
+        idle = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
+        if idle and len(idle) < len(prefixes):  # where no share fits, the run ends
+            _LOG.warning(
+                "store.%s: nothing in %s begins with %s; the other shares take its place",
+                key, config.path, ", ".join(idle),
+            )  # fmt: skip
 
 
 def _read_weak(config: StoreConfig) -> tuple[WeakSplit, set[str]]:
@@ -266,6 +307,8 @@ def _chances(scenes: Sequence[Scene], shares: Mapping[str, float]) -> NDArray[np
         inside = np.array([scene.group == group for scene in scenes])
         if inside.any():
             chances[inside] = share * areas[inside] / areas[inside].sum()
+    if not chances.any():
+        raise TrainingError(f"all scenes to train on have a share of 0: {', '.join(shares)}")
     return np.asarray(chances / chances.sum())
 
 

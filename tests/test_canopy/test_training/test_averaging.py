@@ -7,7 +7,7 @@ import pytest
 from training import tiny_config, trained
 
 from canopy.errors import TrainingError
-from canopy.models.bundle import read_bundle
+from canopy.models.bundle import read_bundle, save_bundle
 from canopy.models.model import load_model
 from canopy.training import decoder
 from canopy.training.averaging import average_models
@@ -59,7 +59,8 @@ def test_models_without_a_common_start_have_no_mean(tmp_path: Path) -> None:
     start = tmp_path / "start" / "last.safetensors"
     with pytest.raises(TrainingError, match=r"start.* and .* were not trained from one start"):
         average_models(config, [first, start], tmp_path / "mean")
-    other = trained(tiny_config(gsd_m=0.6), tmp_path / "other") / "last.safetensors"
+    bundle, other = read_bundle(second), tmp_path / "other.safetensors"
+    save_bundle(other, bundle.card.model_copy(update={"gsd_m": 0.6}), bundle.weights)
     with pytest.raises(TrainingError, match="its gsd_m differs from that of"):
         average_models(config, [second, other], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()

@@ -29,6 +29,12 @@ def test_a_curriculum_ramps_its_weights() -> None:
 @pytest.mark.parametrize(("override", "message"), [
     ("loop.steps=-1", "loop.steps"), ("colours=1", "colours"), ("x", "a.b=value"), ("loop.clip=2", "loop.clip"),
     ("pool=9", "pool must be a multiple of the batch"), ("store.short=0.7", "store.short"), ("mix=2", "mix"),
+    ("loop.clip_norm=0", "loop.clip_norm"), ("loop.warmup_steps=-1", "loop.warmup_steps"), ("drop_path=1", "drop_path"),
+    ("loop.weight_decay=-1", "loop.weight_decay"), ("loop.betas=[1.5, 0.9]", "loop.betas"),
+    ("loop.seed=-1", "loop.seed"), ("loop.seed=10000000000000000000", "loop.seed"),
+    ("mean=[123, 116, 103]", "mean"), ("std=[58, 57, 57]", "std"),
+    ("store.shares={render_: -1}", "store.shares"), ("store.weak_shares={a: -1}", "store.weak_shares"),
+    ("store.weak_shares={a: 0}", "every share is 0"),
 ])  # fmt: skip
 def test_faults_of_a_configuration_are_one_line(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:

@@ -34,6 +34,7 @@ from canopy.training.decoder import (
     height_loss,
     make_card,
     measure_domain,
+    prepare,
     price,
     start_net,
     take_encoder,
@@ -112,6 +113,14 @@ def test_a_shipped_configuration_trains_on_a_small_store(tmp_path: Path) -> None
     config = load_config(CONFIGS / "train-small.yaml", TrainConfig, overrides)
     card = read_card(train(config, tmp_path / "run"))
     assert (card.name, card.architecture.detail, card.training["steps"]) == ("canopy-small", "tf_efficientnet_lite0", 1)
+
+
+def test_a_model_has_the_gsd_of_the_chips_that_it_learns_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TrainingError, match=r"gsd_m 1: the chips of .* have pixels of 0\.5 m; set gsd_m to that"):
+        train(tiny_config(gsd_m=1.0), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    prepare(tiny_config(), tmp_path / "run")
+    assert "chip_px 32: canopy predict maps with chips of 64 px or more" in caplog.text
 
 
 def test_detail_weights_without_a_detail_network_are_a_clear_error(tmp_path: Path) -> None:

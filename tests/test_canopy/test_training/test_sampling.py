@@ -101,6 +101,21 @@ def test_shares_that_nothing_fits_are_a_clear_error(forests: Path, tmp_path: Pat
         split_of(forests, shares={"c": 1.0})
 
 
+def test_names_that_are_no_source_are_said(forests: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TrainingError, match=r"has no source c, which store\.exclude names"):
+        split_of(forests, exclude=["c"])
+    with pytest.raises(TrainingError, match="all scenes to train on have a share of 0: a, c"):
+        split_of(forests, shares={"a": 0.0, "c": 1.0})
+    caplog.clear()
+    scenes = write_scenes(tmp_path / "scenes")
+    split_of(forests, made=scenes, shares={"a_": 0.25, "a": 0.75}, exclude=["b"])
+    assert not caplog.records
+    split_of(forests, made=scenes, shares={"a_": 0.25, "a": 0.75, "c": 1.0}, weak_shares={"a": 1.0, "d": 1.0})
+    assert [record.message.split(";")[0] for record in caplog.records] == [
+        f"store.shares: nothing in {forests} begins with c", f"store.weak_shares: nothing in {forests} begins with d"
+    ]  # fmt: skip
+
+
 def test_a_group_shares_its_chance_by_area() -> None:
     def scene(name: str, side: int) -> Scene:
         return Scene(name, "a", np.zeros((3, 2 * side, 2 * side), np.uint8), np.zeros((side, side), np.float32), 1.0)
