@@ -109,19 +109,22 @@ class CanopyModel:
             option: Name of the backend.
 
         Raises:
-            ModelError: The backend cannot run it, and the model stays on the present one; or its file has changed.
+            ModelError: The backend cannot run it, and the model stays on the present one; or its file has changed, and
+                the model has no network any more.
         """
         backend = pick_backend(option, self.card, self.sha256, self.device)
-        before = pick_backend(self.backend_option, self.card, self.sha256, self.device)
+        before = self.backend_option
         try:
             self._give_up_network()
             self._run_on(backend)
         except (ModelError, RuntimeError):
             self._give_up_network()
-            self._run_on(before)
+            if before:
+                self._run_on(pick_backend(before, self.card, self.sha256, self.device))
             raise
 
     def _give_up_network(self) -> None:
+        self.backend_option = ""  # none, until a network was read again
         for name in ("_net", "_heights", "_tokens", "_interval"):
             self.__dict__.pop(name, None)
         gc.collect()  # compiled functions refer to themselves

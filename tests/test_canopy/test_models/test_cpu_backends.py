@@ -121,8 +121,10 @@ def test_a_file_that_changed_is_not_another_backend_of_the_model(bundle: Path, t
     model = load_model(path, "cpu")
     stored = read_bundle(path)
     save_bundle(path, stored.card.model_copy(update={"notes": "another"}), stored.weights)
-    with pytest.raises(ModelError, match="has changed since it was opened"):
-        model.use_backend("int8")
+    for option in ("int8", "eager"):
+        with pytest.raises(ModelError, match="has changed since it was opened"):
+            model.use_backend(option)
+        assert model.backend_option == ""
 
 
 @pytest.mark.usefixtures("any_processor")
