@@ -1,7 +1,7 @@
 """The recipe of the bundled model on ground that it never learnt from: whole sites, whole cities, and stems left out.
 
-Run: python benchmarks/folds.py configs/train-detail.yaml --mean-with configs/train-weak.yaml --store STORE --root DATA
-         [--seeds 0 1] [--out runs/folds]
+Run: python benchmarks/folds.py configs/train-detail.yaml --mean-with configs/train-detail.yaml
+         --mean-with configs/train-weak.yaml --store STORE --root DATA [--seeds 0 1] [--out runs/folds]
      (STORE as `canopy dataset build configs/dataset-weak.yaml --set root=DATA` leaves it)
      python benchmarks/folds.py configs/train-unet.yaml --row U-Net --set encoder_weights=FILE --store STORE --root DATA
 
@@ -70,6 +70,8 @@ STEMS = {"1": ("stems_harv",), "2": ("stems_sjer",)}
 """Fold -> sources of tree points and of stems that it leaves out."""
 RECIPE = "recipe"
 """Name of the bundled model's recipe."""
+SEED_STEP = 100
+"""A training that is named again in a mean has another seed: so much larger each time."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,13 @@ def trained(work: Work, fold: str, seed: int) -> Path:
     config = of_fold(work.config, fold, seed)
     if not work.averaged:
         return once(run, lambda: train(config, run, resume=True))
-    bundles, parts = [], (work.config, *work.averaged)
-    for other in parts:
-        part = run.with_name(f"{run.name}-part{parts.index(other)}")  # named twice, it is trained once and counts twice
-        bundles.append(once(part, lambda other=other, part=part: train(of_fold(other, fold, seed), part, resume=True)))
+    bundles: list[Path] = []
+    parts = (work.config, *work.averaged)
+    for index, other in enumerate(parts):
+        part = run.with_name(f"{run.name}-part{index}")
+        own_seed = seed + SEED_STEP * parts[:index].count(other)
+        learn = of_fold(other, fold, own_seed)
+        bundles.append(once(part, lambda learn=learn, part=part: train(learn, part, resume=True)))
     return once(run, lambda: average_models(config, bundles, run, resume=True))
 
 
@@ -303,7 +308,7 @@ def main() -> None:
         default=[],
         metavar="CONFIG",
         help="another training from the same start, with the same --set: the mean of the weights is scored; "
-        "CONFIG itself, or one named twice, is trained once and counts twice",
+        "one that is named again is trained again, with another seed",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--folds", nargs="+", default=list(FOLDS), choices=list(FOLDS))

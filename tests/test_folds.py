@@ -136,11 +136,12 @@ def test_one_command_trains_averages_maps_and_scores(
     assert forest.count(";") == 4, "a score of each row"
     assert city.count("%") == 4 and "|  |" not in stems
     runs = {run.name: read_bundle(run / "last.safetensors") for run in (tmp_path / "out" / "runs").iterdir()}
-    assert sorted(runs) == ["fold1-seed0", "fold1-seed0-part0", "fold1-seed0-part2"], "the second is the first"
-    parts = [runs[name] for name in sorted(runs)]
-    name = next(name for name, array in parts[0].weights.items() if np.issubdtype(array.dtype, np.floating))
-    mean, one, other = (part.weights[name].astype(np.float32) for part in parts)
-    np.testing.assert_allclose(mean, (2 * one + other) / 3, atol=2e-3)
+    assert sorted(runs) == ["fold1-seed0", *(f"fold1-seed0-part{part}" for part in range(3))]
+    mean, *parts = (runs[name] for name in sorted(runs))
+    assert [part.card.training["seed"] for part in parts] == [0, folds.SEED_STEP, 0]
+    name = next(name for name, array in mean.weights.items() if np.issubdtype(array.dtype, np.floating))
+    expected = sum(part.weights[name].astype(np.float32) for part in parts) / 3
+    np.testing.assert_allclose(mean.weights[name].astype(np.float32), expected, atol=2e-3)
     monkeypatch.setattr(folds, "train", lambda *_, **__: pytest.fail("trained twice"))
     monkeypatch.setattr(folds.canopy, "predict", lambda *_, **__: pytest.fail("mapped twice"))
     folds.main()
