@@ -35,7 +35,7 @@ class StepConfig(Config):
     peak_tflops: float | None = Field(default=None, gt=0)
     """Peak of the device in the type that it computes in, TFLOP/s: with it the log says which share is reached (`mfu`),
     by the matrix products of a step as torch counts them; not with compiled blocks."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     tensorboard: bool = False
     """Also write the log's numbers for TensorBoard (extra `log`), into `tensorboard/` of the run."""
 
@@ -43,6 +43,7 @@ class StepConfig(Config):
 class LoopConfig(StepConfig):
     """How a network is trained against labels."""
 
+    seed: int = Field(default=0, ge=0, lt=2**63)
     lr: float = Field(default=5e-4, gt=0)
     """Peak learning rate: linear warm-up, then half a cosine down to zero."""
     warmup_steps: int = Field(default=300, ge=0)

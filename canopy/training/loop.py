@@ -276,7 +276,7 @@ def computes_bf16(device: torch.device) -> bool:
 def _step(learner: Learner[Batch], stream: Iterator[Batch], step: int, config: StepConfig) -> StepOutcome:
     """Take one step of a learner, unless its loss or its gradient is not finite on some rank."""
     # Dropout and stochastic depth draw from here: seeded by the step, a resumed run draws the same.
-    torch.manual_seed(config.seed * 1_000_003 + step)
+    torch.manual_seed((config.seed * 1_000_003 + step) % 2**64)
     device = next(learner.net.parameters()).device
     learner.net.train()
     total = torch.zeros((), device=device)

@@ -54,6 +54,13 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
+def test_every_seed_that_a_configuration_takes_can_be_trained_with(tmp_path: Path) -> None:
+    config = LOOP.model_copy(update={"steps": 1})
+    other = fit_line(tmp_path / "other", config=config)
+    large = fit_line(tmp_path / "large", config=config.model_copy(update={"seed": 2**63 - 1}))
+    assert not same(large, other)
+
+
 def test_a_resumed_run_ends_at_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = fit_line(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
