@@ -82,6 +82,9 @@ class Fault:
 
 Handler = Callable[[Call], Reply]
 
+PATIENCE_S = 10.0
+"""Time that a request waits for others to arrive, where a test wants them together."""
+
 
 class WebServer:
     """A server on a free port of 127.0.0.1."""
@@ -96,11 +99,13 @@ class WebServer:
         self.calls: list[Call] = []
         self.most_at_a_time = 0
         """Largest number of requests that were answered at the same time."""
+        self.together = 1
+        """Number of requests that are answered only when so many are there at a time, or when PATIENCE_S is over."""
         self._routes: dict[str, Handler] = {}
         self._faults: list[tuple[str, deque[Fault]]] = []
         self._running = 0
         self.closing = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
@@ -156,6 +161,7 @@ class WebServer:
         self.calls.clear()
         self._faults.clear()
         self.most_at_a_time = 0
+        self.together = 1
 
     def answer(self, call: Call) -> tuple[Reply, Fault]:
         """Return the reply to a request and what goes wrong with it."""
@@ -163,8 +169,11 @@ class WebServer:
             self.calls.append(call)
             self._running += 1
             self.most_at_a_time = max(self.most_at_a_time, self._running)
+            self._lock.notify_all()
             waiting = [faults for prefix, faults in self._faults if faults and call.path.startswith(prefix)]
             fault = waiting[0].popleft() if waiting else Fault()
+            # Once they met, later ones need not: the last may be alone.
+            self._lock.wait_for(lambda: self.most_at_a_time >= self.together, PATIENCE_S)
         try:
             if self.latency_s:
                 time.sleep(self.latency_s)

@@ -183,12 +183,12 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_one_line_at_once(tmp_path: Path, name: str) -> None:
     text, message = HOSTILE[name]
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5  # of the processor: a bomb never ends, and a busy machine is no bomb
 
 
 def test_aliases_of_ordinary_size_are_read(tmp_path: Path) -> None:

@@ -259,12 +259,13 @@ def test_a_file_that_is_replaced_stops_the_run(tiles: dict[TileKey, bytes], tmp_
 
 
 def test_connections_are_bounded(xyz, server: WebServer) -> None:
-    server.latency_s = 0.005
+    server.forget()
+    server.together, server.latency_s = 3, 0.005
     try:
         xyz("&connections=3").read(grid())
     finally:
-        server.latency_s = 0.0
-    assert 1 < server.most_at_a_time <= 3
+        server.together, server.latency_s = 1, 0.0
+    assert server.most_at_a_time == 3
 
 
 def test_the_source_describes_itself(xyz, server: WebServer) -> None:
