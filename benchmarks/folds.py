@@ -4,6 +4,7 @@ Run: python benchmarks/folds.py configs/train-detail.yaml --mean-with configs/tr
          --mean-with configs/train-weak.yaml --store STORE --root DATA [--seeds 0 1] [--out runs/folds]
      (STORE as `canopy dataset build configs/dataset-weak.yaml --set root=DATA` leaves it)
      python benchmarks/folds.py configs/train-unet.yaml --row U-Net --set encoder_weights=FILE --store STORE --root DATA
+     make accuracy DATA=FOLDER    # both, and before them the store, the start and the rendered woodland
 
 Each fold trains without its sites and cities; `canopy predict` then maps their imagery from files, and `canopy
 evaluate` scores the maps: against lidar, or with `--points` against trees and stems. In cities the tops of `canopy
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import rasterio
+from filelock import FileLock
 from odc.geo.geobox import GeoBox
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -147,11 +149,13 @@ def once(run: Path, create: Callable[[], object]) -> Path:
 def mapped(work: Work, model: CanopyModel, image: Path, name: str) -> Path:
     """Map an image by `canopy predict`, unless that was done, and return the map."""
     path = work.out / "maps" / f"{model.sha256[:12]}-{model.decode}" / f"{name}.tif"
-    if not (path.is_file() and item_path(path).is_file()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with rasterio.open(image) as opened:
-            area = GeoBox(opened.shape, opened.transform, opened.crs.to_wkt()).extent
-        canopy.predict(area, imagery=image, model=model, out=path, crs=str(area.crs))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # folds share some ground, and one that runs at the same time may be at this map
+    with FileLock(path.with_suffix(".lock")):
+        if not (path.is_file() and item_path(path).is_file()):
+            with rasterio.open(image) as opened:
+                area = GeoBox(opened.shape, opened.transform, opened.crs.to_wkt()).extent
+            canopy.predict(area, imagery=image, model=model, out=path, crs=str(area.crs))
     return path
 
 

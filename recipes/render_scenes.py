@@ -363,9 +363,9 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--scenes", type=int, default=400, help="scenes of each kind and seed")
     parser.add_argument("--chm", type=Path, nargs="+", default=[], help="canopy height models of 1 m")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="where several, names end with them")
     arguments = parser.parse_args()
     config = load_config(arguments.config, TrainConfig, tuple(arguments.set))
     # the scenes that the configuration names as made are those that are rendered here
@@ -373,14 +373,16 @@ def main() -> None:
     ground = open_ground(read_store(store, config.batch, config.loop.seed).train)
     print(f"{len(ground)} pictures of open ground", file=sys.stderr)
     tiles = [read_stands(path) for path in arguments.chm]
-    for number in range(arguments.scenes):
-        generator = np.random.default_rng((arguments.seed, number))
-        write_scene(arguments.out / f"render_{number:04d}", *render(generator, ground))
+    works = list(itertools.product(arguments.seeds, range(arguments.scenes)))
+    for done, (seed, number) in enumerate(works, 1):
+        name = f"{number:04d}" + (f"_s{seed}" if len(arguments.seeds) > 1 else "")
+        generator = np.random.default_rng((seed, number))
+        write_scene(arguments.out / f"render_{name}", *render(generator, ground))
         if tiles:
-            generator = np.random.default_rng((arguments.seed, number, 1))
-            write_scene(arguments.out / f"stand_{number:04d}", *render(generator, ground, cut_stand(generator, tiles)))
-        if (number + 1) % 50 == 0:
-            print(f"{number + 1}/{arguments.scenes}", file=sys.stderr, flush=True)
+            generator = np.random.default_rng((seed, number, 1))
+            write_scene(arguments.out / f"stand_{name}", *render(generator, ground, cut_stand(generator, tiles)))
+        if done % 50 == 0:
+            print(f"{done}/{len(works)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -227,6 +227,17 @@ def test_targets_that_ci_and_pages_name_exist() -> None:
         assert named <= targets, page
 
 
+def test_accuracy_is_one_command_of_files_that_exist(tmp_path: Path) -> None:
+    command = ["make", "-n", "accuracy", f"RUNS={tmp_path}"]
+    refused = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert refused.returncode and "name the folder of the data" in refused.stderr
+    planned = subprocess.run([*command, f"DATA={tmp_path}"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    named = set(re.findall(r"(?:benchmarks|recipes|configs)/[\w-]+\.(?:py|yaml)", planned.stdout))
+    assert {name for name in named if not (REPOSITORY / name).is_file()} == set()
+    assert {"recipes/render_scenes.py", "configs/train-detail.yaml", "configs/train-unet.yaml"} <= named
+    assert len(re.findall(r"folds\.py .*--folds [12] ", planned.stdout)) == 4
+
+
 def test_citation_names_this_version() -> None:
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert citation["version"] == run("-c", "import canopy; print(canopy.__version__)").strip()

@@ -170,11 +170,18 @@ def test_the_scenes_of_a_configuration_are_rendered_before_they_exist(
     config = tiny_config(store={"path": str(SMALL_STORE), "made": str(made), "shares": {"render_": 1.0}})
     values = config.model_dump(mode="json", by_alias=True, exclude_unset=True)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
-    monkeypatch.setattr(
-        sys, "argv", ["render_scenes", str(tmp_path / "tiny.yaml"), "--scenes", "1", "--out", str(made)]
-    )
+    argv = ["render_scenes", str(tmp_path / "tiny.yaml"), "--scenes", "1", "--out", str(made)]
+    monkeypatch.setattr(sys, "argv", argv)
     recipe.main()
-    assert [scene.name for scene in read_scenes(made)] == ["render_0000"]
+    (alone,) = read_scenes(made)
+    assert alone.name == "render_0000"
+    # Several seeds share a folder; each renders what it renders alone.
+    monkeypatch.setattr(sys, "argv", [*argv[:-1], str(tmp_path / "both"), "--seeds", "0", "1"])
+    recipe.main()
+    scenes = read_scenes(tmp_path / "both")
+    assert [scene.name for scene in scenes] == ["render_0000_s0", "render_0000_s1"]
+    assert np.array_equal(scenes[0].image, alone.image)
+    assert not np.array_equal(scenes[1].image, alone.image)
 
 
 class Red(nn.Module):
