@@ -79,7 +79,7 @@ class DatasetFacts:
     splits: dict[str, int]
     """Part and split -> kept chips."""
     sites: dict[str, dict[str, int]]
-    """Split -> site -> labelled chips."""
+    """Split -> site -> labelled chips; `weak`, where the store has weak labels -> site -> chips with them."""
     licences: dict[str, LicenceFacts]
     """Licence and credit -> kept chips."""
     dropped: dict[str, int]
@@ -108,7 +108,7 @@ def describe_dataset(folder: Path) -> DatasetFacts:
         chips={part: _part_facts([record for record in stored if record.part == part]) for part in _parts(folder)},
         heights_share=_histogram(store),
         splits=dict(Counter(f"{record.part} {record.split}" for record in stored)),
-        sites={split: _labelled_sites(stored, split) for split in ("train", "val", "test")},
+        sites=_sites(stored),
         licences=_licences(stored),
         dropped=dict(dropped.most_common()),
         shifts=_shifts(records),
@@ -138,8 +138,14 @@ def _histogram(store: ChipStore) -> dict[str, float]:
     return dict(zip(names, shares, strict=True))
 
 
-def _labelled_sites(records: Sequence[ChipRecord], split: str) -> dict[str, int]:
-    return dict(Counter(record.site for record in records if record.split == split and record.part == PARTS[0]))
+def _sites(records: Sequence[ChipRecord]) -> dict[str, dict[str, int]]:
+    labelled, _, weak = PARTS
+    sites = {
+        split: dict(Counter(one.site for one in records if one.part == labelled and one.split == split))
+        for split in ("train", "val", "test")
+    }
+    weak_sites = dict(Counter(one.site for one in records if one.part == weak))
+    return sites | ({weak: weak_sites} if weak_sites else {})
 
 
 def _licences(records: Sequence[ChipRecord]) -> dict[str, LicenceFacts]:

@@ -90,8 +90,8 @@ def read_placement(dataset: DatasetReader, crs: str | None = None) -> Placement:
     own = dataset.crs if referenced else gcp_crs
     if crs is None and not own:
         raise ImageryError(
-            f"{name}: no CRS, expected one that says where its coordinates lie; name it with --imagery-crs EPSG:code, "
-            "or assign it with `rio edit-info --crs EPSG:code FILE` or `gdal_edit.py -a_srs EPSG:code FILE`"
+            f"{name}: no CRS, expected one that says where its coordinates lie; assign it with `rio edit-info --crs "
+            "EPSG:code FILE` or `gdal_edit.py -a_srs EPSG:code FILE` (imagery of a map: or name it with --imagery-crs)"
         )
     wkt = own.to_wkt() if crs is None else _named_crs(crs)
     _require_earth(name, wkt)
@@ -201,7 +201,7 @@ def _require_earth(name: str, wkt: str) -> None:
     except ProjError as error:
         raise ImageryError(
             f"{name}: CRS '{crs.name}' has no way to longitude and latitude on Earth (imagery of another planet?), "
-            "expected one on Earth; assign it with --imagery-crs"
+            "expected one on Earth; assign it with `rio edit-info --crs EPSG:code FILE`"
         ) from error
 
 

@@ -24,6 +24,13 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_town(tmp_path_factory.mktemp("town"))
 
 
+def test_the_sites_of_weak_labels_are_listed(town: Path) -> None:
+    index = ChipStore.open(town, "weak").index.to_pylist()
+    expected = {site: sum(row["site"] == site for row in index) for site in {row["site"] for row in index}}
+    assert describe_dataset(town).sites["weak"] == expected
+    assert sum(expected.values()) == describe_dataset(town).chips["weak"].chips > 0
+
+
 def test_labels_lie_on_the_cells_of_labelled_chips(town: Path) -> None:
     store = ChipStore.open(town, "weak")
     names = {row["chip"]: number for number, row in enumerate(store.index.to_pylist())}
