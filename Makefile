@@ -24,7 +24,7 @@ MAKEFLAGS += --no-print-directory
 export PYTHONDONTWRITEBYTECODE =
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-docs test-notebooks docs test-chaos test-gui gui-packages web hard coverage lint bench clean
-.PHONY: accuracy recipe-1 recipe-2 unet-1 unet-2
+.PHONY: accuracy recipe-1 recipe-2 unet-1 unet-2 encoders encoder-tiny encoder-dinov2 encoder-dinov2-fine
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo "make lint            check style, types and the import contracts"
 	@echo "make bench           run the benchmarks"
 	@echo "make accuracy        train, map and score what docs/accuracy.md shows, from DATA=FOLDER (hours; runs/folds/)"
+	@echo "make encoders        train and score other encoders on the same ground (DINOV2=FILE reads DINOv2's weights)"
 	@echo "make clean           remove build/, dist/ and caches (.venv stays)"
 
 install: $(STAMP)
@@ -142,7 +143,7 @@ bench: $(STAMP)
 # seed, maps and scores. Hours of one core; `-j2` runs two trainings at a time, one thread each. Killed, the same command
 # goes on.
 DATA ?= $(error name the folder of the data, whose parts configs/dataset-weak.yaml names: make accuracy DATA=FOLDER)
-SEEDS ?= 0 1
+SEEDS ?= 0 1 2
 FLAGS ?=
 RUNS := runs
 STORE := $(RUNS)/store-weak
@@ -162,6 +163,24 @@ recipe-1 recipe-2: recipe-%: $(STORE)/chips.parquet $(START) $(MADE)
 
 unet-1 unet-2: unet-%: $(STORE)/chips.parquet $(VENV)/.imagenet
 	$(FOLDS) configs/train-unet.yaml --row U-Net --set encoder_weights=$(IMAGENET) --folds $* >/dev/null
+
+# Encoders under the decoder, the labels and the steps of the U-Net, on its first fold. DINOV2 is a file of DINOv2's weights
+# under timm's names; without it timm downloads them.
+ENCODER = $(FOLDS) configs/train-encoder.yaml --set detail_weights=$(IMAGENET) --folds 1
+VIT := vit_small_patch14_dinov2.lvd142m
+DINO = $(ENCODER) --set encoder=timm:$(VIT) --set architecture.encoder=$(VIT) $(DINOV2:%=--set encoder_weights=%) \
+    --set 'architecture.encoder_args={patch_size: 16}' --set 'mean=[0.485,0.456,0.406]' --set 'std=[0.229,0.224,0.225]'
+
+encoders: encoder-tiny encoder-dinov2 encoder-dinov2-fine
+	$(FOLDS) $(RECIPE) --table
+
+encoder-tiny encoder-dinov2 encoder-dinov2-fine: $(STORE)/chips.parquet $(VENV)/.imagenet
+encoder-tiny:
+	$(ENCODER) --row "canopy-ssl-tiny, 4 m" >/dev/null
+encoder-dinov2:
+	$(DINO) --row "DINOv2 ViT-S, 8 m" --set architecture.enlarge=1 >/dev/null
+encoder-dinov2-fine:
+	$(DINO) --row "DINOv2 ViT-S, 4 m" >/dev/null
 
 $(STORE)/chips.parquet: configs/dataset-weak.yaml $(STAMP)
 	$(BIN)/canopy dataset build $< --set root=$(DATA) --out $(STORE)

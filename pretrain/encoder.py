@@ -12,9 +12,9 @@ from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
 from canopy.errors import ConfigError, ModelError, TrainingError, one_line
-from canopy.models.bundle import Card, Stem, read_card, save_bundle
+from canopy.models.bundle import TIMM, Card, Stem, read_card, save_bundle
 from canopy.models.dpt import ENCODER
-from canopy.models.encoders import TIMM, fit_weights, pretrained_weights, published_weights, read_encoder
+from canopy.models.encoders import fit_weights, pretrained_weights, published_weights, read_encoder
 from canopy.models.network import PATCH_PX
 from canopy.models.positions import Gsd, set_positions
 from canopy.models.stem import ConvStem, set_stem

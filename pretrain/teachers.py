@@ -10,8 +10,8 @@ from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from canopy.errors import ConfigError, ModelError, one_line
-from canopy.models.bundle import find_bundle
-from canopy.models.encoders import TIMM, pretrained_weights, published_weights
+from canopy.models.bundle import TIMM, find_bundle
+from canopy.models.encoders import pretrained_weights, published_weights
 from pretrain.config import FeaturesConfig
 from pretrain.encoder import Encoder, fit_grid, load_encoder, load_fitted
 

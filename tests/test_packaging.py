@@ -227,15 +227,19 @@ def test_targets_that_ci_and_pages_name_exist() -> None:
         assert named <= targets, page
 
 
-def test_accuracy_is_one_command_of_files_that_exist(tmp_path: Path) -> None:
-    command = ["make", "-n", "accuracy", f"RUNS={tmp_path}"]
+@pytest.mark.parametrize(("target", "used", "runs"), [
+    ("accuracy", {"configs/train-detail.yaml", "configs/train-unet.yaml", "recipes/render_scenes.py"}, 4),
+    ("encoders", {"configs/train-encoder.yaml", "configs/dataset-weak.yaml"}, 3),
+])  # fmt: skip
+def test_figures_are_one_command_of_files_that_exist(tmp_path: Path, target: str, used: set[str], runs: int) -> None:
+    command = ["make", "-n", target, f"RUNS={tmp_path}"]
     refused = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert refused.returncode and "name the folder of the data" in refused.stderr
     planned = subprocess.run([*command, f"DATA={tmp_path}"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     named = set(re.findall(r"(?:benchmarks|recipes|configs)/[\w-]+\.(?:py|yaml)", planned.stdout))
     assert {name for name in named if not (REPOSITORY / name).is_file()} == set()
-    assert {"recipes/render_scenes.py", "configs/train-detail.yaml", "configs/train-unet.yaml"} <= named
-    assert len(re.findall(r"folds\.py .*--folds [12] ", planned.stdout)) == 4
+    assert used <= named
+    assert len(re.findall(r"folds\.py .*--folds [12] ", planned.stdout)) == runs
 
 
 def test_citation_names_this_version() -> None:

@@ -62,6 +62,8 @@ EncoderArgs = Annotated[dict[str, float | int | bool | str], AfterValidator(limi
 """Arguments of a network of timm."""
 Channels = Annotated[int, Field(gt=0, le=limits.CHANNELS)]
 RGB = ("red", "green", "blue")
+TIMM = "timm:"
+"""Prefix of the name of one of timm's encoders."""
 MULTIPLE_PX = 32
 """Multiple of the sides of a height model's chips."""
 ChipSide = Annotated[int, Field(gt=0, le=limits.CHIP_PX, multiple_of=MULTIPLE_PX)]

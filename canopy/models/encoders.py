@@ -16,12 +16,10 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from canopy.errors import ModelError, one_line
-from canopy.models.bundle import RGB, Architecture, Card, Weights, find_bundle, read_bundle, read_card
+from canopy.models.bundle import RGB, TIMM, Architecture, Card, Weights, find_bundle, read_bundle, read_card
 from canopy.models.network import PATCH_PX
 from canopy.version import __version__
 
-TIMM = "timm:"
-"""Prefix of the name of one of timm's encoders."""
 KERNELS = ("patch_embed.proj.weight", "patch_embed.proj.steps.0.0.weight")
 """Kernel of the layer that reads the bands: that of the linear embedding, or the first of a convolutional stem."""
 TIMM_PX = 128
@@ -78,28 +76,35 @@ def rgb_only(card: Card, weights: Weights) -> tuple[Card, Weights]:
     return card.model_copy(update=update), narrow
 
 
-def read_encoder(path: Path, *, rgb: bool = True) -> tuple[Card, Weights]:
+def read_encoder(path: Path, *, rgb: bool = True, published: Path | None = None) -> tuple[Card, Weights]:
     """Read the card and the weights of an encoder bundle, a height model, or a timm model.
 
     Args:
         path: Path of a bundle, name of a bundled one, or ``timm:NAME`` for one of timm's pretrained encoders, whose
             patches are resampled to 16 px, and whose weights timm downloads.
         rgb: Whether an encoder of more bands is read as one of RGB.
+        published: File of the weights of ``timm:NAME``, under timm's names: nothing is downloaded then.
 
     Raises:
-        ModelError: Not a bundle, or weights that timm does not know or cannot download.
+        ModelError: Not a bundle, or weights that timm does not know or cannot download, or that are another network's.
     """
     if not str(path).startswith(TIMM):
         bundle = read_bundle(find_bundle(path))
         return rgb_only(bundle.card, bundle.weights) if rgb else (bundle.card, bundle.weights)
     card = encoder_card(path)
-    try:
-        weights = timm.create_model(
-            card.name, pretrained=True, num_classes=0, img_size=TIMM_PX, patch_size=PATCH_PX, dynamic_img_size=True
-        ).state_dict()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"timm cannot download {card.name}: {one_line(error, 200)}") from error
-    return card, {name: tensor.numpy() for name, tensor in weights.items()}
+    sizes: dict[str, Any] = {"num_classes": 0, "img_size": TIMM_PX, "patch_size": PATCH_PX, "dynamic_img_size": True}
+    if published:
+        vit = timm.create_model(card.name, pretrained=False, **sizes)
+        try:
+            vit.load_state_dict(fit_weights(vit, published_weights(published)))
+        except RuntimeError as error:
+            raise ModelError(f"{published} has no weights of {card.name}: {one_line(error, 200)}") from error
+    else:
+        try:
+            vit = timm.create_model(card.name, pretrained=True, **sizes)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelError(f"timm cannot download {card.name}: {one_line(error, 200)}") from error
+    return card, {name: tensor.numpy() for name, tensor in vit.state_dict().items()}
 
 
 def pretrained_weights(name: str) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from canopy.config import Config
-from canopy.models.bundle import Architecture, ChipSide, Decode, Gsd, HeightHead, ModelName, Positive
+from canopy.models import limits
+from canopy.models.bundle import TIMM, Architecture, ChipSide, Decode, Gsd, HeightHead, ModelName, Positive
 
 CheckpointKind = Literal["whole", "sharded"]
 """One file of whole tensors, or a file of each rank's share."""
@@ -191,7 +192,8 @@ class TrainConfig(Config):
     encoder_rate: float = Field(default=1.0, ge=0, le=1)
     """Factor on the encoder's learning rate; 0 keeps the encoder frozen."""
     encoder_weights: Path | None = None
-    """State dict of a classifier (torch file) from which a U-Net's encoder starts; random if None."""
+    """State dict of a classifier (torch file) from which a U-Net's encoder starts, random if None; or file of the
+    weights of an encoder ``timm:NAME``, which timm downloads if None."""
     detail_weights: Path | None = None
     """State dict of a classifier (torch file) from which the detail network starts; random if None."""
     detail_rate: float = Field(default=1.0, ge=0, le=1)
@@ -204,13 +206,13 @@ class TrainConfig(Config):
     gsd_m: Gsd = 0.5
     chip_px: ChipSide = 256
     """Side of the chips that the model will map."""
-    crop_px: int | None = Field(default=None, gt=0, multiple_of=32)
+    crop_px: int | None = Field(default=None, gt=0, le=limits.CHIP_PX, multiple_of=32)
     """Side of the chips that the model learns from, where it differs from `chip_px`."""
     batch: int = Field(default=8, gt=0)
     weak_batch: int = Field(default=0, ge=0)
     """Chips with weak labels in a batch, in addition to `batch`; they come from the store's weak part."""
     drop_path: Below1 = 0.1
-    zoom: float = Field(default=1.25, ge=1)
+    zoom: float = Field(default=1.25, ge=1, le=4)
     """Chips are drawn at up to this factor finer or coarser than the model's GSD."""
     colour: float = Field(default=0.2, ge=0, le=1)
     """Strength of exposure, contrast, gamma, hue and saturation jitter; 0 leaves sharpness alone too."""
@@ -237,8 +239,8 @@ class TrainConfig(Config):
         idle = [name for name in DPT_SETTINGS if getattr(self, name) != type(self).model_fields[name].default]
         if self.architecture.kind == "unet" and idle:
             raise ValueError(f"a U-Net (architecture.kind: unet) has no {idle[0]}: leave it out")
-        if self.architecture.kind == "dpt" and self.encoder_weights:
-            raise ValueError("encoder_weights are those of a U-Net (architecture.kind: unet): name encoder instead")
+        if self.architecture.kind == "dpt" and self.encoder_weights and not str(self.encoder).startswith(TIMM):
+            raise ValueError("encoder_weights are those of a U-Net or of an encoder timm:NAME: a bundle has its own")
         return self
 
     @model_validator(mode="after")
@@ -248,6 +250,13 @@ class TrainConfig(Config):
         if self.fix_statistics and not self.start:
             raise ValueError("fix_statistics keeps the statistics of a trained model: name it as start")
         return self
+
+    @field_validator("head")
+    @classmethod
+    def _several_bins(cls, head: HeightHead) -> HeightHead:
+        if head.bins < 2 or head.spacing == "none":
+            raise ValueError("a distribution over heights needs two bins or more, and a spacing other than none")
+        return head
 
     @field_validator("pool")
     @classmethod

@@ -238,12 +238,14 @@ def training_record(config: TrainConfig, split: Split) -> TrainingRecord:
 
 def _encoder_origin(config: TrainConfig) -> tuple[str, str] | None:
     """Return name and licence of the encoder that a configuration names, or None where it names none."""
-    if config.encoder_weights:  # a file without a card
-        return f"{config.architecture.encoder} of {config.encoder_weights.name}", "unknown"
-    if not config.encoder:
+    name, licence = config.architecture.encoder, "unknown"
+    if config.encoder:
+        card = encoder_card(config.encoder)
+        name, licence = card.name, card.licence
+    elif not config.encoder_weights:
         return None
-    card = encoder_card(config.encoder)
-    return card.name, card.licence
+    # a file has no card that could say more
+    return (f"{name} of {config.encoder_weights.name}" if config.encoder_weights else name), licence
 
 
 def model_name(path: Path) -> str:
@@ -318,7 +320,7 @@ def start_net(config: TrainConfig, card: Card, split: Split) -> BinHeights:
         take_start(net, card, config.start)
     if isinstance(net, DPTHeights):
         if config.encoder:
-            take_encoder(net, card, config.encoder)
+            take_encoder(net, card, config.encoder, config.encoder_weights)
         if config.encoder_rate == 0:
             net.freeze_encoder()
         if config.detail_rate == 0:
@@ -367,14 +369,14 @@ def start_head(head: nn.Conv2d, bins: HeightBins, split: Split) -> None:
     head.bias.copy_(torch.log(counts + counts.sum() / (100 * bins.bins)))
 
 
-def take_encoder(net: DPTHeights, card: Card, bundle: Path) -> None:
-    """Give a network the encoder of a bundle or of timm, its position embeddings brought to the network's size.
+def take_encoder(net: DPTHeights, card: Card, bundle: Path, published: Path | None = None) -> None:
+    """Give a network an encoder that `read_encoder` reads, its position embeddings brought to the network's size.
 
     Raises:
         ModelError: The encoder cannot be read.
         TrainingError: The bundle's encoder is another network, or sees images normalised otherwise.
     """
-    source, weights = read_encoder(bundle)
+    source, weights = read_encoder(bundle, published=published)
     for name, expected, actual in (
         ("encoder", card.architecture.encoder, source.architecture.encoder),
         ("encoder_args", card.architecture.encoder_args, source.architecture.encoder_args),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from tiny_models import save_tiny_model, tiny_card
 
 from canopy.errors import ModelError
@@ -48,6 +49,30 @@ def test_timm_without_such_weights_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         ModelError, match=r"^timm cannot download vit_tiny_patch16_224\.augreg_in21k: no network at all$"
     ):
         read_encoder(Path("timm:vit_tiny_patch16_224.augreg_in21k"))
+
+
+def test_weights_of_timm_are_read_from_a_file_without_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, name = timm.create_model, "vit_tiny_patch16_224.augreg_in21k"
+    own = create("vit_tiny_patch16_224", pretrained=False, num_classes=3)
+    save_file(own.state_dict(), tmp_path / "weights.safetensors")
+    save_file({"layer.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+
+    def offline(*args: object, pretrained: bool, **options: object) -> object:
+        assert not pretrained, "a file is there"
+        return create(*args, pretrained=pretrained, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    card, weights = read_encoder(Path(f"timm:{name}"), published=tmp_path / "weights.safetensors")
+    assert card.name == name
+    assert np.array_equal(weights["blocks.3.attn.qkv.weight"], own.state_dict()["blocks.3.attn.qkv.weight"].numpy())
+    assert weights["pos_embed"].shape == (1, 65, 192), "64 patches of an image of 128 px, and the class token"
+    with pytest.raises(ModelError, match=rf"other\.safetensors has no weights of {name}: Error") as error:
+        read_encoder(Path(f"timm:{name}"), published=tmp_path / "other.safetensors")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ModelError, match=r"none\.safetensors: no weights that can be read"):
+        read_encoder(Path(f"timm:{name}"), published=tmp_path / "none.safetensors")
 
 
 def test_positions_are_resampled_and_those_of_prefix_tokens_stay() -> None:

@@ -104,6 +104,16 @@ def test_float_stays_where_no_other_is_faster_or_keeps_the_heights(
     assert shifted.backend_option == "eager", "a map without a chip"
 
 
+@pytest.mark.parametrize("later", ["far", "nan", "slower", "absent"])
+def test_the_best_backend_comes_back_after_one_that_loses(
+    shifted: Shifted, monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    monkeypatch.setitem(Shifted.shifts_m, "slower", 0.0)
+    monkeypatch.setitem(Shifted.chip_s, "slower", 0.7)
+    assert choose(shifted, ["near", later], monkeypatch) == "near"
+    assert torch.equal(shifted.predict(CHIPS), CHIPS[:, 0] + Shifted.shifts_m["near"])
+
+
 def test_what_compiles_for_half_a_minute_is_tried_on_long_maps_alone(
     shifted: Shifted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,8 @@ def test_a_curriculum_ramps_its_weights() -> None:
     ("loop.seed=-1", "loop.seed"), ("loop.seed=10000000000000000000", "loop.seed"),
     ("mean=[123, 116, 103]", "mean"), ("std=[58, 57, 57]", "std"),
     ("store.shares={render_: -1}", "store.shares"), ("store.weak_shares={a: -1}", "store.weak_shares"),
-    ("store.weak_shares={a: 0}", "every share is 0"),
+    ("store.weak_shares={a: 0}", "every share is 0"), ("crop_px=2048", "crop_px"), ("zoom=1000", "zoom"),
+    ("head.bins=1", "needs two bins or more"), ("head.spacing=none", "needs two bins or more"),
 ])  # fmt: skip
 def test_faults_of_a_configuration_are_one_line(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
@@ -42,7 +43,7 @@ def test_faults_of_a_configuration_are_one_line(override: str, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["train-small", "train-frozen"])
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIGS.glob("train-*.yaml"))])
 def test_the_configurations_that_ship_are_valid(name: str) -> None:
     assert load_config(CONFIGS / f"{name}.yaml", TrainConfig, ("loop.steps=7",)).loop.steps == 7
 

@@ -250,7 +250,7 @@ def test_an_encoder_that_differs_is_a_clear_error(tmp_path: Path, changes: dict[
 @pytest.mark.parametrize("name", [
     "vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_reg4_dinov2.lvd142m", "vit_small_patch16_dinov3.lvd1689m",
 ])  # fmt: skip
-def test_encoders_of_timm_are_taken_as_they_come(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_encoders_of_timm_are_taken_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     create_model, brought = timm.create_model, {}
 
     def create(model: str, *, pretrained: bool = False, **args: Any) -> nn.Module:
@@ -275,6 +275,12 @@ def test_encoders_of_timm_are_taken_as_they_come(monkeypatch: pytest.MonkeyPatch
     assert all(torch.equal(state[key], brought[key]) for key in taken)
     assert card.training["encoder"] == name
     assert card.training["encoder_licence"] == published.license
+    torch.save(brought, tmp_path / "weights.pth")
+    monkeypatch.setattr(timm, "create_model", create_model)
+    offline = config.model_copy(update={"encoder_weights": tmp_path / "weights.pth"})
+    read = start_net(offline, card, split).dpt.encoder.model.state_dict()
+    assert all(torch.equal(state[key], read[key]) for key in taken)
+    assert training_record(offline, split).encoder == f"{name} of weights.pth"
     assert net.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 16, 32, 32)
 
 

@@ -110,18 +110,22 @@ def test_a_pool_is_refused_whatever_the_rate() -> None:
 
 
 def test_weights_of_a_unet_are_refused_elsewhere() -> None:
-    with pytest.raises(ValidationError, match=r"encoder_weights are those of a U-Net .* name encoder instead"):
-        tiny_config(encoder_weights="x.pth")
+    for encoder in (None, "canopy-tiny"):
+        with pytest.raises(ValidationError, match="those of a U-Net or of an encoder timm:NAME"):
+            tiny_config(encoder_weights="x.pth", encoder=encoder)
 
 
-def test_a_shipped_configuration_trains(town: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "encoder"), [
+    ("unet", "tf_efficientnet_lite0"), ("encoder", "vit_tiny_patch16_224"),
+])  # fmt: skip
+def test_a_shipped_configuration_trains(town: Path, tmp_path: Path, name: str, encoder: str) -> None:
     overrides = (
         *("chip_px=64", "crop_px=32", "batch=2", "weak_batch=2", "loop.steps=1", "loop.warmup_steps=0"),
         *("loop.amp=false", f"store.path={town}", "store.weak_shares={t: 1}", "store.held_out_sites=[]"),
     )
-    config = load_config(CONFIGS / "train-unet.yaml", TrainConfig, overrides)
+    config = load_config(CONFIGS / f"train-{name}.yaml", TrainConfig, overrides)
     card = read_card(trained(config, tmp_path / "run") / "last.safetensors")
-    assert (card.name, card.architecture.encoder, card.mean) == ("canopy-unet", "tf_efficientnet_lite0", (0.5,) * 3)
+    assert (card.name, card.architecture.encoder, card.mean) == (f"canopy-{name}", encoder, config.mean)
 
 
 def test_the_kind_set_on_a_recipe_of_the_other_says_what_to_leave_out() -> None:
