@@ -31,6 +31,7 @@ from canopy.evaluation.rasters import square_side_m
 from canopy.evaluation.tree_points import read_tree_points
 from canopy.imagery import open_imagery
 from canopy.imagery.datasets import quiet
+from canopy.imagery.source import COARSEST_GSD_RATIO, is_too_coarse
 from tiles.ground import is_metric, true_gsd_m
 from tiles.heights import HeightRaster, open_heights, open_raster, rasterio_window, readable
 from tiles.windows import PixelWindow
@@ -168,7 +169,7 @@ def open_labelled(
         affine = heights.geobox.affine @ Affine.scale(1 / cell_px)
         geobox = GeoBox((rows * cell_px, cols * cell_px), affine, heights.geobox.crs)
         _require_readable(scene.heights, *geobox.shape)
-        image = _image_reader(scene.image, geobox)
+        image = _image_reader(scene.image, geobox, gsd_m)
         _require_plausible(heights)
         # Before registration, which would find no shift and say nothing.
         if not any(image.read(window).valid.any() for window in _strips(rows * cell_px, cols * cell_px)):
@@ -195,7 +196,7 @@ def open_unlabelled(scene: SceneFiles) -> GriddedScene:
     with quiet(), rasterio.open(scene.image) as opened:
         geobox = GeoBox(opened.shape, opened.transform, opened.crs)
     _require_readable(scene.image, *geobox.shape)
-    return GriddedScene(_image_reader(scene.image, geobox), geobox, gsd_m)
+    return GriddedScene(_image_reader(scene.image, geobox, gsd_m), geobox, gsd_m)
 
 
 def open_weak(scene: SceneFiles, *, measured: bool, gsd_m: float, cell_px: int) -> GriddedScene:
@@ -231,11 +232,17 @@ def open_weak(scene: SceneFiles, *, measured: bool, gsd_m: float, cell_px: int) 
         points = points.scaled(1 / (scale * cell_px))
     nir = open_nir(scene.nir, geobox) if scene.nir else None
     labels = LabelReader(points, (rows, cols), gsd_m * cell_px, cell_px, measured, nir)
-    return GriddedScene(_image_reader(scene.image, geobox), geobox, gsd_m, labels=labels)
+    return GriddedScene(_image_reader(scene.image, geobox, gsd_m), geobox, gsd_m, labels=labels)
 
 
-def _image_reader(path: Path, geobox: GeoBox) -> ImageReader:
+def _image_reader(path: Path, geobox: GeoBox, gsd_m: float) -> ImageReader:
     source = open_imagery(path)
+    # Labels would be learnt from detail that the image does not show.
+    if is_too_coarse(source.gsd_m, gsd_m):
+        raise DatasetError(
+            f"{path}: imagery of {source.gsd_m:.3g} m is too coarse for chips of {gsd_m:g} m: "
+            f"{COARSEST_GSD_RATIO * gsd_m:g} m or finer expected"
+        )
 
     def load(window: PixelWindow) -> ImageWindow:
         affine = geobox.affine @ Affine.translation(window.col0, window.row0)

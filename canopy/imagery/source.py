@@ -39,6 +39,14 @@ Result = TypeVar("Result")
 _BANDS = ("red", "green", "blue")
 _OPEN_FILES = 16
 _NEAR_MARGIN = 0.05
+COARSEST_GSD_RATIO = 2.0
+GSD_TOLERANCE = 0.01
+"""A pixel of 1 m in UTM is up to .04 % longer on the ground, one of 0.9999 m is 1 m: no reason to refuse imagery."""
+
+
+def is_too_coarse(source_gsd_m: float, gsd_m: float) -> bool:
+    """Return whether imagery is coarser than twice the pixels, in metres, that are to be read from it."""
+    return source_gsd_m > COARSEST_GSD_RATIO * gsd_m * (1 + GSD_TOLERANCE)
 
 
 class ImagerySource(Protocol):

@@ -12,6 +12,7 @@ from odc.geo.geom import Geometry
 from canopy.calibration import Calibration
 from canopy.errors import CoverageError, ImageryError, ModelError, OutputError
 from canopy.imagery import ImagerySource
+from canopy.imagery.source import COARSEST_GSD_RATIO, is_too_coarse
 from canopy.models.bundle import Card, Decode, find_bundle, read_card
 from canopy.prediction.extras import NO_EXTRAS, Extras
 from tiles.aoi import aoi_stem, to_crs
@@ -20,10 +21,6 @@ from tiles.publish import item_path, style_path
 if TYPE_CHECKING:
     from canopy.models.model import HeightModel
     from canopy.prediction.cost import Cost
-
-COARSEST_GSD_RATIO = 2.0
-GSD_TOLERANCE = 0.01
-"""A pixel of 1 m in UTM is up to .04 % longer on the ground, one of 0.9999 m is 1 m: no reason to refuse imagery."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +138,10 @@ def check_gsd(source: ImagerySource, card: Card, force: bool) -> None:
     Raises:
         ImageryError: The imagery is coarser than twice the model's GSD, and `force` is not set.
     """
-    limit_m = COARSEST_GSD_RATIO * card.gsd_m
-    if source.gsd_m > limit_m * (1 + GSD_TOLERANCE) and not force:
+    if is_too_coarse(source.gsd_m, card.gsd_m) and not force:
         raise ImageryError(
             f"imagery of {source.gsd_m:.3g} m is too coarse for {card.name}, which was trained at "
-            f"{card.gsd_m:g} m: {limit_m:g} m or finer expected (or --force)"
+            f"{card.gsd_m:g} m: {COARSEST_GSD_RATIO * card.gsd_m:g} m or finer expected (or --force)"
         )
 
 

@@ -1,7 +1,7 @@
 """A scene on one grid: its heights, its mask, its image, read in any windows."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rasters import make_raster
 from canopy.dataset import gridded
 from canopy.dataset.build import build
 from canopy.dataset.config import DatasetConfig
-from canopy.dataset.gridded import GriddedScene, open_labelled, open_unlabelled
+from canopy.dataset.gridded import GriddedScene, open_labelled, open_unlabelled, open_weak
 from canopy.dataset.scene_files import SceneFiles, list_scenes
 from canopy.dataset.store import ChipStore
 from canopy.dataset.tile_trees import locate_tile
@@ -54,6 +54,21 @@ def opened(config: DatasetConfig, stack: ExitStack, **values: Any) -> GriddedSce
 def test_heights_that_cannot_be_right_are_named(tmp_path: Path, raster: dict[str, Any], message: str) -> None:
     with ExitStack() as stack, pytest.raises(CanopyError, match=message):
         opened(one_scene(tmp_path, **raster), stack)
+
+
+@pytest.mark.parametrize(("gsd_m", "fine"), [(1.0, True), (1.1, False), (2.0, False)])
+def test_imagery_too_coarse_for_the_chips_is_refused(tmp_path: Path, gsd_m: float, fine: bool) -> None:
+    """Chips of 0.5 m made of pixels of 2 m show nothing of what their labels say."""
+    config = one_scene(tmp_path)
+    values = picture(3, 64)[:60, :60].transpose(2, 0, 1)
+    make_raster(tmp_path / "pairs/a_1/rgb.tif", values=values, crs="EPSG:32611", resolution=gsd_m, origin=ORIGIN)
+    scene = scene_of(config)
+    message = rf"imagery of {gsd_m:g} m is too coarse for chips of 0\.5 m: 1 m or finer expected"
+    with nullcontext() if fine else pytest.raises(DatasetError, match=message), ExitStack() as stack:
+        opened(config, stack)
+    with nullcontext() if fine else pytest.raises(DatasetError, match=message):
+        open_weak(scene, measured=False, gsd_m=0.5, cell_px=2)
+    assert open_unlabelled(scene).gsd_m == pytest.approx(gsd_m, rel=1e-3), "without labels, of any size"
 
 
 def test_windows_of_a_scene_are_parts_of_the_whole(tmp_path: Path) -> None:
