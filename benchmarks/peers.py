@@ -180,7 +180,9 @@ def main() -> None:
     record = arguments.folder / f"results-{arguments.side_px}.json"
     results = json.loads(record.read_text()) if record.is_file() else {}
     for name in arguments.runs:
-        if name not in results:
+        if name in results:
+            print(f"{name}: not run again, of {record}")
+        else:
             results[name] = run(name, arguments.folder, arguments.side_px, arguments.threads)
             record.write_text(json.dumps(results, indent=1))
     print_results(results, arguments.folder, arguments.side_px)

@@ -40,12 +40,13 @@ _BANDS = ("red", "green", "blue")
 _OPEN_FILES = 16
 _NEAR_MARGIN = 0.05
 COARSEST_GSD_RATIO = 2.0
+"""Imagery whose pixels are longer than those that are to be read by more than this factor is refused."""
 GSD_TOLERANCE = 0.01
-"""A pixel of 1 m in UTM is up to .04 % longer on the ground, one of 0.9999 m is 1 m: no reason to refuse imagery."""
+"""Pixels longer by this share are as good: a pixel of 1 m in UTM is up to .04 % longer on the ground."""
 
 
 def is_too_coarse(source_gsd_m: float, gsd_m: float) -> bool:
-    """Return whether imagery is coarser than twice the pixels, in metres, that are to be read from it."""
+    """Return whether imagery is too coarse for pixels of a given side, metres."""
     return source_gsd_m > COARSEST_GSD_RATIO * gsd_m * (1 + GSD_TOLERANCE)
 
 

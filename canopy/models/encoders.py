@@ -92,18 +92,14 @@ def read_encoder(path: Path, *, rgb: bool = True, published: Path | None = None)
         bundle = read_bundle(find_bundle(path))
         return rgb_only(bundle.card, bundle.weights) if rgb else (bundle.card, bundle.weights)
     card = encoder_card(path)
-    sizes: dict[str, Any] = {"num_classes": 0, "img_size": TIMM_PX, "patch_size": PATCH_PX, "dynamic_img_size": True}
-    if published:
-        vit = timm.create_model(card.name, pretrained=False, **sizes)
-        try:
-            vit.load_state_dict(fit_weights(vit, published_weights(published)))
-        except RuntimeError as error:
-            raise ModelError(f"{published} has no weights of {card.name}: {one_line(error, 200)}") from error
-    else:
-        try:
-            vit = timm.create_model(card.name, pretrained=True, **sizes)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ModelError(f"timm cannot download {card.name}: {one_line(error, 200)}") from error
+    weights = published_weights(published) if published else pretrained_weights(card.name)
+    vit = timm.create_model(
+        card.name, pretrained=False, num_classes=0, img_size=TIMM_PX, patch_size=PATCH_PX, dynamic_img_size=True
+    )
+    try:
+        vit.load_state_dict(fit_weights(vit, weights))
+    except RuntimeError as error:
+        raise ModelError(f"{published or 'timm'} has no weights of {card.name}: {one_line(error, 200)}") from error
     return card, {name: tensor.numpy() for name, tensor in vit.state_dict().items()}
 
 

@@ -11,10 +11,9 @@ from rasterio import Affine
 
 from canopy.imagery.longitudes import turn
 from canopy.imagery.placement import Placement, transformer
+from canopy.imagery.source import GSD_TOLERANCE
 from tiles.ground import longer_side_m
 
-GSD_TOLERANCE = 0.01
-"""Pixels longer than the wanted ones by this share are as good: rounding, and the scale of UTM."""
 _WHOLE = 1e-6
 """Share of a turn by which a matrix that spans the world may miss it."""
 
